@@ -1,0 +1,40 @@
+"""Loss variants, quantised and stored references, and launched recipes for TRL's DPO trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import losses as _losses  # noqa: F401  (importing it declares every variant)
+from .hyper import Hyper
+from .pairs import Need, Pairs, Side, implicit_reward
+from .registry import get_loss, list_losses, register_loss
+
+if TYPE_CHECKING:
+    from .config import DPOExtConfig
+    from .trainer import DPOExtTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DPOExtConfig",
+    "DPOExtTrainer",
+    "Hyper",
+    "Need",
+    "Pairs",
+    "Side",
+    "get_loss",
+    "implicit_reward",
+    "list_losses",
+    "register_loss",
+]
+
+_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    # The losses need torch only; transformers and trl are imported when the trainer or its config is first asked for.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

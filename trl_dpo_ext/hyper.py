@@ -1,0 +1,133 @@
+"""Hyper-parameters of loss variants, declared in the signature of the function that uses them.
+
+A *shared* hyper-parameter is a field of TRL's `DPOConfig` and has no default here. An *owned* one belongs to a variant
+(or to a family of variants), is named after it, has its published default, and becomes a flag.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """What a hyper-parameter means and which values it may take."""
+
+    help: str
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+    excludes: str | None = None
+    """Name of another hyper-parameter of the same variant that must not be set together with this one."""
+
+    @property
+    def bounds(self) -> list[str]:
+        """Readable bounds, such as `["> 0", "< 0.5"]`."""
+        signs = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
+        return [f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None]
+
+    def broken_bound(self, value: float) -> str | None:
+        """The first bound that `value` breaks, or None."""
+        if not math.isfinite(value):
+            return "finite"
+        checks = ((">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le))
+        holds = {">": value.__gt__, ">=": value.__ge__, "<": value.__lt__, "<=": value.__le__}
+        for sign, bound in checks:
+            if bound is not None and not holds[sign](bound):
+                return f"{sign} {bound:g}"
+        return None
+
+
+Beta = Annotated[float, Hyper("Strength of the pull towards the reference; higher keeps the policy closer.", gt=0)]
+LabelSmoothing = Annotated[float, Hyper("The probability that a preference label is flipped.", ge=0, lt=0.5)]
+
+SHARED = ("beta", "label_smoothing", "discopop_tau")
+"""Fields of TRL's DPOConfig that a variant may take by name."""
+
+SCORE_COLUMNS = {
+    "score_chosen": Hyper("Score of the chosen side, such as a reward model's."),
+    "score_rejected": Hyper("Score of the rejected side, on the same scale."),
+}
+P_CHOSEN_COLUMN = {"p_chosen": Hyper("Probability that the chosen side is the better one.", ge=0, le=1)}
+
+NO_DEFAULT = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class HyperParameter:
+    """One declared hyper-parameter of a variant."""
+
+    name: str
+    type: type
+    default: Any
+    hyper: Hyper
+    choices: tuple[str, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether the value comes from a field of TRL's DPOConfig."""
+        return self.default is NO_DEFAULT
+
+    @property
+    def summary(self) -> str:
+        """Help text with default and bounds, for flags and tables."""
+        notes = [] if self.shared else [f"default: {self.default}"]
+        notes += [f"one of {', '.join(self.choices)}"] if self.choices else self.hyper.bounds
+        return f"{self.hyper.help} ({'; '.join(notes)})" if notes else self.hyper.help
+
+    def problem(self, value: Any, variant: str) -> str | None:
+        """Why `value` is not allowed, or None."""
+        meaning = self.hyper.help.rstrip(".")
+        meaning = meaning[0].lower() + meaning[1:]
+        allowed = None
+        if value is None:
+            allowed = None if self.default is None else "given"
+        elif self.choices:
+            allowed = None if value in self.choices else f"one of {', '.join(self.choices)}"
+        elif self.type is bool:
+            allowed = None if isinstance(value, bool) else "true or false"
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            allowed = "a number"
+        elif self.type is int and value != int(value):
+            allowed = "a whole number"
+        else:
+            allowed = self.hyper.broken_bound(float(value))
+        if allowed is None:
+            return None
+        return f"{self.name} must be {allowed} for loss_type {variant!r}; got {value!r} ({meaning})."
+
+
+def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[HyperParameter, ...]:
+    """The hyper-parameters that `function` declares as annotated keyword-only parameters.
+
+    Raises:
+        TypeError: a declaration is not of the expected form; the message says which and how it should look.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = []
+    for parameter in list(inspect.signature(function).parameters.values()):
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        found.append(_read_one(parameter.name, hints.get(parameter.name), parameter.default, prefix))
+    return tuple(found)
+
+
+def _read_one(name: str, hint: Any, default: Any, prefix: str) -> HyperParameter:
+    metadata = [entry for entry in getattr(hint, "__metadata__", ()) if isinstance(entry, Hyper)]
+    if len(metadata) != 1:
+        raise TypeError(f"{name} must be annotated as Annotated[type, Hyper(...)].")
+    if default is NO_DEFAULT and name not in SHARED:
+        raise TypeError(f"{name} needs a default: only {', '.join(SHARED)} are shared with DPOConfig and have none.")
+    if default is not NO_DEFAULT and not name.startswith(f"{prefix}_"):
+        raise TypeError(f"{name} must be named {prefix}_<word>: a variant owns those that have a default.")
+    plain = hint.__origin__
+    arms = [arm for arm in typing.get_args(plain) if arm is not type(None)]
+    if typing.get_origin(plain) is Literal:
+        return HyperParameter(name, str, default, metadata[0], choices=typing.get_args(plain))
+    return HyperParameter(name, arms[0] if arms else plain, default, metadata[0])

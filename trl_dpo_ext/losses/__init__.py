@@ -1,0 +1,5 @@
+"""Every loss variant, one file per family. Importing this package declares them all."""
+
+from . import anchored, auxiliary, links, logistic, regression, transport
+
+__all__ = ["anchored", "auxiliary", "links", "logistic", "regression", "transport"]

@@ -1,0 +1,201 @@
+"""The one object every loss variant reads: a batch of preference pairs, already reduced to log-probabilities.
+
+Words: a *pair* has a chosen and a rejected side; `logps` are summed log-probabilities of one completion, in nats;
+`token_logps` are the same per token. Nothing here knows a trainer, a device or a configuration.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+# Optional tensors are typed as tensors: a variant's declared needs are checked before it runs, so it may rely on them.
+_ABSENT: Any = None
+
+
+class Need(enum.Flag):
+    """What a loss variant reads beyond the policy's summed log-probs. A mixture's needs decide what is loaded."""
+
+    NONE = 0
+    REFERENCE = enum.auto()
+    """Summed reference log-probs: from a live model or stored ones."""
+    LENGTHS = enum.auto()
+    """Completion lengths in tokens."""
+    TOKENS = enum.auto()
+    """The policy's log-prob of every completion token."""
+    TOKEN_REFERENCE = enum.auto()
+    """The reference's log-prob of every completion token."""
+    BATCH = enum.auto()
+    """Statistics over the batch, which say nothing about a batch of one pair."""
+    STATE = enum.auto()
+    """A running state, saved with checkpoints and frozen in evaluation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One side (chosen or rejected) of every pair.
+
+    `token_logps`, `mask` and `ref_token_logps` have shape (pairs, tokens), zero or False outside the completion; all
+    other tensors have shape (pairs,). `lengths` counts completion tokens, EOS included.
+    """
+
+    logps: torch.Tensor
+    ref_logps: torch.Tensor = _ABSENT
+    score: torch.Tensor = _ABSENT
+    """f'(policy / reference) of the chosen divergence; the log-ratio for reverse KL, which is the default."""
+    lengths: torch.Tensor = _ABSENT
+    token_logps: torch.Tensor = _ABSENT
+    mask: torch.Tensor = _ABSENT
+    ref_token_logps: torch.Tensor = _ABSENT
+
+    def __post_init__(self) -> None:
+        if self.score is None and self.ref_logps is not None:
+            object.__setattr__(self, "score", self.logratio)
+
+    @property
+    def logratio(self) -> torch.Tensor:
+        """log(policy / reference), shape (pairs,).
+
+        Raises:
+            ValueError: no reference log-probs were given.
+        """
+        if self.ref_logps is None:
+            raise ValueError(_absent(Need.REFERENCE))
+        return self.logps - self.ref_logps
+
+    @property
+    def avg_logps(self) -> torch.Tensor:
+        """Mean log-prob per completion token, shape (pairs,). An empty completion counts as one token."""
+        return self.logps / self.lengths.clamp(min=1)
+
+    @property
+    def avg_score(self) -> torch.Tensor:
+        """Score per completion token, shape (pairs,). An empty completion counts as one token."""
+        return self.score / self.lengths.clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """A batch of preference pairs, as a loss variant sees it."""
+
+    chosen: Side
+    rejected: Side
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Extra dataset columns a variant asked for (`margin`, `score_chosen`, ...), each of shape (pairs,)."""
+    gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach
+    """Collects a detached (pairs,) tensor over all ranks, shape (pairs of all ranks,). Alone: the tensor itself."""
+    training: bool = True
+    """False in evaluation, where a running state is read but not updated."""
+
+    @property
+    def margin(self) -> torch.Tensor:
+        """Score of the chosen side minus score of the rejected side, shape (pairs,)."""
+        return self.chosen.score - self.rejected.score
+
+    @property
+    def available(self) -> Need:
+        """The per-side needs that both sides can serve."""
+        available = Need.BATCH | Need.STATE
+        for need, name in _TENSOR_OF_NEED.items():
+            if all(getattr(side, name) is not None for side in (self.chosen, self.rejected)):
+                available |= need
+        return available
+
+    def missing(self, needs: Need, columns: Sequence[str] = ()) -> list[str]:
+        """One line for each need or column that these pairs cannot serve."""
+        absent = needs & ~self.available
+        lines = [_absent(need) for need in _TENSOR_OF_NEED if need in absent]
+        return lines + [
+            f"column {name!r}: pass columns={{{name!r}: ...}}" for name in columns if name not in self.columns
+        ]
+
+    @classmethod
+    def from_logps(
+        cls,
+        *,
+        chosen: torch.Tensor | Sequence[float],
+        rejected: torch.Tensor | Sequence[float],
+        ref_chosen: torch.Tensor | Sequence[float] | None = None,
+        ref_rejected: torch.Tensor | Sequence[float] | None = None,
+        chosen_lengths: torch.Tensor | Sequence[int] | None = None,
+        rejected_lengths: torch.Tensor | Sequence[int] | None = None,
+        columns: Mapping[str, torch.Tensor | Sequence[float]] | None = None,
+    ) -> Pairs:
+        """Pairs from summed log-probs, for notebooks and tests.
+
+        Args:
+            chosen, rejected: summed log-probs of the policy in nats, shape (pairs,).
+            ref_chosen, ref_rejected: the same of the reference; not needed by reference-free variants.
+            chosen_lengths, rejected_lengths: completion tokens, shape (pairs,); needed by averaging variants.
+            columns: extra values per pair, such as `margin`.
+
+        Raises:
+            ValueError: the tensors do not have one common shape (pairs,).
+
+        Example:
+            >>> from trl_dpo_ext import Pairs, get_loss
+            >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+            >>> get_loss("sigmoid")(pairs, beta=0.1)
+            tensor([0.5981])
+        """
+        given = {
+            "chosen": chosen,
+            "rejected": rejected,
+            "ref_chosen": ref_chosen,
+            "ref_rejected": ref_rejected,
+            "chosen_lengths": chosen_lengths,
+            "rejected_lengths": rejected_lengths,
+            **(columns or {}),
+        }
+        tensors = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        shape = tensors["chosen"].shape
+        wrong = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.dim() != 1 or t.shape != shape]
+        if wrong:
+            raise ValueError(f"Every tensor must have the shape (pairs,) = {tuple(shape)}; got {', '.join(wrong)}.")
+        return cls(
+            chosen=Side(tensors["chosen"], tensors.get("ref_chosen"), lengths=tensors.get("chosen_lengths")),
+            rejected=Side(tensors["rejected"], tensors.get("ref_rejected"), lengths=tensors.get("rejected_lengths")),
+            columns={name: tensors[name] for name in columns or {}},
+        )
+
+
+_TENSOR_OF_NEED = {
+    Need.REFERENCE: "ref_logps",
+    Need.LENGTHS: "lengths",
+    Need.TOKENS: "token_logps",
+    Need.TOKEN_REFERENCE: "ref_token_logps",
+}
+
+
+def _absent(need: Need) -> str:
+    how = {
+        Need.REFERENCE: "reference log-probs: pass ref_chosen= and ref_rejected=",
+        Need.LENGTHS: "completion lengths: pass chosen_lengths= and rejected_lengths=",
+        Need.TOKENS: "log-probs per token: build Side with token_logps= and mask=",
+        Need.TOKEN_REFERENCE: "reference log-probs per token: build Side with ref_token_logps=",
+    }
+    return how[need]
+
+
+def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """The reward that DPO's policy implies, up to a constant per prompt: `beta * (logps - ref_logps)`.
+
+    Args:
+        logps: summed log-probs of the policy in nats, shape (pairs,).
+        ref_logps: the same of the reference.
+        beta: strength of the KL constraint, the `beta` the policy is trained with.
+
+    Returns:
+        Rewards in nats times beta, shape (pairs,).
+
+    Reference: arXiv 2305.18290, section 4 (the reparameterised reward).
+
+    Example:
+        >>> implicit_reward(torch.tensor([-50.0]), torch.tensor([-51.0]), beta=0.1)
+        tensor([0.1000])
+    """
+    return beta * (logps - ref_logps)

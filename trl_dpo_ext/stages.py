@@ -1,0 +1,93 @@
+"""The three steps between token log-probs and a loss.
+
+Reduce to one number per completion, score it against the reference, weight the pairs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
+# exp() of more than this leaves float16 / float32; one bound for float32 and wider keeps their values comparable.
+_MAX_EXPONENT = {torch.float16: 11.0}
+_MAX_EXPONENT_DEFAULT = 80.0
+
+
+def reduce(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
+    """Sum the token log-probs of each completion; with `ld_alpha`, tokens beyond the pair's shorter side count less.
+
+    Args:
+        token_logps: (rows, tokens), rows = 2 x pairs with the chosen half first; zero outside the completion.
+        mask: (rows, tokens), true on completion tokens.
+        ld_alpha: weight in [0, 1] of the tokens beyond the length both sides share; None sums all of them.
+
+    Returns:
+        Summed log-probs in nats, shape (rows,).
+
+    Reference: LD-DPO, arXiv 2409.06411. It applies to policy and reference alike; on one of them only, the log-ratio
+    would not start at zero.
+    """
+    if ld_alpha is None:
+        return token_logps.sum(dim=1)
+    position = mask.cumsum(dim=1)
+    chosen_lengths, rejected_lengths = mask.sum(dim=1).chunk(2)
+    common = torch.minimum(chosen_lengths, rejected_lengths).repeat(2).unsqueeze(1)
+    shared = (token_logps * ((position > 0) & (position <= common))).sum(dim=1)
+    tail = (token_logps * (position > common)).sum(dim=1)
+    return shared + ld_alpha * tail
+
+
+def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: float = 0.5) -> torch.Tensor:
+    """f'(policy / reference) of a divergence, elementwise and in the shape of `logratio`.
+
+    `reverse_kl`: lr. `forward_kl`: 1 - exp(-lr). `js_divergence`: log 2 + log sigmoid(lr).
+    `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL.
+
+    Exponents are clamped before exp(), at 80 (11 in float16): beyond it the score is constant and its gradient zero,
+    where an unclamped exp() overflows and turns every gradient into NaN.
+
+    Reference: f-DPO, arXiv 2309.16240. Note: alpha is TRL's; the paper's alpha is 1 minus it.
+    """
+    if f_divergence_type == "reverse_kl" or (f_divergence_type == "alpha_divergence" and abs(alpha - 1.0) < 1e-6):
+        return logratio
+    if f_divergence_type == "forward_kl":
+        return 1 - torch.exp(_clamp_exponent(-logratio)).to(logratio.dtype)
+    if f_divergence_type == "js_divergence":
+        return math.log(2) + F.logsigmoid(logratio)
+    if f_divergence_type == "alpha_divergence":
+        power = torch.exp(_clamp_exponent((alpha - 1.0) * logratio))
+        return (power - 1.0).to(logratio.dtype) * (1.0 / (alpha - 1.0))
+    raise ValueError(f"Unknown f_divergence_type {f_divergence_type!r}; one of {', '.join(F_DIVERGENCES)}.")
+
+
+def _clamp_exponent(exponent: torch.Tensor) -> torch.Tensor:
+    bound = _MAX_EXPONENT.get(exponent.dtype, _MAX_EXPONENT_DEFAULT)
+    wide = exponent.float() if exponent.dtype in (torch.float16, torch.bfloat16) else exponent
+    return wide.clamp(max=bound)
+
+
+@torch.no_grad()
+def wpo_weights(
+    token_logps: torch.Tensor, log_sum_sq_probs: torch.Tensor, mask: torch.Tensor, clamp: bool = False
+) -> torch.Tensor:
+    """How likely the current policy is to have written each pair: weights without gradient, shape (pairs,).
+
+    A side weighs `exp(mean_t(logp_t - log sum_v p_v^2))`; a pair weighs the product of its sides.
+
+    Args:
+        token_logps: (rows, tokens), chosen half first.
+        log_sum_sq_probs: (rows, tokens), log of the sum over the vocabulary of squared probabilities.
+        mask: (rows, tokens), true on completion tokens.
+        clamp: limit the product to 1, as the authors' code does; TRL does not, and so up-weights some pairs.
+
+    Reference: WPO, arXiv 2406.11827, equation 2.
+    """
+    aligned = (token_logps - log_sum_sq_probs) * mask
+    weights = torch.exp(aligned.sum(dim=1) / mask.sum(dim=1).clamp_min(1))
+    chosen, rejected = weights.chunk(2)
+    product = chosen * rejected
+    return product.clamp(max=1.0) if clamp else product
