@@ -40,3 +40,8 @@ def sft(p: Pairs) -> torch.Tensor:
         tensor([2.])
     """
     return -p.chosen.token_logps[p.chosen.mask].mean().expand_as(p.chosen.logps)
+
+
+def token_mean_nll(side: Side) -> torch.Tensor:
+    """Negative log-likelihood averaged over the tokens of the micro-batch, a scalar: what `sft` gives every pair."""
+    return -side.logps.sum() / side.lengths.sum().clamp(min=1)

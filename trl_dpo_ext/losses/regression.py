@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
 
-from ..hyper import Beta
+import torch
+import torch.nn.functional as F
+
+from ..hyper import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
 from ..pairs import Need, Pairs
 from ..registry import register_loss
+from .soft_labels import RpoEta, score_gap
 
 
 @register_loss(
@@ -37,6 +41,64 @@ def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return (p.chosen.avg_score - p.rejected.avg_score - 1 / (2 * beta)) ** 2
 
 
+@register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """IPO on summed log-probs: pulls the margin of the whole answers to a finite target.
+
+        (margin - 1 / (2 beta))^2
+
+    IPO as its paper writes it and as most frameworks outside Hugging Face train it; compare `ipo`, which divides by the
+    lengths. The target is for the whole answer: beta 0.1 asks for 5 nats.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2310.12036.
+
+    Note:
+        The value and the gradient grow with 1 / beta; keep gradient clipping on when beta is small.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("ipo_sum")(pairs, beta=0.1)
+        tensor([9.])
+    """
+    return (p.margin - 1 / (2 * beta)) ** 2
+
+
+@register_loss(
+    paper="2406.11704",
+    needs=Need.REFERENCE,
+    columns=SCORE_COLUMNS,
+    f_divergence=True,
+    prefix="rpo",
+    aliases=("rebel",),
+    evidence="framework",
+)
+def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
+    """Reward-aware preference optimisation, squared: regresses the policy's margin to the gap of two scores.
+
+        (beta * margin - eta * score gap)^2
+
+    For scores that mean something on an absolute scale: eta * score gap is a target in nats. For scores that only rank,
+    `rpo_bwd` and `soft_dpo` saturate instead.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: Nemotron-4, arXiv 2406.11704; arXiv 2502.00203. REBEL and reward distillation regress the same quantity.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0],
+        ...                          columns={"score_chosen": [8.0], "score_rejected": [6.0]})
+        >>> get_loss("rpo_sq")(pairs, beta=0.1, rpo_eta=1.0)
+        tensor([3.2400])
+    """
+    return (beta * p.margin - rpo_eta * score_gap(p)) ** 2
+
+
 @register_loss(paper="2405.00675", needs=Need.REFERENCE, evidence="authors", from_trl=True)
 def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """SPPO with hard labels: regresses each side's log-ratio to its own target, up for chosen and down for rejected.
@@ -60,3 +122,66 @@ def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
         tensor([32.])
     """
     return (p.chosen.logratio - 0.5 / beta) ** 2 + (p.rejected.logratio + 0.5 / beta) ** 2
+
+
+SppoBeta = Annotated[float, Hyper("SPPO's strength: a sure pair is regressed to the log-ratio 1 / (2 beta).", gt=0)]
+
+
+@register_loss(paper="2405.00675", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, evidence="authors")
+def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
+    """SPPO with soft labels: regresses each side's log-ratio to how much better than a coin flip it is.
+
+        1/2 (logratio_chosen - t)^2 + 1/2 (logratio_rejected + t)^2,  t = (p_chosen - 1/2) / beta
+
+    For self-play rounds in which a preference model gives each pair a win probability. Keep gradient clipping on: at
+    the authors' beta of 1e-3 the first losses are in the 1e5 and each log-ratio's gradient is up to 500.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2405.00675.
+
+    Note:
+        One column serves both sides: the rejected side wins with 1 - p_chosen, while the authors read a column of
+        win probabilities per side. With p_chosen = 1 this is half of `sppo_hard`.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0],
+        ...                          columns={"p_chosen": [0.9]})
+        >>> get_loss("sppo")(pairs, sppo_beta=0.1)
+        tensor([9.0000])
+    """
+    target = (p.columns["p_chosen"].to(p.chosen.logps.dtype) - 0.5) / sppo_beta
+    return 0.5 * ((p.chosen.logratio - target) ** 2 + (p.rejected.logratio + target) ** 2)
+
+
+CalDpoBeta = Annotated[float, Hyper("Cal-DPO's strength: each side is calibrated to the log-ratio 1 / (2 beta).", gt=0)]
+
+
+@register_loss(paper="2412.14516", needs=Need.REFERENCE, evidence="authors")
+def cal_dpo(p: Pairs, *, cal_dpo_beta: CalDpoBeta = 0.002) -> torch.Tensor:
+    """Cal-DPO: DPO plus a calibration that pulls each side's log-ratio to a fixed target, up and down.
+
+        -log sigmoid(D) + 1/2 (logratio_chosen - t)^2 + 1/2 (logratio_rejected + t)^2,  t = 1 / (2 beta)
+
+    D is the difference of the log-ratios, without beta. For keeping the chosen likelihood from falling along with the
+    rejected one. The target at the authors' beta of 0.002 is 250 nats: keep gradient clipping on.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2412.14516.
+
+    Note:
+        The factor 1/2 is the authors' code's. This is `sigmoid` at beta 1 plus half of `sppo_hard` at this beta.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("cal_dpo")(pairs, cal_dpo_beta=0.1)
+        tensor([16.1269])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    target = 0.5 / cal_dpo_beta
+    return -F.logsigmoid(chosen - rejected) + 0.5 * ((chosen - target) ** 2 + (rejected + target) ** 2)

@@ -1,0 +1,283 @@
+"""Losses without a reference: the policy's own log-probs are the reward, so no second model is held."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+
+from ..hyper import Beta, Hyper
+from ..pairs import Need, Pairs, Side
+from ..registry import register_loss
+from .auxiliary import avg_logps_reward, token_mean_nll
+
+# exp() of more than this is inf in float32, and the difference of two of them is NaN.
+_MAX_EXPONENT = 80.0
+
+# Nearer to probability 1 than this, 1 - p is all rounding, and the gradient of its logarithm explodes.
+_MAX_AVG_LOGPS = -1e-7
+
+
+def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor:
+    return simpo_beta * side.avg_logps
+
+
+SimpoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
+SimpoGamma = Annotated[float | None, Hyper("Reward by which the chosen side has to win; 0.5 when not given.")]
+SimpoRatio = Annotated[float | None, Hyper("The same as a share of simpo_beta.", excludes="simpo_gamma")]
+SimpoSmoothing = Annotated[float, Hyper("The probability that a preference label is flipped.", ge=0, lt=0.5)]
+SimpoLink = Annotated[Literal["sigmoid", "hinge"], Hyper("The curve that the margin goes through.")]
+
+
+@register_loss(paper="2405.14734", needs=Need.LENGTHS, reward=_simpo_reward, evidence="authors")
+def simpo(
+    p: Pairs,
+    *,
+    simpo_beta: SimpoBeta = 2.0,
+    simpo_gamma: SimpoGamma = None,
+    simpo_gamma_beta_ratio: SimpoRatio = None,
+    simpo_label_smoothing: SimpoSmoothing = 0.0,
+    simpo_link: SimpoLink = "sigmoid",
+) -> torch.Tensor:
+    """SimPO: prefers the chosen side by its mean log-prob per token, and by a distance.
+
+        x = beta * (logps_chosen / length_chosen - logps_rejected / length_rejected) - gamma
+        -log sigmoid(x)  or, with the hinge link,  max(0, 1 - x)
+
+    Half the memory of DPO and no bias to length, at the price of nothing that holds the policy back: learning rates of
+    3e-7 to 1e-6. Beta is 2 to 10 and a recipe of its own for each model; at DPO's 0.1 the loss is nearly flat.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2405.14734.
+
+    Note:
+        The authors' code takes gamma / beta, which is `simpo_gamma_beta_ratio` here; gamma = 0.5 is their default ratio
+        of 0.25 at their default beta of 2, and does not grow with beta. Label smoothing also applies to the hinge,
+        where their code ignores it.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("simpo")(pairs, simpo_beta=2.0, simpo_gamma=0.5)
+        tensor([1.1369])
+    """
+    gamma = 0.5 if simpo_gamma is None else simpo_gamma
+    if simpo_gamma_beta_ratio is not None:
+        gamma = simpo_gamma_beta_ratio * simpo_beta
+    x = simpo_beta * (p.chosen.avg_logps - p.rejected.avg_logps) - gamma
+    right, flipped = (
+        (torch.relu(1 - x), torch.relu(1 + x)) if simpo_link == "hinge" else (-F.logsigmoid(x), -F.logsigmoid(-x))
+    )
+    return (1 - simpo_label_smoothing) * right + simpo_label_smoothing * flipped
+
+
+def _beta_logps_reward(side: Side, *, beta: float, **_: object) -> torch.Tensor:
+    return beta * side.logps
+
+
+CpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
+
+
+@register_loss(paper="2401.08417", needs=Need.LENGTHS, per_pair=False, reward=_beta_logps_reward, evidence="framework")
+def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
+    """CPO: prefers the chosen side by its summed log-prob, with the likelihood of the chosen side as the anchor.
+
+        -log sigmoid(beta * (logps_chosen - logps_rejected)) + alpha * NLL
+
+    NLL is the mean over all chosen tokens of the micro-batch, as in `sft`. From machine translation: for pairs in which
+    the chosen side is good enough to imitate. With alpha = 0 it is DPO without a reference.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2401.08417.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("cpo")(pairs, beta=0.1, cpo_alpha=1.0)
+        tensor([2.5544])
+    """
+    return -F.logsigmoid(beta * (p.chosen.logps - p.rejected.logps)) + cpo_alpha * token_mean_nll(p.chosen)
+
+
+def _log_odds(side: Side, **_: object) -> torch.Tensor:
+    """log(P / (1 - P)) of the mean token probability P = exp(avg_logps), shape (pairs,)."""
+    log_p = side.avg_logps.clamp(max=_MAX_AVG_LOGPS)
+    likely = log_p > -math.log(2)
+    # Each form is accurate on its own side only. The branch not taken gets a harmless input: where() multiplies its
+    # gradient by zero, and zero times inf is NaN.
+    harmless = torch.full_like(log_p, -math.log(2))
+    of_likely = torch.log(-torch.expm1(torch.where(likely, log_p, harmless)))
+    of_unlikely = torch.log1p(-torch.exp(torch.where(likely, harmless, log_p)))
+    return side.avg_logps - torch.where(likely, of_likely, of_unlikely)
+
+
+OrpoLambda = Annotated[float, Hyper("Weight of the odds ratio against the likelihood.", gt=0)]
+
+
+@register_loss(paper="2403.07691", needs=Need.LENGTHS, reward=_log_odds, evidence="framework")
+def orpo(p: Pairs, *, orpo_lambda: OrpoLambda = 0.1) -> torch.Tensor:
+    """ORPO: fine-tunes on the chosen side while its odds should exceed those of the rejected one.
+
+        NLL - lambda * log sigmoid(log_odds_chosen - log_odds_rejected)
+
+        NLL = -logps_chosen / length_chosen,  log_odds = log(P / (1 - P)),  log P = logps / length
+
+    One stage instead of supervised fine-tuning and DPO: start from a base model, with supervised learning rates.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2403.07691.
+
+    Note:
+        The likelihood is of the completion only; the authors' and TRL's code also count the prompt. A mean log-prob
+        above -1e-7 counts as -1e-7 in 1 - P, where TRL's gradient is NaN. TRL calls lambda beta.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("orpo")(pairs, orpo_lambda=0.1)
+        tensor([2.0769])
+    """
+    return -p.chosen.avg_logps - orpo_lambda * F.logsigmoid(_log_odds(p.chosen) - _log_odds(p.rejected))
+
+
+def _logps_reward(side: Side, **_: object) -> torch.Tensor:
+    return side.logps
+
+
+SlicDelta = Annotated[float, Hyper("Nats by which the chosen side has to be the likelier one.", gt=0)]
+SlicLambda = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
+
+
+@register_loss(paper="2305.10425", reward=_logps_reward, evidence="memory")
+def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLambda = 0.1) -> torch.Tensor:
+    """SLiC-HF: pushes a pair until the chosen side is likelier by a fixed distance, and imitates the chosen side.
+
+        max(0, delta - (logps_chosen - logps_rejected)) - lambda * logps_chosen
+
+    Both terms are sums over the answer, so delta and lambda scale with its length; the paper tunes both.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2305.10425.
+
+    Note:
+        The formula is the paper's as remembered, the defaults are those of a public framework whose own code for it
+        is broken: not checked against running code. TRL's `hinge` is another loss, with a reference and no likelihood.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> get_loss("slic_hf")(Pairs.from_logps(chosen=[-12.0], rejected=[-15.0]), slic_hf_delta=1.0)
+        tensor([1.2000])
+    """
+    return torch.relu(slic_hf_delta - (p.chosen.logps - p.rejected.logps)) - slic_hf_lambda * p.chosen.logps
+
+
+RepoGamma = Annotated[float, Hyper("Nats per token by which the chosen side has to be the likelier one.")]
+
+
+@register_loss(paper="2503.07426", needs=Need.LENGTHS, reward=avg_logps_reward, evidence="read")
+def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
+    """RePO: pushes a pair until its margin per token reaches a threshold, then leaves it alone.
+
+        max(0, gamma - (logps_chosen / length_chosen - logps_rejected / length_rejected))
+
+    SimPO with one number to tune: its limit for a large beta. The authors use 0.4 to 0.6, which they call the ratio of
+    gamma to beta.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2503.07426.
+
+    Note:
+        Checked by reading the authors' code. Their beta only scales the rewards that are logged.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("repo")(pairs, repo_gamma=0.6)
+        tensor([0.7250])
+    """
+    return torch.relu(repo_gamma - (p.chosen.avg_logps - p.rejected.avg_logps))
+
+
+def _inverse_perplexity(side: Side, **_: object) -> torch.Tensor:
+    return torch.exp(side.avg_logps)
+
+
+@register_loss(paper="2502.00883", needs=Need.LENGTHS, reward=_inverse_perplexity, evidence="authors")
+def simper(p: Pairs) -> torch.Tensor:
+    """SimPER: raises the inverse perplexity of the chosen side and lowers that of the rejected one.
+
+        -exp(logps_chosen / length_chosen) + exp(logps_rejected / length_rejected)
+
+    Nothing to tune. Unlikely text has tiny gradients (5 nats per token: a factor of exp(-5)), so it needs a larger
+    learning rate than SimPO.
+
+    Returns:
+        One value per pair in (-1, 1), negative when the chosen side is the likelier one, shape (pairs,).
+
+    Reference: arXiv 2502.00883.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("simper")(pairs)
+        tensor([0.0180])
+    """
+    return _inverse_perplexity(p.rejected) - _inverse_perplexity(p.chosen)
+
+
+def _alphapo_reward(side: Side, *, alphapo_beta: float, alphapo_alpha: float, **_: object) -> torch.Tensor:
+    if alphapo_alpha == 0:
+        return alphapo_beta * side.avg_logps
+    exponent = (-alphapo_alpha * side.avg_logps).clamp(max=_MAX_EXPONENT)
+    return alphapo_beta * -torch.expm1(exponent) / alphapo_alpha
+
+
+AlphapoBeta = Annotated[float, Hyper("Scale of the reward; far larger than DPO's beta.", gt=0)]
+AlphapoAlpha = Annotated[float, Hyper("Shape of the reward: 0 is SimPO's logarithm, -1 the probability itself.")]
+AlphapoGamma = Annotated[float, Hyper("Reward by which the chosen side has to win.")]
+
+
+@register_loss(paper="2501.03884", needs=Need.LENGTHS, reward=_alphapo_reward, evidence="framework")
+def alphapo(
+    p: Pairs,
+    *,
+    alphapo_beta: AlphapoBeta = 2.5,
+    alphapo_alpha: AlphapoAlpha = 0.25,
+    alphapo_gamma: AlphapoGamma = 0.1,
+) -> torch.Tensor:
+    """AlphaPO: SimPO with a reward whose shape can be bent, which controls how far both likelihoods fall.
+
+        -log sigmoid(beta * (r_chosen - r_rejected) - gamma),  r = (1 - P^-alpha) / alpha,  log P = logps / length
+
+    Alpha above 0 weighs unlikely answers more, below 0 less; towards 0 it is SimPO. Tune alpha per model.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2501.03884.
+
+    Note:
+        The defaults are those of TRL's documentation. The exponent is clamped at 80, where TRL's form overflows.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("alphapo")(pairs, alphapo_beta=2.5, alphapo_alpha=0.25, alphapo_gamma=0.1)
+        tensor([1.0422])
+    """
+    reward_of = {"alphapo_beta": alphapo_beta, "alphapo_alpha": alphapo_alpha}
+    return -F.logsigmoid(
+        _alphapo_reward(p.chosen, **reward_of) - _alphapo_reward(p.rejected, **reward_of) - alphapo_gamma
+    )
