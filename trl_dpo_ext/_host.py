@@ -1,0 +1,128 @@
+"""Every place where this package leans on TRL's inside. Nothing else names it.
+
+Each function here rests on one *seam*: a fact about TRL's DPOTrainer that its documentation does not promise. Each seam
+has one test in tests/contract, so that a TRL upgrade which moves it breaks a test that names it, not a user's run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from trl.trainer import dpo_trainer
+from trl.trainer.utils import get_config_model_id
+
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Seam: the batch keys in which TRL expects stored reference log-probs, each (pairs,)."""
+
+COMPLETION_MASK = "completion_mask"
+"""Seam: the batch key of the (rows, tokens) mask of completion tokens; rows = 2 x pairs, chosen half first."""
+
+
+class Recorder:
+    """Stands in a model's place where TRL calls it, and keeps the first scored output.
+
+    Seam: TRL's loss only ever *calls* the model, with `fused_lm_head=True` where it wants log-probs; the output then
+    carries `log_probs` of shape (rows, tokens - 1), zero outside the completion.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.output: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(*args, **kwargs)
+        if self.output is None and kwargs.get("fused_lm_head"):
+            self.output = output
+        return output
+
+
+def scored_tokens(output: Any, tokens: int, name: str = "log_probs") -> torch.Tensor:
+    """A per-token field of a recorded output, (rows, tokens); prompt-learning PEFT puts virtual tokens in front."""
+    return getattr(output, name)[:, -tokens:]
+
+
+@contextlib.contextmanager
+def constructing(args: Any, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
+    """Inside, TRL's constructor sees only the losses it is to compute itself, usually none.
+
+    Seam: an empty `loss_types` is legal and adds no loss; the constructor copies the names and is done with `args`.
+    """
+    saved = args.loss_type, args.loss_weights
+    args.loss_type, args.loss_weights = list(names), list(weights) or None
+    try:
+        yield
+    finally:
+        args.loss_type, args.loss_weights = saved
+
+
+@contextlib.contextmanager
+def no_reference_model(policy_by_name: bool) -> Iterator[None]:
+    """Inside, TRL's constructor loads no reference model: its `ref_model` stays None.
+
+    Seam: both models are loaded through `create_model_from_path` as found in the trainer's module, the policy (if it is
+    given by name) before the reference, and a reference of None is skipped everywhere.
+    """
+    load = dpo_trainer.create_model_from_path
+    calls = 0
+
+    def load_policy_only(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return load(*args, **kwargs) if policy_by_name and calls == 1 else None
+
+    dpo_trainer.create_model_from_path = load_policy_only
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = load
+
+
+@contextlib.contextmanager
+def reference_from_batch(trainer: Any) -> Iterator[None]:
+    """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
+
+    Seam: `precompute_ref_logps` is read at each loss, and then `REFERENCE_COLUMNS` are taken from the batch.
+    """
+    saved = trainer.precompute_ref_logps
+    trainer.precompute_ref_logps = True
+    try:
+        yield
+    finally:
+        trainer.precompute_ref_logps = saved
+
+
+def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Summed reference log-probs of both sides, each (pairs,), and the reference's recorded output.
+
+    Seam: `compute_ref_log_probs(model, inputs)` calls the model it is given, and switches adapters where that model is
+    the policy itself.
+    """
+    recorder = Recorder(trainer.model if trainer.ref_model is None else trainer.ref_model)
+    chosen, rejected = trainer.compute_ref_log_probs(recorder, inputs)
+    return chosen, rejected, recorder.output
+
+
+def add_metric(trainer: Any, name: str, value: float) -> None:
+    """Log a value, averaged over the batches between two log lines.
+
+    Seam: `_metrics[mode][name]` is a list that `log` averages, prefixes in evaluation, and clears.
+    """
+    trainer._metrics[_mode(trainer)][name].append(value)
+
+
+def replace_metric(trainer: Any, name: str, value: float) -> None:
+    """Put another value in the place of what TRL has just logged for this batch."""
+    trainer._metrics[_mode(trainer)][name][-1] = value
+
+
+def _mode(trainer: Any) -> str:
+    return "train" if trainer.model.training else "eval"
+
+
+def default_output_dir(model: Any) -> str:
+    """The output folder TRL uses where no configuration is given."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return f"{name.split('/')[-1]}-DPO"

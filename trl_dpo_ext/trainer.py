@@ -1,0 +1,276 @@
+"""TRL's DPO trainer with any mixture of loss variants. TRL keeps its forward, reference, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOTrainer
+
+from . import _host, stages
+from .config import DPOExtConfig
+from .data import ColumnCollator, check_preferences, one_layout
+from .errors import InputError
+from .hyper import Hyper
+from .mixture import LossMixture
+from .pairs import Need, Pairs, Side
+
+LOSS_STATE_FILE = "loss_state.json"
+
+
+class DPOExtTrainer(DPOTrainer):
+    """Drop-in for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
+
+    Args:
+        model: model id, folder, or model instance.
+        ref_model: the reference; None takes the policy's start, or nothing where no chosen loss needs a reference.
+        args: configuration; the losses are chosen there.
+        data_collator: builds batches; TRL's own by default.
+        train_dataset, eval_dataset: preference data as TRL takes it, or with a string `prompt` beside message lists,
+            and with the extra columns that the chosen losses read.
+        *positional, **keywords: everything else that TRL's trainer takes (`processing_class`, `peft_config`, ...).
+
+    Raises:
+        TypeError: `args` is a plain `DPOConfig`.
+        InputError: (a ValueError) listing what is wrong with the data, before a model is loaded.
+
+    Example:
+        >>> from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
+        >>> args = DPOExtConfig(output_dir="out", loss_type="dpop", dpop_lambda=5.0)  # doctest: +SKIP
+        >>> DPOExtTrainer("Qwen/Qwen2.5-0.5B-Instruct", args=args, train_dataset=pairs).train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: DPOExtConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *positional: Any,
+        **keywords: Any,
+    ) -> None:
+        if args is None:
+            args = DPOExtConfig(_host.default_output_dir(model))
+        elif not isinstance(args, DPOExtConfig):
+            raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
+        self.mixture = args.loss_mixture()
+        self.extra_columns = _extra_columns(args, self.mixture)
+        train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        _warn_of_likely_mistakes(args, self.mixture, ref_model)
+
+        policy_only = contextlib.nullcontext()
+        if not self.mixture.needs_reference:
+            ref_model, policy_only = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
+        with policy_only, _host.constructing(args, self.mixture.host_names, self.mixture.host_weights):
+            super().__init__(
+                model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
+            )
+        if self.extra_columns:
+            self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
+        if self.mixture.state_dict():
+            self.add_callback(_SaveLossState(self.mixture))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mixture's loss on one batch, a scalar. TRL runs the model, adds its own terms and logs."""
+        inputs = dict(inputs)
+        columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
+        ref_logps, ref_output = self._reference(inputs)
+        recorder = _host.Recorder(model)
+        with _host.reference_from_batch(self):
+            host = super().compute_loss(
+                recorder,
+                {**inputs, **dict(zip(_host.REFERENCE_COLUMNS, ref_logps, strict=True))},
+                return_outputs=return_outputs,
+                num_items_in_batch=num_items_in_batch,
+            )
+        host_loss, outputs = host if return_outputs else (host, None)
+
+        mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
+        pairs = self._pairs(recorder.output, ref_logps, ref_output, mask, columns)
+        weights = self._pair_weights(recorder.output, mask, columns)
+        loss, per_term = self.mixture(pairs, weights)
+        self._log_terms(per_term)
+        self._log_rewards(pairs)
+        loss = loss + host_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _reference(self, inputs: Mapping[str, Any]) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
+        """Reference log-probs of both sides, each (pairs,): none needed, stored in the batch, or from a live model."""
+        if not self.mixture.needs_reference:
+            zeros = torch.zeros(inputs["input_ids"].size(0) // 2, device=inputs["input_ids"].device)
+            return (zeros, zeros), None
+        if all(column in inputs for column in _host.REFERENCE_COLUMNS) and self.precompute_ref_logps:
+            chosen, rejected = (inputs[column] for column in _host.REFERENCE_COLUMNS)
+            return (chosen, rejected), None
+        chosen, rejected, output = _host.run_reference(self, inputs)
+        return (chosen, rejected), output
+
+    def _pairs(
+        self,
+        output: Any,
+        ref_logps: tuple[torch.Tensor, torch.Tensor],
+        ref_output: Any,
+        mask: torch.Tensor,
+        columns: dict[str, torch.Tensor],
+    ) -> Pairs:
+        """The recorded log-probs, reduced and scored, as loss variants read them."""
+        token_logps = _host.scored_tokens(output, mask.size(1))
+        logps = stages.reduce(token_logps, mask, self.args.ld_alpha)
+        ref_token_logps = (None, None)
+        if Need.TOKEN_REFERENCE in self.mixture.needs:
+            ref_token_logps = _host.scored_tokens(ref_output, mask.size(1)).chunk(2)
+        elif self.mixture.reference_free:
+            ref_token_logps = torch.zeros_like(token_logps).chunk(2)
+        lengths = mask.sum(dim=1)
+        sides = [
+            Side(
+                logps=side_logps,
+                ref_logps=side_ref_logps,
+                score=self._score(side_logps - side_ref_logps),
+                lengths=side_lengths,
+                token_logps=side_token_logps,
+                mask=side_mask,
+                ref_token_logps=side_ref_token_logps,
+            )
+            for side_logps, side_ref_logps, side_lengths, side_token_logps, side_mask, side_ref_token_logps in zip(
+                logps.chunk(2), ref_logps, lengths.chunk(2), token_logps.chunk(2), mask.chunk(2), ref_token_logps,
+                strict=True,
+            )
+        ]  # fmt: skip
+        return Pairs(*sides, columns=columns, gather=self._gather, training=self.model.training)
+
+    def _score(self, logratio: torch.Tensor) -> torch.Tensor:
+        return stages.score(logratio, self.args.f_divergence_type, self.args.f_alpha_divergence_coef)
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.gather(values.detach())
+
+    def _pair_weights(
+        self, output: Any, mask: torch.Tensor, columns: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The weight of each pair, (pairs,), without gradient; None where all weigh the same."""
+        weights = columns[self.args.weight_column] if self.args.weight_column else None
+        if self.args.use_weighting:
+            token_logps = _host.scored_tokens(output, mask.size(1))
+            log_sum_sq_probs = _host.scored_tokens(output, mask.size(1), "log_sum_sq_probs")
+            wpo = stages.wpo_weights(token_logps, log_sum_sq_probs, mask, clamp=self.args.wpo_clamp)
+            weights = wpo if weights is None else wpo * weights
+        return weights
+
+    def _log_terms(self, per_term: Mapping[str, torch.Tensor]) -> None:
+        if len(per_term) + len(self.mixture.host_names) > 1:
+            for label, value in per_term.items():
+                _host.add_metric(self, f"loss/{label}", self._gather(value).mean().item())
+
+    def _log_rewards(self, pairs: Pairs) -> None:
+        """Where no reference defines rewards, log the variant's own in the place of TRL's, which assume one."""
+        rewards = self.mixture.rewards(pairs)
+        if rewards is None:
+            return
+        chosen, rejected = (self._gather(reward) for reward in rewards)
+        _host.replace_metric(self, "rewards/chosen", chosen.mean().item())
+        _host.replace_metric(self, "rewards/rejected", rejected.mean().item())
+        _host.replace_metric(self, "rewards/margins", (chosen - rejected).mean().item())
+        _host.replace_metric(self, "rewards/accuracies", (chosen > rejected).float().mean().item())
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # TRL drops every column that it does not know before the collator sees it.
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]
+
+    def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
+        """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            (eval_dataset,) = self._checked(eval_dataset=eval_dataset)
+        return super().evaluate(eval_dataset, *positional, **keywords)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
+        """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint and self.mixture.state_dict():
+            _load_loss_state(self.mixture, Path(checkpoint))
+        return super().train(resume_from_checkpoint, *positional, **keywords)
+
+    def _checked(self, **datasets: Any) -> list[Any]:
+        """Each dataset in a layout that TRL takes.
+
+        Raises:
+            InputError: listing what is wrong with all of them.
+        """
+        problems: list[str] = []
+        prepared = []
+        for name, dataset in datasets.items():
+            if dataset is None:  # TRL names a missing train_dataset itself, and the others are optional
+                prepared.append(None)
+            elif isinstance(dataset, dict):
+                prepared.append(
+                    {key: self._check_one(part, f"{name}[{key!r}]", problems) for key, part in dataset.items()}
+                )
+            else:
+                prepared.append(self._check_one(dataset, name, problems))
+        if problems:
+            raise InputError(problems)
+        return prepared
+
+    def _check_one(self, dataset: Any, name: str, problems: list[str]) -> Any:
+        report = check_preferences(dataset, name, self.extra_columns)
+        problems += report.problems
+        for warning in report.warnings:
+            warnings.warn(warning, stacklevel=5)
+        return dataset if report.problems else one_layout(dataset)
+
+
+def _extra_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]:
+    columns = mixture.columns
+    if args.weight_column:
+        columns[args.weight_column] = Hyper("Weight of the pair's loss.", ge=0)
+    return columns
+
+
+def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:
+    if ref_model is not None and not mixture.needs_reference:
+        warnings.warn(f"ref_model is not used: {mixture.describe()} needs no reference. Leave it out.", stacklevel=3)
+    alone = args.per_device_train_batch_size * args.world_size == 1
+    batch_losses = [term.variant.name for term in mixture.terms if Need.BATCH in term.variant.needs]
+    if alone and batch_losses:
+        warnings.warn(
+            f"{', '.join(batch_losses)} compares pairs within a batch, and the batch over all processes is one pair: "
+            "the comparison says nothing. Raise per_device_train_batch_size; gradient accumulation does not enlarge it.",
+            stacklevel=3,
+        )
+
+
+class _SaveLossState(TrainerCallback):
+    """Writes the losses' running state into every checkpoint."""
+
+    def __init__(self, mixture: LossMixture) -> None:
+        self.mixture = mixture
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the state beside what the trainer has just saved."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / LOSS_STATE_FILE).write_text(json.dumps(self.mixture.state_dict()))
+
+
+def _load_loss_state(mixture: LossMixture, checkpoint: Path) -> None:
+    file = checkpoint / LOSS_STATE_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: the checkpoint was made with losses that keep no running state, and this run's do "
+            f"({', '.join(mixture.state_dict())}). Resume with the same loss_type."
+        )
+    mixture.load_state_dict(json.loads(file.read_text()))
