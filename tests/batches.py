@@ -1,0 +1,86 @@
+"""Batches of preference pairs with every field filled in, for any variant to read.
+
+The policy's summed log-probs are the leaves: everything else that a variant may read of the policy depends on them, so
+a gradient with respect to `pairs.chosen.logps` is the whole gradient.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trl_dpo_ext import Pairs, Side
+from trl_dpo_ext.registry import LossVariant
+from trl_dpo_ext.stages import score
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "vectors.json").read_text())
+PUBLISHED: dict[str, Any] = GOLDEN["inputs"]["published"]
+AWKWARD: dict[str, Any] = GOLDEN["inputs"]["awkward"]
+
+
+def make_pairs(
+    inputs: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+    chosen: torch.Tensor | None = None,
+    rejected: torch.Tensor | None = None,
+    f_divergence: dict[str, Any] | None = None,
+    training: bool = True,
+    gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
+) -> Pairs:
+    """A batch from named lists, as the golden file holds them; `chosen` and `rejected` take the leaves' place."""
+    leaves = {"chosen": chosen, "rejected": rejected}
+    for name, leaf in leaves.items():
+        if leaf is None:
+            leaves[name] = torch.tensor(inputs[name], dtype=dtype, requires_grad=True)
+    return Pairs(
+        **{name: _side(inputs, name, leaf, f_divergence) for name, leaf in leaves.items()},
+        columns={name: torch.tensor(values, dtype=dtype) for name, values in inputs["columns"].items()},
+        training=training,
+        gather=gather,
+    )
+
+
+def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: dict[str, Any] | None) -> Side:
+    lengths = torch.tensor(inputs[f"{name}_lengths"])
+    ref_logps = torch.tensor(inputs[f"ref_{name}"], dtype=logps.dtype)
+    # Completions start at different columns, as they do behind prompts of different lengths.
+    start = torch.arange(len(lengths)).remainder(3).unsqueeze(1)
+    column = torch.arange(int((start.squeeze(1) + lengths).max()) + 1).unsqueeze(0)
+    mask = (column >= start) & (column < start + lengths.unsqueeze(1))
+    share = mask * (1 + column.remainder(4))
+    share = share.to(logps.dtype) / share.sum(dim=1, keepdim=True)
+    return Side(
+        logps=logps,
+        ref_logps=ref_logps,
+        score=score(logps - ref_logps, **(f_divergence or {})),
+        lengths=lengths,
+        token_logps=logps.unsqueeze(1) * share,
+        mask=mask,
+        ref_token_logps=ref_logps.unsqueeze(1) * share,
+    )
+
+
+def take(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some pairs of a batch, in the given order."""
+    picked = {name: [values[row] for row in rows] for name, values in inputs.items() if name != "columns"}
+    return {**picked, "columns": {name: [values[row] for row in rows] for name, values in inputs["columns"].items()}}
+
+
+def gradients(loss: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of a scalar with respect to the policy's summed log-probs of both sides; zero where it is unused."""
+    leaves = (pairs.chosen.logps, pairs.rejected.logps)
+    return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+
+
+def hypers_of(variant: LossVariant) -> list[dict[str, Any]]:
+    """Every set of hyper-parameters that the golden cases use for a variant."""
+    hypers: list[dict[str, Any]] = []
+    for case in GOLDEN["cases"][variant.name]:
+        if case["hyper"] not in hypers:
+            hypers.append(case["hyper"])
+    return hypers

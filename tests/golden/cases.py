@@ -1,0 +1,180 @@
+"""The golden cases: which batches and hyper-parameters the oracle works out, and the file they are written to.
+
+    cd tests && python -m golden.cases
+
+First it makes sure that the oracle reproduces every published number, then it writes `vectors.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mpmath import mpf, workdps
+
+from . import oracle_stages
+from .oracle import VARIANTS, Row, mean
+
+HERE = Path(__file__).parent
+PUBLISHED = json.loads((HERE / "published.json").read_text())
+
+SHARED = {"beta": 0.1, "label_smoothing": 0.0, "discopop_tau": 0.05}
+"""TRL's defaults of the hyper-parameters that variants share."""
+SHARED_OF = {"exo_pair": {"label_smoothing": 1e-3}}
+"""Where a variant does not take TRL's default."""
+
+AWKWARD = {
+    # log-ratios +90/-90, -90/+90 and +90/+85; completions of one token; policy equal to reference; chosen equal to
+    # rejected; and an answer so long-winded that its mean log-prob is -400
+    "chosen": [-10.0, -100.0, -3.0, -0.5, -14.0, -9.0, -400.0],
+    "rejected": [-100.0, -10.0, -5.0, -2.25, -17.0, -9.0, -2.0],
+    "ref_chosen": [-100.0, -10.0, -93.0, -0.75, -14.0, -8.5, -401.0],
+    "ref_rejected": [-10.0, -100.0, -90.0, -1.5, -17.0, -8.5, -1.0],
+    "chosen_lengths": [20, 16, 4, 1, 5, 3, 1],
+    "rejected_lengths": [16, 20, 2, 1, 4, 3, 3],
+    "columns": {
+        "score_chosen": [66.0, 3.0, 1.0, 5.0, 2.0, 4.0, 4.5],
+        "score_rejected": [6.0, 2.5, 0.875, 4.0, 1.0, 3.5, 1.25],
+        "p_chosen": [1.0, 0.0, 0.5, 0.75, 0.01, 0.9, 0.6],
+        "delta_r": [1.0, 0.0, 0.125, 0.5, 0.25, 0.75, 0.9],
+        "margin": [0.0, 3.0, -1.0, 0.5, 2.0, 1.0, 0.25],
+    },
+}
+INPUTS = {"published": PUBLISHED["inputs"], "awkward": AWKWARD}
+
+# Hyper-parameters worth a case of their own, beside the published and the default ones.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "exo_pair": [{"beta": 0.5, "label_smoothing": 0.1}],
+    "robust": [{"beta": 0.1, "label_smoothing": 0.4}],
+    "aot": [{"beta": 0.2, "label_smoothing": 0.1}],
+    "aot_unpaired": [{"beta": 0.2, "label_smoothing": 0.1}],
+    "discopop": [{"beta": 1.0, "discopop_tau": 5.0}],
+    "margin": [{"beta": 0.1, "margin_scale": 0.0}],
+    "odpo": [{"beta": 0.1, "odpo_alpha": 0.5, "odpo_transform": "identity"}],
+    "simpo": [
+        {"simpo_beta": 2.5, "simpo_gamma_beta_ratio": 0.55},
+        {"simpo_beta": 10.0, "simpo_gamma": 3.0, "simpo_label_smoothing": 0.1},
+        {"simpo_link": "hinge"},
+    ],
+    "alphapo": [{"alphapo_alpha": -0.5}, {"alphapo_alpha": 0.0, "alphapo_gamma": 0.5}],
+    "dpo_nll": [{"beta": 0.1, "dpo_nll_weight": 0.2, "dpo_nll_norm": norm} for norm in ("seq_sum", "token_mean")],
+}
+
+
+def rows_of(inputs: dict[str, Any], f_divergence: dict[str, Any] | None = None) -> list[Row]:
+    """A batch as the oracle reads it."""
+    words = {
+        "chosen": "pi_w",
+        "rejected": "pi_l",
+        "ref_chosen": "ref_w",
+        "ref_rejected": "ref_l",
+        "chosen_lengths": "n_w",
+        "rejected_lengths": "n_l",
+    }
+    numbers = {short: inputs[word] for word, short in words.items()} | inputs["columns"]
+    rows = [Row(**dict(zip(numbers, values, strict=True))) for values in zip(*numbers.values(), strict=True)]
+    if f_divergence:
+        for row in rows:
+            row.z_w = oracle_stages.score(row.lr_w, **f_divergence)
+            row.z_l = oracle_stages.score(row.lr_l, **f_divergence)
+    return rows
+
+
+@workdps(80)
+def gradient(name: str, inputs: dict[str, Any], hyper: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Gradient of the mean loss with respect to the policy's log-probs; None where the loss has a kink.
+
+    A policy log-prob is moved to either side by 1e-20, while stop-gradients (`row.still`) keep reading the batch as it
+    was.
+    """
+    still = rows_of(inputs)
+    at_rest = mean(VARIANTS[name](still, **hyper))
+
+    def slope(side: str, pair: int, step: mpf) -> mpf:
+        values = list(map(mpf, inputs[side]))
+        values[pair] += step
+        moved = rows_of({**inputs, side: values})
+        for row, row_at_rest in zip(moved, still, strict=True):
+            row.still = row_at_rest
+        return (mean(VARIANTS[name](moved, **hyper)) - at_rest) / step
+
+    def derivative(side: str, pair: int) -> float | None:
+        right, left = slope(side, pair, mpf("1e-20")), slope(side, pair, mpf("-1e-20"))
+        smooth = abs(right - left) <= mpf("1e-12") * max(1, abs(right))
+        return float((right + left) / 2) if smooth else None
+
+    return {side: [derivative(side, pair) for pair in range(len(still))] for side in ("chosen", "rejected")}
+
+
+def default_hyper(name: str) -> dict[str, Any]:
+    """TRL's defaults for what is shared; what a variant owns keeps its own."""
+    return {shared: SHARED_OF.get(name, {}).get(shared, SHARED[shared]) for shared in VARIANTS[name].shared}
+
+
+def cases_of(name: str) -> list[dict[str, Any]]:
+    """Every case of one variant: published, default and optional hyper-parameters, on tame and awkward batches."""
+    published = PUBLISHED["variants"].get(name, [])
+    hypers = [case["hyper"] for case in published if "f_divergence" not in case]
+    for hyper in [default_hyper(name), *OPTIONS.get(name, [])]:
+        if hyper not in hypers:
+            hypers.append(hyper)
+    divergences = [case for case in published if "f_divergence" in case]
+    cases = []
+    for batch, inputs in INPUTS.items():
+        for hyper in hypers:
+            values = VARIANTS[name](rows_of(inputs), **hyper)
+            cases.append({"inputs": batch, "hyper": hyper} | _rounded(values))
+            cases[-1]["gradient"] = gradient(name, inputs, hyper)
+        for case in divergences:
+            values = VARIANTS[name](rows_of(inputs, case["f_divergence"]), **case["hyper"])
+            described = {"inputs": batch, "hyper": case["hyper"], "f_divergence": case["f_divergence"]}
+            cases.append(described | _rounded(values))
+    return cases
+
+
+def _rounded(values: list[mpf]) -> dict[str, Any]:
+    return {"per_pair": [float(value) for value in values], "mean": float(mean(values))}
+
+
+def disagreements() -> list[str]:
+    """Published numbers that the oracle does not reproduce to 1e-12."""
+    found = []
+    for name in VARIANTS:
+        for case in PUBLISHED["variants"].get(name, []):
+            rows = rows_of(PUBLISHED["inputs"], case.get("f_divergence"))
+            ours = _rounded(VARIANTS[name](rows, **case["hyper"]))
+            pairs = list(zip([*ours["per_pair"], ours["mean"]], [*case["per_pair"], case["mean"]], strict=True))
+            if any(abs(a - b) > 1e-12 * max(1.0, abs(b)) for a, b in pairs):
+                found.append(f"{name} {case['hyper']}: {pairs}")
+    return found
+
+
+def as_text(value: Any, indent: int = 0) -> str:
+    """JSON with whatever fits on one line kept on one line."""
+    flat = json.dumps(value)
+    if len(flat) + indent <= 118 or not isinstance(value, (dict, list)):
+        return flat
+    pad = " " * (indent + 2)
+    if isinstance(value, dict):
+        inner = [f"{pad}{json.dumps(key)}: {as_text(item, indent + 2)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(inner) + "\n" + pad[2:] + "}"
+    if not any(isinstance(item, (dict, list)) for item in value):
+        return flat
+    return "[\n" + ",\n".join(f"{pad}{as_text(item, indent + 2)}" for item in value) + "\n" + pad[2:] + "]"
+
+
+def vectors() -> dict[str, Any]:
+    """What `vectors.json` holds."""
+    return {"inputs": INPUTS, "cases": {name: cases_of(name) for name in sorted(VARIANTS)}}
+
+
+def main() -> None:
+    """Write `vectors.json`, once the oracle agrees with everything published."""
+    wrong = disagreements()
+    assert not wrong, "\n".join(wrong)
+    (HERE / "vectors.json").write_text(as_text(vectors()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
