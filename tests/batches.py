@@ -53,7 +53,7 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
     column = torch.arange(int((start.squeeze(1) + lengths).max()) + 1).unsqueeze(0)
     mask = (column >= start) & (column < start + lengths.unsqueeze(1))
     share = mask * (1 + column.remainder(4))
-    share = share.to(logps.dtype) / share.sum(dim=1, keepdim=True)
+    share = share.to(logps.dtype) / share.sum(dim=1, keepdim=True).clamp(min=1)
     return Side(
         logps=logps,
         ref_logps=ref_logps,
