@@ -119,7 +119,15 @@ def replace_metric(trainer: Any, name: str, value: float) -> None:
 
 
 def _mode(trainer: Any) -> str:
-    return "train" if trainer.model.training else "eval"
+    return "train" if is_training(trainer) else "eval"
+
+
+def is_training(trainer: Any) -> bool:
+    """Whether a loss is being trained on rather than evaluated.
+
+    Seam: TRL tells the two apart by the policy's `training` flag.
+    """
+    return trainer.model.training
 
 
 def default_output_dir(model: Any) -> str:

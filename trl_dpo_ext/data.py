@@ -76,6 +76,7 @@ def check_preferences(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> 
 def _rows(dataset: Dataset, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     plain = dataset.with_format(None).select_columns(columns)
     for batch in plain.iter(batch_size=_ROWS_AT_ONCE):
+        assert isinstance(batch, dict)
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True))
 

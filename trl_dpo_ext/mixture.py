@@ -1,7 +1,7 @@
 """A weighted sum of loss variants, each with its own hyper-parameters: parsed, checked, computed.
 
-A loss is named by a *spec*: `dpop`, or with hyper-parameters of its own `cdpo:beta=1.0,label_smoothing=0.1`, so that one
-mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
+A loss is named by a *spec*: `dpop`, or with hyper-parameters of its own `cdpo:beta=1.0,label_smoothing=0.1`, so that
+one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
 """
 
 from __future__ import annotations

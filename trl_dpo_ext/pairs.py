@@ -157,8 +157,14 @@ class Pairs:
         if wrong:
             raise ValueError(f"Every tensor must have the shape (pairs,) = {tuple(shape)}; got {', '.join(wrong)}.")
         return cls(
-            chosen=Side(tensors["chosen"], tensors.get("ref_chosen"), lengths=tensors.get("chosen_lengths")),
-            rejected=Side(tensors["rejected"], tensors.get("ref_rejected"), lengths=tensors.get("rejected_lengths")),
+            chosen=Side(
+                tensors["chosen"], tensors.get("ref_chosen", _ABSENT), lengths=tensors.get("chosen_lengths", _ABSENT)
+            ),
+            rejected=Side(
+                tensors["rejected"],
+                tensors.get("ref_rejected", _ABSENT),
+                lengths=tensors.get("rejected_lengths", _ABSENT),
+            ),
             columns={name: tensors[name] for name in columns or {}},
         )
 

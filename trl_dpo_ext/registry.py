@@ -29,7 +29,7 @@ code or paper, against secondary sources only, or from memory."""
 Reward = Callable[..., torch.Tensor]
 """`reward(side, **hyperparameters) -> (pairs,)`: the reward a variant implies for one side."""
 
-LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
+LossFunction = TypeVar("LossFunction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class LossVariant:
             problem = parameter.problem(hyper[name], self.name)
             problems += [problem] if problem else []
             other = parameter.hyper.excludes
-            if hyper[name] is not None and hyper.get(other) is not None:
+            if other and hyper[name] is not None and hyper.get(other) is not None:
                 problems.append(f"{name} and {other} say the same thing for loss_type {self.name!r}; give one of them.")
         return problems
 
@@ -162,10 +162,10 @@ def register_loss(
         ValueError: the name is taken.
     """
 
-    def declare(function: LossFunction) -> LossFunction:
+    def declare(function: Any) -> Any:
         chosen_name = name or function.__name__
-        signature_of = function.__call__ if inspect.isclass(function) else function
-        stateful = inspect.isclass(function)
+        signature_of = function.__call__ if isinstance(function, type) else function
+        stateful = isinstance(function, type)
         if stateful != (Need.STATE in needs):
             raise TypeError(f"{chosen_name}: a class declares Need.STATE and a plain function does not.")
         try:

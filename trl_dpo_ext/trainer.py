@@ -79,6 +79,18 @@ class DPOExtTrainer(DPOTrainer):
         if self.mixture.state_dict():
             self.add_callback(_SaveLossState(self.mixture))
 
+    args: DPOExtConfig
+
+    def describe_reference(self) -> str:
+        """What the reference log-probs come from, in a few words."""
+        if not self.mixture.needs_reference:
+            return "none"
+        if self.precompute_ref_logps:
+            return "precomputed log-probs"
+        if self.ref_model is not None:
+            return f"{type(self.ref_model).__name__} in memory"
+        return "the policy with its adapter off, or a frozen copy of the adapter it started from"
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -89,7 +101,7 @@ class DPOExtTrainer(DPOTrainer):
         recorder = _host.Recorder(model)
         with _host.reference_from_batch(self):
             host = super().compute_loss(
-                recorder,
+                recorder,  # type: ignore[arg-type]  (TRL only calls it)
                 {**inputs, **dict(zip(_host.REFERENCE_COLUMNS, ref_logps, strict=True))},
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
@@ -148,13 +160,15 @@ class DPOExtTrainer(DPOTrainer):
                 strict=True,
             )
         ]  # fmt: skip
-        return Pairs(*sides, columns=columns, gather=self._gather, training=self.model.training)
+        return Pairs(*sides, columns=columns, gather=self._gather, training=_host.is_training(self))
 
     def _score(self, logratio: torch.Tensor) -> torch.Tensor:
         return stages.score(logratio, self.args.f_divergence_type, self.args.f_alpha_divergence_coef)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.gather(values.detach())
+        gathered = self.accelerator.gather(values.detach())
+        assert isinstance(gathered, torch.Tensor)
+        return gathered
 
     def _pair_weights(
         self, output: Any, mask: torch.Tensor, columns: Mapping[str, torch.Tensor]
@@ -193,7 +207,7 @@ class DPOExtTrainer(DPOTrainer):
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             (eval_dataset,) = self._checked(eval_dataset=eval_dataset)
-        return super().evaluate(eval_dataset, *positional, **keywords)
+        return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume."""
@@ -248,7 +262,7 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
     if alone and batch_losses:
         warnings.warn(
             f"{', '.join(batch_losses)} compares pairs within a batch, and the batch over all processes is one pair: "
-            "the comparison says nothing. Raise per_device_train_batch_size; gradient accumulation does not enlarge it.",
+            "the comparison says nothing. Raise per_device_train_batch_size; accumulation does not help.",
             stacklevel=3,
         )
 

@@ -1,0 +1,65 @@
+"""The command `trl-dpo-ext`, also `python -m trl_dpo_ext` (so that `accelerate launch -m trl_dpo_ext train` works)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__, catalogue
+
+PROG = "trl-dpo-ext"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:  # hundreds of flags, parsed by TRL's parser
+        from .train import main as train
+
+        return train(argv[1:], prog=f"{PROG} train")
+    parsed = _parser().parse_args(argv)
+    return parsed.run(parsed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROG, description="TRL's DPO trainer with every loss variant.")
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a model; usually through `accelerate launch -m trl_dpo_ext train`")
+
+    losses = commands.add_parser("losses", help="list the loss variants, or show one")
+    losses.add_argument("name", nargs="?", help="show this variant in full")
+    form = losses.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print every declaration as JSON")
+    form.add_argument("--markdown", action="store_true", help="print the table of the README")
+    losses.set_defaults(run=_losses)
+
+    report = commands.add_parser("report", help="what a run learnt: first and last values, and a plot")
+    report.add_argument("output_dir", help="the run's output folder, or one of its checkpoints")
+    report.add_argument("--plot", metavar="PNG", help="write a plot there (needs the extra `plot`)")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _losses(parsed: argparse.Namespace) -> int:
+    if parsed.name:
+        try:
+            print(catalogue.describe(parsed.name))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    elif parsed.json:
+        print(catalogue.as_json())
+    else:
+        print(catalogue.as_markdown() if parsed.markdown else catalogue.as_text())
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from .report import plot_run, read_run
+
+    print(read_run(parsed.output_dir).summary())
+    if parsed.plot:
+        plot_run(parsed.output_dir, parsed.plot)
+    return 0

@@ -1,0 +1,205 @@
+"""The `train` command: flags and YAML to a finished run. Takes what TRL's own dpo script takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from .config import DPOExtConfig, owned_hyperparameters
+from .errors import InputError
+from .old_keys import unknown_key_problems
+from .trainer import DPOExtTrainer
+
+_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class TrainParser(TrlParser):
+    """TRL's parser, strict: every unknown flag or key is an error, and all are listed."""
+
+    def __init__(self, prog: str | None = None) -> None:
+        types = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
+        super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
+        self._group_by_variant()
+
+    def _group_by_variant(self) -> None:
+        """Move each variant's flags under a heading of its own in --help."""
+        groups: dict[str, Any] = {}
+        for name, (_, variants) in owned_hyperparameters().items():
+            title = f"loss variant {', '.join(variants)}"
+            if title not in groups:
+                groups[title] = self.add_argument_group(title)
+            action = next(action for action in self._actions if action.dest == name)
+            self._optionals._group_actions.remove(action)
+            groups[title]._group_actions.append(action)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong without printing the several hundred flags there are."""
+        raise InputError([f"{message} (see --help)"])
+
+    def parse(self, argv: Sequence[str]) -> tuple[ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig]:
+        """The four argument groups.
+
+        Raises:
+            InputError: listing every unknown key and flag, or everything wrong with the losses.
+        """
+        argv = [part for argument in argv for part in _split_config(argument)]
+        known = {action.dest for action in self._actions}
+        problems = unknown_key_problems(_config_keys(argv), known | {"env"})
+        _, unknown = self.parse_known_args(_without_config(argv))
+        flags = [flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in unknown if flag.startswith("--")]
+        problems += unknown_key_problems(flags, known)
+        problems += [] if flags or not unknown else [f"Unexpected arguments: {' '.join(unknown)}."]
+        if problems:
+            raise InputError(problems)
+        return self.parse_args_and_config(argv)  # type: ignore[return-value]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # A variant's flag is None until set; its help text already names the published default.
+        return action.help if action.dest in owned_hyperparameters() else super()._get_help_string(action)
+
+
+def _split_config(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+
+
+def _without_config(argv: Sequence[str]) -> list[str]:
+    index = argv.index("--config") if "--config" in argv else len(argv)
+    return [*argv[:index], *argv[index + 2 :]]
+
+
+def _config_keys(argv: Sequence[str]) -> list[str]:
+    if "--config" not in argv:
+        return []
+    rest = argv[argv.index("--config") + 1 :]
+    file = Path(rest[0]) if rest else None
+    if file is None or not file.is_file():
+        raise InputError([f"--config {file or ''} is not a file."])
+    try:
+        keys = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise InputError([f"{file} is not valid YAML: {error}"]) from None
+    if not isinstance(keys, dict):
+        raise InputError([f"{file} must hold a YAML mapping of keys to values."])
+    return list(keys)
+
+
+def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, args: DPOExtConfig) -> tuple[Any, Any]:
+    """The train split, and the evaluation split where the run evaluates.
+
+    Raises:
+        InputError: no dataset is named, it cannot be found, or it lacks a split.
+    """
+    if mixture.datasets:
+        splits: Any = get_dataset(mixture)
+    elif script.dataset_name:
+        splits = _load_named(script)
+        if mixture.test_split_size is not None and script.dataset_test_split not in splits:
+            train = splits[script.dataset_train_split]
+            splits = train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+    else:
+        raise InputError(["No dataset: give --dataset_name (a hub id, a folder or a file), or datasets: in the YAML."])
+    wanted = [("dataset_train_split", script.dataset_train_split)]
+    if args.eval_strategy != "no":
+        wanted.append(("dataset_test_split", script.dataset_test_split))
+    problems = [
+        f"The dataset has no split {split!r}; it has {', '.join(splits)}. Set {flag}"
+        + (", or test_split_size to hold some rows out." if flag == "dataset_test_split" else ".")
+        for flag, split in wanted
+        if split not in splits
+    ]
+    if problems:
+        raise InputError(problems)
+    return splits[wanted[0][1]], splits[wanted[1][1]] if len(wanted) > 1 else None
+
+
+def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
+    """A dataset by hub id, folder or file."""
+    name = str(script.dataset_name)
+    path = Path(name).expanduser()
+    builder = _FILE_BUILDERS.get(path.suffix)
+    if path.is_file():
+        if builder is None:
+            raise InputError([f"{name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}."])
+        return load_dataset(builder, data_files=str(path), streaming=script.dataset_streaming)  # type: ignore[return-value]
+    if (path / "dataset_dict.json").is_file():
+        return load_from_disk(str(path))  # type: ignore[return-value]
+    if builder or (name.startswith((".", "/", "~")) and not path.is_dir()):
+        raise InputError([f"There is no dataset file or folder {name}."])
+    return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)  # type: ignore[return-value]
+
+
+def build_trainer(
+    script: ScriptArguments, args: DPOExtConfig, model: ModelConfig, mixture: DatasetMixtureConfig
+) -> DPOExtTrainer:
+    """The trainer that the arguments describe, with model and data loaded."""
+    if model.model_name_or_path is None:
+        raise InputError(["No model: give --model_name_or_path (a hub id or a folder)."])
+    train_dataset, eval_dataset = load_preferences(script, mixture, args)
+    given = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    args.model_init_kwargs = {**given, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+    return DPOExtTrainer(
+        model.model_name_or_path,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+
+
+def run(argv: Sequence[str], prog: str | None = None) -> None:
+    """Train as `argv` says: parse, load, train, save."""
+    script, args, model, mixture = TrainParser(prog=prog).parse(argv)
+    trainer = build_trainer(script, args, model, mixture)
+    trainer.accelerator.print(_what_will_run(trainer))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"Saved to {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()
+
+
+def _what_will_run(trainer: DPOExtTrainer) -> str:
+    """Losses, reference and batch, in a few lines."""
+    args = trainer.args
+    pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return "\n".join(
+        [
+            f"Loss: {trainer.mixture.describe()}",
+            f"Reference: {trainer.describe_reference()}",
+            f"Batch: {pairs} pairs per step ({args.per_device_train_batch_size} per process x "
+            f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes)",
+        ]
+    )
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """`run`, with wrong input said in words instead of a traceback."""
+    try:
+        run(argv, prog)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
