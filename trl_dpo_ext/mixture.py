@@ -26,15 +26,14 @@ class Term:
     variant: LossVariant
     weight: float
     hyper: Mapping[str, Any]
-    """Values for this term; what is not named here takes the variant's published default."""
+    """The value of every hyper-parameter, published defaults included."""
     label: str
     """The variant's name, or its spec where a mixture holds the variant more than once."""
     loss: Callable[..., torch.Tensor]
 
     def describe(self) -> str:
         """Name, hyper-parameters and weight in one line."""
-        values = {p.name: self.hyper.get(p.name, p.default) for p in self.variant.hyperparameters}
-        inside = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+        inside = ", ".join(f"{name}={value}" for name, value in self.hyper.items() if value is not None)
         return f"{self.weight:g} x {self.variant.name}({inside})"
 
 
@@ -176,7 +175,8 @@ class MixtureParser:
             if key is not None:
                 hyper[key] = value
         self.problems += variant.check(hyper)
-        return [(variant, weight, hyper, spec)]
+        complete = {p.name: hyper.get(p.name, p.default) for p in variant.hyperparameters}
+        return [(variant, weight, complete, spec)]
 
     def _assignment(self, variant: LossVariant, spec: str, assignment: str) -> tuple[str | None, Any]:
         """`beta=1.0` as (name, value); an owned hyper-parameter may be named without its variant's prefix."""

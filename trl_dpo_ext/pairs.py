@@ -90,6 +90,8 @@ class Pairs:
     """Collects a detached (pairs,) tensor over all ranks, shape (pairs of all ranks,). Alone: the tensor itself."""
     training: bool = True
     """False in evaluation, where a running state is read but not updated."""
+    rank: int = 0
+    """Index of this process: of what `gather` returns, its own pairs are those from rank x pairs on."""
 
     @property
     def margin(self) -> torch.Tensor:
@@ -151,22 +153,16 @@ class Pairs:
             "rejected_lengths": rejected_lengths,
             **(columns or {}),
         }
-        tensors = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        tensors: dict[str, Any] = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
         shape = tensors["chosen"].shape
         wrong = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.dim() != 1 or t.shape != shape]
         if wrong:
             raise ValueError(f"Every tensor must have the shape (pairs,) = {tuple(shape)}; got {', '.join(wrong)}.")
-        return cls(
-            chosen=Side(
-                tensors["chosen"], tensors.get("ref_chosen", _ABSENT), lengths=tensors.get("chosen_lengths", _ABSENT)
-            ),
-            rejected=Side(
-                tensors["rejected"],
-                tensors.get("ref_rejected", _ABSENT),
-                lengths=tensors.get("rejected_lengths", _ABSENT),
-            ),
-            columns={name: tensors[name] for name in columns or {}},
+        chosen_side, rejected_side = (
+            Side(tensors[side], tensors.get(f"ref_{side}"), lengths=tensors.get(f"{side}_lengths"))  # type: ignore[arg-type]
+            for side in ("chosen", "rejected")
         )
+        return cls(chosen_side, rejected_side, columns={name: tensors[name] for name in columns or {}})
 
 
 _TENSOR_OF_NEED = {

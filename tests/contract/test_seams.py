@@ -1,0 +1,176 @@
+"""One test for each seam of `trl_dpo_ext/_host.py`: a fact about TRL's inside that this package leans on.
+
+A failure here means that the installed TRL has moved the seam that the failing test's message names; mend `_host.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
+
+from trl_dpo_ext import _host, list_losses
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
+
+
+@pytest.fixture
+def batch(host: Any) -> dict[str, torch.Tensor]:
+    return next(iter(host.get_train_dataloader()))
+
+
+def seam(name: str) -> str:
+    return f"TRL has moved the seam {name!r}: mend it in trl_dpo_ext/_host.py"
+
+
+class Spy:
+    """Counts calls and remembers keywords."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.calls = model, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(kwargs)
+        return self.model(*args, **kwargs)
+
+
+def test_the_loss_only_calls_the_model_and_reads_log_probs(host: Any, batch: dict) -> None:
+    spy = Spy(host.model)
+    host.compute_loss(spy, batch)
+    assert len(spy.calls) == 1, seam("the model is called once")
+    assert spy.calls[0].get("fused_lm_head") is True, seam("fused_lm_head=True asks for log-probs")
+
+
+def test_log_probs_are_rows_by_tokens_and_zero_outside_the_completion(host: Any, batch: dict) -> None:
+    recorder = _host.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    log_probs, mask = recorder.output.log_probs, batch[_host.COMPLETION_MASK][:, 1:].bool()
+    assert log_probs.shape == mask.shape, seam("log_probs has shape (rows, tokens - 1)")
+    assert (log_probs[~mask] == 0).all(), seam("log_probs is zero outside the completion")
+    assert (log_probs[mask] < 0).all(), seam("log_probs holds log-probabilities on the completion")
+
+
+def test_the_first_half_of_a_batch_is_the_chosen_side(host: Any) -> None:
+    example = {"prompt_ids": [5, 6], "chosen_ids": [7, 2], "rejected_ids": [8, 9, 2]}
+    built = host.data_collator([example])
+    assert built["input_ids"].tolist() == [[5, 6, 7, 2, 0], [5, 6, 8, 9, 2]], seam("chosen half first")
+    assert built[_host.COMPLETION_MASK].tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], seam("completion_mask")
+
+
+def test_an_empty_list_of_losses_is_legal_and_adds_no_loss(host: Any, batch: dict, monkeypatch) -> None:
+    monkeypatch.setattr(host, "loss_types", [])
+    monkeypatch.setattr(host, "loss_weights", [])
+    assert float(host.compute_loss(host.model, batch)) == 0.0, seam("an empty loss_types adds no loss")
+
+
+def test_the_constructor_copies_the_losses_of_its_configuration(tmp_path) -> None:
+    args = runs.config(tmp_path, DPOConfig)
+    with _host.constructing(args, [], []):
+        trainer = DPOTrainer(
+            tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
+        )
+    assert (trainer.loss_types, trainer.loss_weights) == ([], []), seam("the constructor copies loss_type")
+    assert args.loss_type == ["sigmoid"]
+
+
+def test_both_models_are_loaded_by_create_model_from_path_policy_first(tmp_path, monkeypatch) -> None:
+    folder, loaded = tiny.saved_model(str(tmp_path / "model")), []
+    load = dpo_trainer.create_model_from_path
+    monkeypatch.setattr(
+        dpo_trainer, "create_model_from_path", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1]
+    )
+    trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert loaded == [trainer.model, trainer.ref_model], seam(
+        "create_model_from_path loads the policy, then the reference"
+    )
+
+
+def test_no_reference_is_legal(tmp_path) -> None:
+    folder = tiny.saved_model(str(tmp_path / "model"))
+    with _host.no_reference_model(policy_by_name=True):
+        trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert trainer.model is not None
+    assert trainer.ref_model is None, seam("a reference of None is skipped in the constructor")
+
+
+def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:
+    stored = {name: torch.full((4,), -3.0) for name in _host.REFERENCE_COLUMNS}
+    with _host.reference_from_batch(host):
+        host._metrics["train"].clear()
+        host.compute_loss(host.model, {**batch, **stored})
+    reward = host._metrics["train"]["rewards/chosen"][-1]
+    logps = host._metrics["train"]["logps/chosen"][-1]
+    assert reward == pytest.approx(host.beta * (logps + 3.0)), seam("ref_chosen_logps in the batch is the reference")
+
+
+def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) -> None:
+    chosen, rejected, output = _host.run_reference(host, batch)
+    assert chosen.shape == rejected.shape == (4,), seam("compute_ref_log_probs returns (pairs,) twice")
+    torch.testing.assert_close(output.log_probs.sum(1), torch.cat([chosen, rejected]), msg=seam("sums of log_probs"))
+
+
+def test_metrics_are_lists_by_mode_that_log_averages_and_clears(host: Any) -> None:
+    host.model.train()
+    host._metrics["train"].clear()
+    _host.add_metric(host, "loss/x", 1.0)
+    _host.add_metric(host, "loss/x", 2.0)
+    _host.replace_metric(host, "loss/x", 3.0)
+    host.log({})
+    assert host.state.log_history[-1]["loss/x"] == 2.0, seam("_metrics[mode][name] is averaged by log")
+    assert not host._metrics["train"], seam("log clears _metrics")
+
+
+def test_the_metrics_that_are_replaced_exist(host: Any, batch: dict) -> None:
+    host.model.train()
+    host.compute_loss(host.model, batch)
+    names = {f"rewards/{what}" for what in ("chosen", "rejected", "margins", "accuracies")}
+    assert names <= set(host._metrics["train"]), seam("the names of the reward metrics")
+
+
+def test_weighting_asks_the_head_for_what_wpo_needs(tmp_path) -> None:
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1), use_weighting=True)
+    recorder = _host.Recorder(trainer.model)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(recorder, inputs)
+    tokens = inputs["input_ids"].size(1) - 1
+    assert _host.scored_tokens(recorder.output, tokens, "log_sum_sq_probs").shape[1] == tokens, seam("log_sum_sq_probs")
+
+
+def test_virtual_tokens_stand_in_front() -> None:
+    output = SimpleNamespace(log_probs=torch.arange(10.0).view(2, 5))
+    assert _host.scored_tokens(output, 3).tolist() == [[2, 3, 4], [7, 8, 9]]
+
+
+def test_the_names_of_trl_are_the_names_declared_as_trls() -> None:
+    help_text = next(f for f in DPOConfig.__dataclass_fields__.values() if f.name == "loss_type").metadata["help"]
+    names = set(re.findall(r"`'(\w+)'`", help_text))
+    assert names == {v.name for v in list_losses() if v.from_trl}, seam("the losses named in the help of loss_type")
+
+
+def test_the_constructor_takes_the_arguments_we_pass_by_position() -> None:
+    names = list(inspect.signature(DPOTrainer.__init__).parameters)
+    expected = ["self", "model", "ref_model", "args", "data_collator", "train_dataset", "eval_dataset"]
+    assert names[:7] == expected, seam("the order of the constructor's arguments")
+
+
+def test_signature_columns_are_a_list_filled_on_demand(host: Any) -> None:
+    host._signature_columns = None
+    host._set_signature_columns_if_needed()
+    assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(host._signature_columns), seam("_signature_columns")
+
+
+def test_the_default_output_folder_is_named_like_trls() -> None:
+    model = tiny.model()
+    model.config._name_or_path = "someone/Tiny-1B"
+    assert _host.default_output_dir("someone/Tiny-1B") == _host.default_output_dir(model) == "Tiny-1B-DPO"
