@@ -31,6 +31,7 @@ def make_pairs(
     f_divergence: dict[str, Any] | None = None,
     training: bool = True,
     gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
+    rank: int = 0,
 ) -> Pairs:
     """A batch from named lists, as the golden file holds them; `chosen` and `rejected` take the leaves' place."""
     leaves = {"chosen": chosen, "rejected": rejected}
@@ -42,6 +43,7 @@ def make_pairs(
         columns={name: torch.tensor(values, dtype=dtype) for name, values in inputs["columns"].items()},
         training=training,
         gather=gather,
+        rank=rank,
     )
 
 
@@ -69,6 +71,15 @@ def take(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     """Some pairs of a batch, in the given order."""
     picked = {name: [values[row] for row in rows] for name, values in inputs.items() if name != "columns"}
     return {**picked, "columns": {name: [values[row] for row in rows] for name, values in inputs["columns"].items()}}
+
+
+def run_case(variant: LossVariant, case: dict[str, Any], dtype: torch.dtype) -> tuple[torch.Tensor, Pairs]:
+    """Values of a golden case, and the pairs they were computed from; earlier batches train a running state first."""
+    loss = variant.make()
+    for batch in case.get("earlier", []):
+        loss(make_pairs(GOLDEN["inputs"][batch], dtype=dtype), **case["hyper"])
+    pairs = make_pairs(GOLDEN["inputs"][case["inputs"]], dtype=dtype, f_divergence=case.get("f_divergence"))
+    return loss(pairs, **case["hyper"]), pairs
 
 
 def gradients(loss: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:

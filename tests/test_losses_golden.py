@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import GOLDEN, gradients, make_pairs, take
+from batches import GOLDEN, gradients, make_pairs, run_case, take
 from golden import cases, oracle
 
 from trl_dpo_ext import Pairs, get_loss, implicit_reward, list_losses
@@ -18,14 +18,9 @@ each_variant = pytest.mark.parametrize("variant", list_losses(), ids=lambda vari
 
 
 def cases_of(variant):
-    cases = GOLDEN["cases"].get(variant.name)
-    assert cases, f"{variant.name} has no golden cases: add its formula to tests/golden/oracle.py"
-    return cases
-
-
-def evaluate(variant, case, dtype):
-    pairs = make_pairs(GOLDEN["inputs"][case["inputs"]], dtype=dtype, f_divergence=case.get("f_divergence"))
-    return variant.make()(pairs, **case["hyper"]), pairs
+    found = GOLDEN["cases"].get(variant.name)
+    assert found, f"{variant.name} has no golden cases: add its formula to tests/golden/oracle.py"
+    return found
 
 
 def ranked(values, variant):
@@ -36,7 +31,7 @@ def ranked(values, variant):
 @each_variant
 def test_every_pair_gets_the_golden_value(variant):
     for case in cases_of(variant):
-        got, _ = evaluate(variant, case, torch.float64)
+        got, _ = run_case(variant, case, torch.float64)
         expected = torch.tensor(case["per_pair"], dtype=torch.float64)
         torch.testing.assert_close(
             ranked(got, variant),
@@ -51,7 +46,7 @@ def test_every_pair_gets_the_golden_value(variant):
 @each_variant
 def test_float32_is_near_the_golden_value_and_finite(variant):
     for case in cases_of(variant):
-        got, pairs = evaluate(variant, case, torch.float32)
+        got, pairs = run_case(variant, case, torch.float32)
         expected = torch.tensor(case["per_pair"], dtype=torch.float32)
         assert got.dtype == torch.float32
         torch.testing.assert_close(ranked(got, variant), ranked(expected, variant), rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import AWKWARD, GOLDEN, PUBLISHED, gradients, hypers_of, make_pairs, take
+from batches import AWKWARD, GOLDEN, PUBLISHED, gradients, hypers_of, make_pairs, run_case, take
 
 from trl_dpo_ext import get_loss, list_losses
 from trl_dpo_ext.stages import F_DIVERGENCES
@@ -12,7 +12,7 @@ from trl_dpo_ext.stages import F_DIVERGENCES
 each_variant = pytest.mark.parametrize("variant", list_losses(), ids=lambda variant: variant.name)
 
 # Variants of which a part is a constant to the optimiser although it is computed from the policy.
-STOP_GRADIENT = {"bco_pair_delta"}
+STOP_GRADIENT = {"bco_pair_delta", "alpha_dpo", "beta_dpo", "kldpo", "kto_pair", "gamma_po", "focalpo", "arpo"}
 
 # No value here is where a loss has a kink.
 SMOOTH = {
@@ -62,8 +62,8 @@ def test_the_gradient_is_the_oracles_with_stop_gradients_held_constant(variant):
     for case in GOLDEN["cases"][variant.name]:
         if "gradient" not in case:  # the oracle differentiates reverse KL; other scores have their own test
             continue
-        _, *got = loss_and_gradients(variant, GOLDEN["inputs"][case["inputs"]], case["hyper"])
-        for gradient, expected in zip(got, case["gradient"].values(), strict=True):
+        loss, pairs = run_case(variant, case, torch.float64)
+        for gradient, expected in zip(gradients(loss.mean(), pairs), case["gradient"].values(), strict=True):
             smooth = [pair for pair, value in enumerate(expected) if value is not None]
             assert smooth
             assert gradient[smooth].tolist() == pytest.approx([expected[pair] for pair in smooth], rel=1e-9, abs=1e-12)
@@ -73,7 +73,10 @@ def test_the_gradient_is_the_oracles_with_stop_gradients_held_constant(variant):
 def test_automatic_and_numeric_gradient_differ_exactly_where_a_gradient_is_stopped(variant):
     def agree(hyper):
         def loss(chosen, rejected):
-            return variant.make()(make_pairs(SMOOTH, chosen=chosen, rejected=rejected), **hyper).mean()
+            fresh = variant.make()
+            if variant.stateful:
+                fresh(make_pairs(PUBLISHED), **hyper)
+            return fresh(make_pairs(SMOOTH, chosen=chosen, rejected=rejected), **hyper).mean()
 
         pairs = make_pairs(SMOOTH)
         leaves = (pairs.chosen.logps, pairs.rejected.logps)
@@ -155,11 +158,35 @@ def test_dpop_starts_with_the_gradient_of_dpo_on_the_chosen_side():
     assert rejected.item() == pytest.approx(0.05)
 
 
+def test_minor_dpo_starts_with_the_gradient_of_dpo_on_the_rejected_side():
+    # The other choice at a log-ratio of exactly 0 would leave the rejected side at the reference for ever.
+    _, chosen, rejected = loss_and_gradients(get_loss("minor_dpo"), one_pair(-12.0, -15.0, -12.0, -15.0), {"beta": 0.1})
+    assert chosen.item() == pytest.approx(-0.05)
+    assert rejected.item() == pytest.approx(0.05)
+
+
+def test_bpo_starts_with_half_of_the_gradient_on_either_side():
+    hyper = {"beta": 0.1, "bpo_alpha": 0.3, "bpo_link": "hinge"}
+    _, chosen, rejected = loss_and_gradients(get_loss("bpo"), one_pair(-12.0, -15.0, -12.0, -15.0), hyper)
+    assert chosen.item() == pytest.approx(-0.05)
+    assert rejected.item() == pytest.approx(0.5 * 0.1 * 0.3)
+
+
 def test_an_unlikely_answer_overflows_no_exponential():
     assert_finite(get_loss("discopop"), one_pair(-1000.0, -1.0), {"beta": 0.1, "discopop_tau": 0.05})
     assert_finite(get_loss("discopop"), one_pair(-100.0, -1.0, -1.0, -1.0), {"beta": 1.0, "discopop_tau": 0.05})
+    assert_finite(get_loss("gpo_exp"), one_pair(-1000.0, -1.0), {"beta": 0.5})
+    assert_finite(get_loss("focalpo"), one_pair(-1000.0, -1.0), {"beta": 1.0, "focalpo_gamma": 1.0})
     assert_finite(get_loss("alphapo"), one_pair(-1e5, -1e4), {"alphapo_alpha": 0.25})
     assert_finite(get_loss("alphapo"), one_pair(-1e5, -1e4), {"alphapo_alpha": -0.25})
+
+
+@pytest.mark.parametrize("clip", [None, 0.25])
+def test_a_likely_answer_overflows_no_exponential_of_chipo(clip):
+    hyper = {"beta": 0.1, "chipo_clip": clip}
+    assert_finite(get_loss("chipo"), one_pair(-1.0, -1.0, -101.0, -1.0), hyper)
+    assert_finite(get_loss("chipo"), one_pair(-1.0, -1.0, -101.0, -101.0), hyper)
+    assert_finite(get_loss("chipo"), one_pair(-1.0, -1.0, -1.0, -101.0), hyper)
 
 
 def test_a_score_gap_that_is_not_positive_gives_no_infinity():

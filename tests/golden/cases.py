@@ -13,24 +13,25 @@ from typing import Any
 
 from mpmath import mpf, workdps
 
-from . import oracle_stages
+from . import oracle_links, oracle_stages  # noqa: F401  (importing the formulas enters them)
 from .oracle import VARIANTS, Row, mean
+from .oracle_running import cold_start
 
 HERE = Path(__file__).parent
 PUBLISHED = json.loads((HERE / "published.json").read_text())
 
 SHARED = {"beta": 0.1, "label_smoothing": 0.0, "discopop_tau": 0.05}
 """TRL's defaults of the hyper-parameters that variants share."""
-SHARED_OF = {"exo_pair": {"label_smoothing": 1e-3}}
-"""Where a variant does not take TRL's default."""
+NOT_DEFAULT = {"exo_pair": {"label_smoothing": 1e-3}, "beta_dpo": {"beta_dpo_rho": 0.0}}
+"""What a variant is given in a default's place: exo has none at 0, and the oracle draws no random numbers."""
 
 AWKWARD = {
-    # log-ratios +90/-90, -90/+90 and +90/+85; completions of one token; policy equal to reference; chosen equal to
+    # log-ratios +90/-90, -90/+90 and +90/+86; completions of one token; policy equal to reference; chosen equal to
     # rejected; and an answer so long-winded that its mean log-prob is -400
     "chosen": [-10.0, -100.0, -3.0, -0.5, -14.0, -9.0, -400.0],
     "rejected": [-100.0, -10.0, -5.0, -2.25, -17.0, -9.0, -2.0],
     "ref_chosen": [-100.0, -10.0, -93.0, -0.75, -14.0, -8.5, -401.0],
-    "ref_rejected": [-10.0, -100.0, -90.0, -1.5, -17.0, -8.5, -1.0],
+    "ref_rejected": [-10.0, -100.0, -91.0, -1.5, -17.0, -8.5, -1.0],
     "chosen_lengths": [20, 16, 4, 1, 5, 3, 1],
     "rejected_lengths": [16, 20, 2, 1, 4, 3, 3],
     "columns": {
@@ -58,6 +59,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"simpo_link": "hinge"},
     ],
     "alphapo": [{"alphapo_alpha": -0.5}, {"alphapo_alpha": 0.0, "alphapo_gamma": 0.5}],
+    "arpo": [{"beta": 0.1, "arpo_detach": True}],
+    "chipo": [{"beta": 0.05, "chipo_clip": 0.25}],
+    "bdpo": [{"beta": 0.1, "bdpo_lambda": 1.0}],
+    "focalpo": [{"beta": 0.1, "focalpo_gamma": 2.0}],
+    "hdpo": [{"beta": 0.1, "hdpo_alpha": 1.25}],
+    "anc_dpo": [{"beta": 0.1, "anc_dpo_delta": 0.5}],
+    "dr_dpo": [{"beta": 0.5, "dr_dpo_beta": 0.25}],
+    "gamma_po": [{"gamma_po_beta": 2.5, "gamma_po_ratio": 0.15, "gamma_po_tau": 0.25}],
     "dpo_nll": [{"beta": 0.1, "dpo_nll_weight": 0.2, "dpo_nll_norm": norm} for norm in ("seq_sum", "token_mean")],
 }
 
@@ -82,14 +91,14 @@ def rows_of(inputs: dict[str, Any], f_divergence: dict[str, Any] | None = None) 
 
 
 @workdps(80)
-def gradient(name: str, inputs: dict[str, Any], hyper: dict[str, Any]) -> dict[str, list[float | None]]:
+def gradient(name: str, inputs: dict[str, Any], given: dict[str, Any]) -> dict[str, list[float | None]]:
     """Gradient of the mean loss with respect to the policy's log-probs; None where the loss has a kink.
 
     A policy log-prob is moved to either side by 1e-20, while stop-gradients (`row.still`) keep reading the batch as it
     was.
     """
     still = rows_of(inputs)
-    at_rest = mean(VARIANTS[name](still, **hyper))
+    at_rest = mean(VARIANTS[name](still, **given))
 
     def slope(side: str, pair: int, step: mpf) -> mpf:
         values = list(map(mpf, inputs[side]))
@@ -97,7 +106,7 @@ def gradient(name: str, inputs: dict[str, Any], hyper: dict[str, Any]) -> dict[s
         moved = rows_of({**inputs, side: values})
         for row, row_at_rest in zip(moved, still, strict=True):
             row.still = row_at_rest
-        return (mean(VARIANTS[name](moved, **hyper)) - at_rest) / step
+        return (mean(VARIANTS[name](moved, **given)) - at_rest) / step
 
     def derivative(side: str, pair: int) -> float | None:
         right, left = slope(side, pair, mpf("1e-20")), slope(side, pair, mpf("-1e-20"))
@@ -109,7 +118,7 @@ def gradient(name: str, inputs: dict[str, Any], hyper: dict[str, Any]) -> dict[s
 
 def default_hyper(name: str) -> dict[str, Any]:
     """TRL's defaults for what is shared; what a variant owns keeps its own."""
-    return {shared: SHARED_OF.get(name, {}).get(shared, SHARED[shared]) for shared in VARIANTS[name].shared}
+    return {shared: SHARED[shared] for shared in VARIANTS[name].shared} | NOT_DEFAULT.get(name, {})
 
 
 def cases_of(name: str) -> list[dict[str, Any]]:
@@ -119,18 +128,22 @@ def cases_of(name: str) -> list[dict[str, Any]]:
     for hyper in [default_hyper(name), *OPTIONS.get(name, [])]:
         if hyper not in hypers:
             hypers.append(hyper)
-    divergences = [case for case in published if "f_divergence" in case]
-    cases = []
-    for batch, inputs in INPUTS.items():
-        for hyper in hypers:
-            values = VARIANTS[name](rows_of(inputs), **hyper)
-            cases.append({"inputs": batch, "hyper": hyper} | _rounded(values))
-            cases[-1]["gradient"] = gradient(name, inputs, hyper)
-        for case in divergences:
-            values = VARIANTS[name](rows_of(inputs, case["f_divergence"]), **case["hyper"])
-            described = {"inputs": batch, "hyper": case["hyper"], "f_divergence": case["f_divergence"]}
-            cases.append(described | _rounded(values))
-    return cases
+    told = [{"hyper": hyper} for hyper in hypers]
+    told += [
+        {"hyper": case["hyper"], "f_divergence": case["f_divergence"]} for case in published if "f_divergence" in case
+    ]
+    if VARIANTS[name].running:
+        told += [{"hyper": hyper, "earlier": ["published", "awkward"]} for hyper in hypers]
+    return [worked_out(name, {"inputs": batch, **case}) for batch in INPUTS for case in told]
+
+
+def worked_out(name: str, case: dict[str, Any]) -> dict[str, Any]:
+    """A case with its values and, for the plain log-ratio, its gradient."""
+    inputs, given = INPUTS[case["inputs"]], dict(case["hyper"])
+    if "earlier" in case:
+        given["earlier"] = [rows_of(INPUTS[batch]) for batch in case["earlier"]]
+    case = case | _rounded(VARIANTS[name](rows_of(inputs, case.get("f_divergence")), **given))
+    return case if "f_divergence" in case else case | {"gradient": gradient(name, inputs, given)}
 
 
 def _rounded(values: list[mpf]) -> dict[str, Any]:
@@ -140,11 +153,13 @@ def _rounded(values: list[mpf]) -> dict[str, Any]:
 def disagreements() -> list[str]:
     """Published numbers that the oracle does not reproduce to 1e-12."""
     found = []
-    for name in VARIANTS:
-        for case in PUBLISHED["variants"].get(name, []):
+    for name, published in PUBLISHED["variants"].items():
+        for case in published:
             rows = rows_of(PUBLISHED["inputs"], case.get("f_divergence"))
-            ours = _rounded(VARIANTS[name](rows, **case["hyper"]))
-            pairs = list(zip([*ours["per_pair"], ours["mean"]], [*case["per_pair"], case["mean"]], strict=True))
+            cold = "cold_start" in case
+            ours = _rounded(cold_start(name, rows, case["hyper"]) if cold else VARIANTS[name](rows, **case["hyper"]))
+            expected = case.get("per_pair", ours["per_pair"])  # of Dr. DPO, only the batch's value is published
+            pairs = [(ours["mean"], case["mean"]), *zip(ours["per_pair"], expected, strict=True)]
             if any(abs(a - b) > 1e-12 * max(1.0, abs(b)) for a, b in pairs):
                 found.append(f"{name} {case['hyper']}: {pairs}")
     return found

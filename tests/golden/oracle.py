@@ -55,16 +55,10 @@ def variant(formula: Callable[..., list]) -> Callable[..., list]:
             },
         )
 
-    precise.defaults = {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    precise.shared = [
-        name
-        for name, parameter in signature.parameters.items()
-        if name != "rows" and parameter.default is parameter.empty
-    ]
+    hyper = {name: given.default for name, given in signature.parameters.items() if name not in ("rows", "earlier")}
+    precise.defaults = {name: default for name, default in hyper.items() if default is not inspect.Parameter.empty}
+    precise.shared = [name for name in hyper if name not in precise.defaults]
+    precise.running = "earlier" in signature.parameters
     VARIANTS[formula.__name__] = precise
     return precise
 
@@ -334,7 +328,7 @@ def alphapo(rows, *, alphapo_beta=2.5, alphapo_alpha=0.25, alphapo_gamma=0.1):
     return [-ls(alphapo_beta * (reward(r.a_w) - reward(r.a_l)) - alphapo_gamma) for r in rows]
 
 
-# --- with a likelihood term or a running state ----------------------------------------------------------------------
+# --- with a likelihood term -----------------------------------------------------------------------------------------
 
 
 @variant
@@ -348,7 +342,11 @@ def dpo_nll(rows, *, beta, dpo_nll_weight=1.0, dpo_nll_norm="seq_mean"):
 
 
 @variant
-def bco_pair_delta(rows, *, beta):
-    """At the first batch: the running mean is the mean of its rewards, both sides, without gradient."""
-    delta = mean([beta * lr for r in rows for lr in (r.still.lr_w, r.still.lr_l)])
-    return [-ls(beta * r.lr_w - delta) - ls(-(beta * r.lr_l - delta)) for r in rows]
+def arpo(rows, *, beta, arpo_alpha=1.0, arpo_detach=False, arpo_eta1=0.9, arpo_eta2=0.4):
+    """The weight of the rejected side carries a gradient unless detached, and is below 0 for sides that are alike."""
+    values = []
+    for r in rows:
+        read = r.still if arpo_detach else r
+        weight = min(mpf(1), arpo_eta1 * exp(arpo_eta2 * abs(read.a_w - read.a_l)) - 1)
+        values.append(-ls(beta * (r.pi_w - weight * r.pi_l)) + arpo_alpha * token_mean_nll(rows))
+    return values
