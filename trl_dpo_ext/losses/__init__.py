@@ -3,6 +3,9 @@
 from . import (
     anchored,
     auxiliary,
+    batch,
+    confidence,
+    imitation,
     links,
     logistic,
     margin,
@@ -10,6 +13,7 @@ from . import (
     regression,
     regularised,
     rejected,
+    running,
     soft_labels,
     transport,
 )
@@ -17,6 +21,9 @@ from . import (
 __all__ = [
     "anchored",
     "auxiliary",
+    "batch",
+    "confidence",
+    "imitation",
     "links",
     "logistic",
     "margin",
@@ -24,6 +31,7 @@ __all__ = [
     "regression",
     "regularised",
     "rejected",
+    "running",
     "soft_labels",
     "transport",
 ]
