@@ -53,7 +53,7 @@ def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
 ArpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 ArpoDetach = Annotated[bool, Hyper("Whether the weight of the rejected side carries no gradient.")]
 ArpoEta1 = Annotated[
-    float, Hyper("Scale of the rejected side's weight: 1 less than this for sides that are alike.", ge=0)
+    float, Hyper("1 more than the rejected side's weight where both sides are as likely per token.", ge=0)
 ]
 ArpoEta2 = Annotated[
     float, Hyper("How fast the rejected side's weight grows with the distance of the two sides.", ge=0)
