@@ -174,17 +174,18 @@ def gamma_po(
 
 @torch.no_grad()
 def _target_margins(own: torch.Tensor, everyone: torch.Tensor, mean: float, tau: float) -> torch.Tensor:
-    """Target margins of this process's pairs, from 20 steps of exponentiated gradient on all pairs."""
+    """Target margins of this process's pairs, from exponentiated gradient steps on all pairs."""
     pairs = everyone.numel()
     # The own pairs ride along behind everyone's and are left out of the sum, so no pair has to find itself in it.
     gaps = torch.cat((everyone, own))
     log_share = torch.full_like(gaps, -math.log(pairs))
+    margins = torch.full_like(gaps, mean)
     step = min(0.5 / tau, 1.0)
-    for _ in range(20):
-        share = torch.exp(log_share)
-        margins = mean * pairs * share
-        # The authors' epsilon, without which a share that vanishes would never come back.
-        gradient = tau * (1 + torch.log(pairs * (share + 1e-10))) + mean * torch.sigmoid(margins - gaps)
+    # The authors take 20 steps and return the margins from before the last one.
+    for _ in range(19):
+        # Their epsilon, too, without which a share that vanishes would never come back.
+        gradient = tau * (1 + torch.log(pairs * (torch.exp(log_share) + 1e-10))) + mean * torch.sigmoid(margins - gaps)
         log_share = log_share - step * gradient
         log_share = log_share - torch.logsumexp(log_share[:pairs], dim=0)
+        margins = mean * pairs * torch.exp(log_share)
     return margins[pairs:]
