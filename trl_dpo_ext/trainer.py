@@ -160,7 +160,13 @@ class DPOExtTrainer(DPOTrainer):
                 strict=True,
             )
         ]  # fmt: skip
-        return Pairs(*sides, columns=columns, gather=self._gather, training=_host.is_training(self))
+        return Pairs(
+            *sides,
+            columns=columns,
+            gather=self._gather,
+            rank=self.accelerator.process_index,
+            training=_host.is_training(self),
+        )
 
     def _score(self, logratio: torch.Tensor) -> torch.Tensor:
         return stages.score(logratio, self.args.f_divergence_type, self.args.f_alpha_divergence_coef)

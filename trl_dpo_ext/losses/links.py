@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ..hyper import Beta, Hyper
 from ..pairs import Need, Pairs
 from ..registry import register_loss
+from .regression import squared
 
 # exp() of more than this is inf in float32, and inf times the vanishing weight in front of it is NaN.
 _MAX_EXPONENT = 80.0
@@ -124,7 +125,7 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("gpo_truncquad")(pairs, beta=0.5)
         tensor([3.0625])
     """
-    return torch.relu(1 - beta * p.margin) ** 2
+    return squared(torch.relu(1 - beta * p.margin))
 
 
 @register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")

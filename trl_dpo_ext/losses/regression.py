@@ -12,6 +12,14 @@ from ..pairs import Need, Pairs
 from ..registry import register_loss
 from .soft_labels import RpoEta, score_gap
 
+# Scores of an exponential divergence reach exp(80), whose square leaves float32.
+_LARGEST_SQUARED = 1e18
+
+
+def squared(gap: torch.Tensor) -> torch.Tensor:
+    """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow."""
+    return gap.clamp(-_LARGEST_SQUARED, _LARGEST_SQUARED) ** 2
+
 
 @register_loss(
     paper="2310.12036", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, evidence="framework", from_trl=True
@@ -38,7 +46,7 @@ def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("ipo")(pairs, beta=0.1)
         tensor([22.1684])
     """
-    return (p.chosen.avg_score - p.rejected.avg_score - 1 / (2 * beta)) ** 2
+    return squared(p.chosen.avg_score - p.rejected.avg_score - 1 / (2 * beta))
 
 
 @register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
@@ -64,7 +72,7 @@ def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("ipo_sum")(pairs, beta=0.1)
         tensor([9.])
     """
-    return (p.margin - 1 / (2 * beta)) ** 2
+    return squared(p.margin - 1 / (2 * beta))
 
 
 @register_loss(
@@ -96,7 +104,7 @@ def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
         >>> get_loss("rpo_sq")(pairs, beta=0.1, rpo_eta=1.0)
         tensor([3.2400])
     """
-    return (beta * p.margin - rpo_eta * score_gap(p)) ** 2
+    return squared(beta * p.margin - rpo_eta * score_gap(p))
 
 
 @register_loss(paper="2405.00675", needs=Need.REFERENCE, evidence="authors", from_trl=True)
