@@ -17,6 +17,9 @@ from trl_dpo_ext import Pairs, Side
 from trl_dpo_ext.registry import LossVariant
 from trl_dpo_ext.stages import score
 
+# These tensors hold a handful of numbers: waking other threads for them costs a hundred times the work.
+torch.set_num_threads(1)
+
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "vectors.json").read_text())
 PUBLISHED: dict[str, Any] = GOLDEN["inputs"]["published"]
 AWKWARD: dict[str, Any] = GOLDEN["inputs"]["awkward"]

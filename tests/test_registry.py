@@ -1,0 +1,297 @@
+"""Finding loss variants, and adding one's own."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import EntryPoint
+from typing import Annotated, Literal
+
+import pytest
+import torch
+
+from trl_dpo_ext import Hyper, Need, Pairs, get_loss, list_losses, register_loss, registry
+from trl_dpo_ext.hyper import Beta
+
+PAIRS = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+
+
+@pytest.fixture(autouse=True)
+def registry_as_it_was(monkeypatch):
+    """Whatever a test declares is gone after it."""
+    monkeypatch.setattr(registry, "_variants", dict(registry._variants))
+    monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="Unknown loss_type") as error:
+        get_loss("sigmod")
+    assert str(error.value) == (
+        "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? \"trl-dpo-ext losses\" lists them."
+    )
+
+
+def test_a_name_like_no_other_is_answered_without_a_guess():
+    with pytest.raises(ValueError, match=re.escape("Unknown loss_type 'zzzz'. \"trl-dpo-ext losses\" lists them.")):
+        get_loss("zzzz")
+
+
+def test_the_list_is_sorted_and_has_trls_fifteen():
+    names = [variant.name for variant in list_losses()]
+    assert names == sorted(set(names))
+    assert {variant.name for variant in list_losses() if variant.from_trl} == {
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+        "sigmoid_norm",
+    }
+
+
+def test_no_alias_is_also_a_name_or_another_variants_alias():
+    names = [name for variant in list_losses() for name in (variant.name, *variant.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_two_variants_that_share_a_flag_mean_the_same_by_it():
+    meanings = {}
+    for variant in list_losses():
+        for parameter in variant.owned:
+            assert meanings.setdefault(parameter.name, parameter) == parameter
+
+
+# --- third-party variants -------------------------------------------------------------------------------------------
+
+Scale = Annotated[float, Hyper("How much the margin is scaled.", gt=0)]
+
+
+def test_a_new_variant_is_found_checked_and_called():
+    @register_loss(paper="2501.00001", needs=Need.REFERENCE, aliases=("straight_line",))
+    def linear(p: Pairs, *, beta: Beta, linear_scale: Scale = 2.0) -> torch.Tensor:
+        """Prefers the chosen side linearly."""
+        return -beta * linear_scale * (p.chosen.logratio - p.rejected.logratio)
+
+    variant = get_loss("straight_line")
+    assert variant is get_loss("linear")
+    assert variant in list_losses()
+    assert variant.summary == "Prefers the chosen side linearly."
+    assert [parameter.name for parameter in variant.owned] == ["linear_scale"]
+    assert variant(PAIRS, beta=0.1).tolist() == pytest.approx([-0.4])
+    assert linear(PAIRS, beta=0.1).tolist() == pytest.approx([-0.4])
+    with pytest.raises(ValueError, match=re.escape("linear_scale must be > 0 for loss_type 'linear'; got -1.0 (how")):
+        variant(PAIRS, beta=0.1, linear_scale=-1.0)
+
+
+def test_a_class_with_a_running_state_starts_anew_each_time_it_is_made():
+    @register_loss(paper=None, needs=Need.REFERENCE | Need.STATE, per_pair=False, name="counting")
+    class Counting:
+        """Counts its calls."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, p: Pairs, *, counting_scale: Scale = 1.0) -> torch.Tensor:
+            self.calls += 1
+            return p.chosen.logratio * 0 + self.calls * counting_scale
+
+    loss = get_loss("counting").make()
+    assert [loss(PAIRS).item(), loss(PAIRS).item()] == [1.0, 2.0]
+    assert get_loss("counting").make()(PAIRS).item() == 1.0
+    assert get_loss("counting")(PAIRS, counting_scale=3.0).item() == 3.0
+
+
+def test_variants_of_a_family_may_share_a_prefix_but_not_disagree():
+    @register_loss(paper=None, prefix="family")
+    def elder(p: Pairs, *, family_scale: Scale = 1.0) -> torch.Tensor:
+        """The elder."""
+        return p.chosen.logps * family_scale
+
+    @register_loss(paper=None, prefix="family")
+    def younger(p: Pairs, *, family_scale: Scale = 1.0) -> torch.Tensor:
+        """The younger."""
+        return p.chosen.logps * family_scale
+
+    with pytest.raises(ValueError, match="family_scale is declared differently by 'elder' and 'black_sheep'"):
+
+        @register_loss(paper=None, prefix="family")
+        def black_sheep(p: Pairs, *, family_scale: Scale = 2.0) -> torch.Tensor:
+            """Another default."""
+            return p.chosen.logps * family_scale
+
+    with pytest.raises(ValueError, match="Unknown loss_type 'black_sheep'"):
+        get_loss("black_sheep")
+
+
+def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_their_type():
+    @register_loss(paper=None)
+    def typed(
+        p: Pairs,
+        *,
+        typed_shape: Annotated[Literal["round", "square"], Hyper("Its shape.")] = "round",
+        typed_steps: Annotated[int, Hyper("Its steps.", ge=1)] = 3,
+        typed_fast: Annotated[bool, Hyper("Its speed.")] = False,
+        typed_limit: Annotated[float | None, Hyper("Its limit.", gt=0)] = None,
+    ) -> torch.Tensor:
+        """One of each."""
+        return p.chosen.logps
+
+    check = get_loss("typed").check
+    assert check({"typed_shape": "square", "typed_steps": 1, "typed_fast": True, "typed_limit": None}) == []
+    for wrong, allowed in (
+        ({"typed_shape": "oval"}, "one of round, square"),
+        ({"typed_steps": 1.5}, "a whole number"),
+        ({"typed_steps": 0}, ">= 1"),
+        ({"typed_steps": float("inf")}, ""),
+        ({"typed_steps": float("nan")}, ""),
+        ({"typed_steps": None}, "given"),
+        ({"typed_steps": True}, "a number"),
+        ({"typed_fast": 1}, "true or false"),
+        ({"typed_limit": 0.0}, "> 0"),
+        ({"typed_limit": "1"}, "a number"),
+    ):
+        (name,) = wrong
+        (problem,) = check(wrong)
+        assert problem.startswith(f"{name} must be {allowed}"), problem
+
+
+def declare(function, **declaration):
+    return register_loss(**{"paper": None, **declaration})(function)
+
+
+def test_a_taken_name_is_refused_and_its_owner_named():
+    def sigmoid(p: Pairs) -> torch.Tensor:
+        """An impostor."""
+        return p.chosen.logps
+
+    with pytest.raises(ValueError, match=r"loss_type 'sigmoid' is already declared by trl_dpo_ext\.losses\.logistic"):
+        declare(sigmoid)
+    with pytest.raises(ValueError, match=r"loss_type 'dpo' is already declared by trl_dpo_ext\.losses\.logistic"):
+        declare(sigmoid, name="dpo")
+    with pytest.raises(ValueError, match=r"loss_type 'hinge' is already declared by trl_dpo_ext\.losses"):
+        declare(sigmoid, name="impostor", aliases=("hinge",))
+    with pytest.raises(ValueError, match="Unknown loss_type 'impostor'"):
+        get_loss("impostor")
+    assert get_loss("sigmoid").function is not sigmoid
+
+
+def test_a_hyper_parameter_that_does_not_carry_its_owners_name_is_refused():
+    def tall(p: Pairs, *, scale: Scale = 1.0) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps * scale
+
+    with pytest.raises(TypeError, match="loss variant 'tall': scale must be named tall_<word>"):
+        declare(tall)
+
+
+def test_a_hyper_parameter_without_a_description_is_refused():
+    def tall(p: Pairs, *, tall_scale: float = 1.0) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps * tall_scale
+
+    with pytest.raises(TypeError, match=r"loss variant 'tall': tall_scale must be annotated as Annotated\[type, Hyper"):
+        declare(tall)
+
+
+def test_an_owned_hyper_parameter_without_a_default_is_refused():
+    def tall(p: Pairs, *, tall_scale: Scale) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps * tall_scale
+
+    with pytest.raises(TypeError, match="loss variant 'tall': tall_scale needs a default"):
+        declare(tall)
+
+
+def test_a_shared_hyper_parameter_with_a_second_default_is_refused():
+    def tall(p: Pairs, *, beta: Beta = 0.5) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps * beta
+
+    with pytest.raises(TypeError, match="loss variant 'tall': beta"):
+        declare(tall)
+
+
+def test_a_state_is_for_classes_and_only_for_them():
+    def plain(p: Pairs) -> torch.Tensor:
+        """Plain."""
+        return p.chosen.logps
+
+    class Stateful:
+        """Stateful."""
+
+        def __call__(self, p: Pairs) -> torch.Tensor:
+            return p.chosen.logps
+
+    with pytest.raises(TypeError, match=r"plain: a class declares Need\.STATE and a plain function does not"):
+        declare(plain, needs=Need.STATE)
+    with pytest.raises(TypeError, match=r"Stateful: a class declares Need\.STATE and a plain function does not"):
+        declare(Stateful)
+
+
+# --- plugins --------------------------------------------------------------------------------------------------------
+
+PLUGIN = """
+from trl_dpo_ext import Pairs, register_loss
+
+@register_loss(paper=None)
+def from_afar(p: Pairs):
+    "Declared by another package."
+    return -p.chosen.logps
+"""
+
+
+@pytest.fixture
+def plugins(monkeypatch, tmp_path):
+    """Stands for the entry points of installed packages; loads them anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+    installed = []
+
+    def entry_points(group):
+        return [point for point in installed if point.group == group]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    registry._load_plugins.cache_clear()
+
+    def install(module, source, group="trl_dpo_ext.losses"):
+        (tmp_path / f"{module}.py").write_text(source)
+        installed.append(EntryPoint(name=module, value=module, group=group))
+
+    yield install
+    registry._load_plugins.cache_clear()
+
+
+def test_a_plugin_is_found_through_its_entry_point(plugins):
+    plugins("faraway_losses", PLUGIN)
+    assert get_loss("from_afar")(PAIRS).tolist() == [12.0]
+    assert "from_afar" in [variant.name for variant in list_losses()]
+
+
+def test_entry_points_of_other_groups_are_left_alone(plugins):
+    plugins("unrelated_plugin", "raise RuntimeError('loaded')", group="something.else")
+    assert list_losses()
+
+
+def test_a_broken_plugin_warns_and_the_rest_works(plugins):
+    plugins("broken_losses", "raise RuntimeError('out of order')")
+    plugins("whole_losses", PLUGIN.replace("from_afar", "from_nearby"))
+    with pytest.warns(UserWarning, match=r"Loss plugin 'broken_losses' could not be loaded: .*out of order"):
+        variants = list_losses()
+    assert {"sigmoid", "from_nearby"} <= {variant.name for variant in variants}
+
+
+def test_a_plugin_that_takes_our_names_warns_and_ours_stay(plugins):
+    plugins("greedy_losses", PLUGIN.replace("from_afar", "sigmoid"))
+    ours = get_loss.__globals__["_variants"]["sigmoid"]
+    with pytest.warns(UserWarning, match=r"greedy_losses.*already declared"):
+        assert get_loss("sigmoid") is ours
