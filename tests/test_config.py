@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import runs
+from trl import DPOConfig
 
 from trl_dpo_ext import DPOExtConfig, list_losses
 from trl_dpo_ext.config import owned_hyperparameters
@@ -126,6 +127,10 @@ def test_a_configuration_survives_what_checkpoints_do_with_it(tmp_path) -> None:
     again = pickle.loads(pickle.dumps(config))
     assert again.loss_mixture().describe() == config.loss_mixture().describe()
     assert config.to_dict()["loss_type"] == ["dpop:beta=0.3"]
+
+
+def test_arguments_by_position_are_those_of_trls_configuration() -> None:
+    assert DPOExtConfig("out", bf16=False).output_dir == DPOConfig("out", bf16=False).output_dir == "out"
 
 
 def test_what_a_mixture_needs_is_what_its_terms_need(tmp_path) -> None:

@@ -40,6 +40,7 @@ _VariantFields = dataclasses.make_dataclass(
     "_VariantFields",
     [_field_of(parameter) for parameter, _ in owned_hyperparameters().values()],
     namespace={"__module__": __name__},
+    kw_only=True,  # so that DPOExtConfig("out") is DPOConfig("out")
 )
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
