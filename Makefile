@@ -1,0 +1,54 @@
+# A newcomer's targets: `make demo`, `make test`. Everything happens in a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --constraint constraints.txt
+OLDEST := $(VENV)-oldest
+
+# Nothing here needs a model hub; without this, every model load would ask for one.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-distributed test-oldest check docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch first and by its exact version: a range would fetch gigabytes of GPU libraries on a machine without a GPU.
+$(VENV)/made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable ".[dev,demo]"
+	touch $@
+
+demo: $(VENV)/made ## Train a real model on a real preference set, with what it learnt before and after
+	$(PY) -m demo.run
+
+test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
+	$(PY) -m pytest -q -m "not distributed"
+
+test-distributed: $(VENV)/made ## Run the tests that launch two processes
+	$(PY) -m pytest -q -m distributed
+
+# TRL 1.15 scores on the CPU only through Triton's interpreter.
+$(OLDEST)/made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v '^trl==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt torch==2.13.0
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt trl==1.15.0 triton --editable ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed"
+
+check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) tools/docs.py --check
+
+docs: $(VENV)/made ## Write the generated parts of the README
+	$(PY) tools/docs.py
+
+clean: ## Remove the virtual environments and what the demo made
+	rm -rf $(VENV) $(OLDEST) demo/work build dist
