@@ -66,6 +66,28 @@ def test_evaluation_before_any_training_is_finite(variant):
         assert variant.make()(make_pairs(PUBLISHED, training=False), **hyper).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("running", "hyper", "plain", "plain_hyper"),
+    [
+        ("bco_pair_delta", {"beta": 0.1}, "bco_pair", {"beta": 0.1}),
+        ("beta_dpo", {"beta": 0.1, "beta_dpo_alpha": 0.6}, "sigmoid", {"beta": 0.1}),
+        ("alpha_dpo", {"alpha_dpo_beta": 2.5}, "simpo", {"simpo_beta": 2.5, "simpo_gamma_beta_ratio": 0.6}),
+    ],
+)
+def test_evaluation_before_any_training_is_the_loss_without_a_memory(running, hyper, plain, plain_hyper):
+    pairs = make_pairs(PUBLISHED, training=False)
+    assert_same(get_loss(running)(pairs, **hyper), get_loss(plain)(pairs, **plain_hyper))
+
+
+@pytest.mark.parametrize(("running", "hyper"), [("beta_dpo", {"beta": 0.1}), ("alpha_dpo", {})])
+def test_a_batch_of_one_pair_has_no_spread_and_leaves_the_state_alone(running, hyper):
+    loss = get_loss(running).make()
+    loss(make_pairs(PUBLISHED), **hyper)
+    before = copy.deepcopy(loss.state_dict())
+    assert loss(make_pairs(take(PUBLISHED, [0])), **hyper).isfinite().all()
+    assert loss.state_dict() == before
+
+
 @stateful
 def test_two_losses_of_one_variant_do_not_share_a_state(variant):
     for hyper in hypers_of(variant):
