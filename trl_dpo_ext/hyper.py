@@ -94,7 +94,7 @@ class HyperParameter:
             allowed = None if isinstance(value, bool) else "true or false"
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             allowed = "a number"
-        elif self.type is int and value != int(value):
+        elif self.type is int and math.isfinite(value) and value != int(value):
             allowed = "a whole number"
         else:
             allowed = self.hyper.broken_bound(float(value))

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
-# exp() of more than this leaves float16 / float32; one bound for float32 and wider keeps their values comparable.
-_MAX_EXPONENT = {torch.float16: 11.0}
-_MAX_EXPONENT_DEFAULT = 80.0
+# exp() of more than this leaves float32 (or float16); one bound for float32 and wider keeps their values comparable.
+_MAX_EXPONENT, _MAX_EXPONENT_FLOAT16 = 80.0, 11.0
 
 
 def reduce(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
@@ -59,13 +58,17 @@ def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: 
     if f_divergence_type == "js_divergence":
         return math.log(2) + F.logsigmoid(logratio)
     if f_divergence_type == "alpha_divergence":
-        power = torch.exp(_clamp_exponent((alpha - 1.0) * logratio))
-        return (power - 1.0).to(logratio.dtype) * (1.0 / (alpha - 1.0))
+        scale = 1.0 / (alpha - 1.0)
+        power = torch.exp(_clamp_exponent((alpha - 1.0) * logratio, scale))
+        return (power - 1.0).to(logratio.dtype) * scale
     raise ValueError(f"Unknown f_divergence_type {f_divergence_type!r}; one of {', '.join(F_DIVERGENCES)}.")
 
 
-def _clamp_exponent(exponent: torch.Tensor) -> torch.Tensor:
-    bound = _MAX_EXPONENT.get(exponent.dtype, _MAX_EXPONENT_DEFAULT)
+def _clamp_exponent(exponent: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`exponent`, at least float32, small enough for exp() and for `scale` times it in the dtype it came in."""
+    bound = _MAX_EXPONENT
+    if exponent.dtype == torch.float16:
+        bound = _MAX_EXPONENT_FLOAT16 - max(0.0, math.log(abs(scale)))
     wide = exponent.float() if exponent.dtype in (torch.float16, torch.bfloat16) else exponent
     return wide.clamp(max=bound)
 

@@ -12,13 +12,13 @@ from ..pairs import Need, Pairs
 from ..registry import register_loss
 from .soft_labels import RpoEta, score_gap
 
-# Scores of an exponential divergence reach exp(80), whose square leaves float32.
-_LARGEST_SQUARED = 1e18
-
-
 def squared(gap: torch.Tensor) -> torch.Tensor:
-    """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow."""
-    return gap.clamp(-_LARGEST_SQUARED, _LARGEST_SQUARED) ** 2
+    """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow.
+
+    Scores of an exponential divergence reach exp(80), whose square leaves float32.
+    """
+    largest = 0.5 * torch.finfo(gap.dtype).max ** 0.5
+    return gap.clamp(-largest, largest) ** 2
 
 
 @register_loss(
