@@ -30,7 +30,6 @@ NEEDS_OF = {
     "mask": Need.TOKENS,
     "ref_token_logps": Need.TOKEN_REFERENCE,
     "gather": Need.BATCH,
-    "rank": Need.BATCH,
     "training": Need.STATE,
     "logps": Need.NONE,
 }
@@ -129,7 +128,7 @@ def test_a_need_that_is_not_met_is_named(variant):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if Need.REFERENCE not in v.needs], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.needs_reference], ids=lambda v: v.name)
 def test_a_loss_without_a_reference_has_a_reward_of_its_own(variant):
     for hyper in hypers_of(variant):
         pairs = make_pairs(PUBLISHED)
@@ -140,7 +139,7 @@ def test_a_loss_without_a_reference_has_a_reward_of_its_own(variant):
             reward = variant.reward(Watched(side, read), **given)
             assert reward.shape == (4,)
             assert reward.isfinite().all()
-        assert not any(Need.REFERENCE in NEEDS_OF[name] for name in read)
+        assert not any(NEEDS_OF[name].of_reference for name in read)
 
 
 # --- how it is described --------------------------------------------------------------------------------------------
@@ -210,6 +209,9 @@ OUT_OF_RANGE = [
     ("kldpo", "kldpo_tau", 0.0, "> 0"),
     ("beta_dpo", "beta_dpo_rho", 1.0, "< 1"),
     ("gamma_po", "gamma_po_tau", 0.0, "> 0"),
+    ("d2po", "d2po_gamma", 0.0, "> 0"),
+    ("d2po", "d2po_gamma", 1.1, "<= 1"),
+    ("unlikelihood", "unlikelihood_alpha", 1.1, "<= 1"),
 ]
 
 

@@ -10,7 +10,7 @@ from batches import AWKWARD, PUBLISHED, hypers_of, make_pairs, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dpo_ext import Need, get_loss, list_losses
+from trl_dpo_ext import get_loss, list_losses
 
 VARIANTS = list_losses()
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
@@ -87,7 +87,7 @@ READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo"}
 
 @pytest.mark.parametrize(
     "variant",
-    [v for v in VARIANTS if Need.REFERENCE in v.needs and v.name not in READ_THE_POLICY_ALONE],
+    [v for v in VARIANTS if v.needs_reference and v.name not in READ_THE_POLICY_ALONE],
     ids=lambda variant: variant.name,
 )
 @few
@@ -113,7 +113,7 @@ def test_the_exceptions_do_see_a_constant_on_policy_and_reference(name):
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in VARIANTS if Need.REFERENCE not in v.needs], ids=lambda variant: variant.name
+    "variant", [v for v in VARIANTS if not v.needs_reference], ids=lambda variant: variant.name
 )
 @few
 @given(inputs=batches())

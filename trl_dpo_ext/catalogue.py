@@ -22,6 +22,7 @@ _NEED_WORDS = {
     Need.TOKEN_REFERENCE: "reference per token",
     Need.BATCH: "batch",
     Need.STATE: "state",
+    Need.REF_ENTROPY: "reference entropy",
 }
 
 

@@ -135,7 +135,7 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     variants = [term.variant for term in mixture.terms]
     if kind != "reverse_kl":
         # The divergence leaves a term beta * log Z(prompt) that cancels in a difference of scores and nowhere else.
-        refused = [v.name for v in variants if Need.REFERENCE in v.needs and not v.f_divergence]
+        refused = [v.name for v in variants if v.needs_reference and not v.f_divergence]
         if refused:
             able = ", ".join(v.name for v in list_losses() if v.f_divergence)
             problems.append(
@@ -177,7 +177,7 @@ def _weighting_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
 def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     problems = []
     chosen = ", ".join(args.loss_type)
-    reads = any(Need.REFERENCE in term.variant.needs for term in mixture.terms) or bool(mixture.host_names)
+    reads = any(term.variant.needs_reference for term in mixture.terms) or bool(mixture.host_names)
     if args.reference_free and mixture.host_names:
         problems.append(
             f"reference_free=True cannot be used with losses left to TRL ({', '.join(mixture.host_names)})."

@@ -53,12 +53,12 @@ class LossMixture:
         needs = Need.REFERENCE if self.host_names else Need.NONE
         for term in self.terms:
             needs |= term.variant.needs
-        return needs & ~(Need.REFERENCE | Need.TOKEN_REFERENCE) if self.reference_free else needs
+        return needs & ~needs.of_reference if self.reference_free else needs
 
     @property
     def needs_reference(self) -> bool:
         """Whether reference log-probs must be computed or read."""
-        return bool(self.needs & (Need.REFERENCE | Need.TOKEN_REFERENCE))
+        return bool(self.needs.of_reference)
 
     @property
     def columns(self) -> dict[str, Hyper]:

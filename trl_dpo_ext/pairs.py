@@ -33,6 +33,13 @@ class Need(enum.Flag):
     """Statistics over the batch, which say nothing about a batch of one pair."""
     STATE = enum.auto()
     """A running state, saved with checkpoints and frozen in evaluation."""
+    REF_ENTROPY = enum.auto()
+    """How unsure the reference is of its next token, on average over a completion."""
+
+    @property
+    def of_reference(self) -> Need:
+        """The part of these needs that a reference model serves."""
+        return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +58,8 @@ class Side:
     token_logps: torch.Tensor = _ABSENT
     mask: torch.Tensor = _ABSENT
     ref_token_logps: torch.Tensor = _ABSENT
+    ref_entropy: torch.Tensor = _ABSENT
+    """Mean over the completion of the reference's token entropy, divided by log(vocabulary size): in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.score is None and self.ref_logps is not None:
@@ -85,7 +94,8 @@ class Pairs:
     chosen: Side
     rejected: Side
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Extra dataset columns a variant asked for (`margin`, `score_chosen`, ...), each of shape (pairs,)."""
+    """Extra dataset columns a variant asked for (`margin`, `score_chosen`, ...), each of shape (pairs,), or (pairs,
+    tokens) where the column is declared per token."""
     gather: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach
     """Collects a detached (pairs,) tensor over all ranks, shape (pairs of all ranks,). Alone: the tensor itself."""
     training: bool = True
@@ -151,18 +161,19 @@ class Pairs:
             "ref_rejected": ref_rejected,
             "chosen_lengths": chosen_lengths,
             "rejected_lengths": rejected_lengths,
-            **(columns or {}),
         }
         tensors: dict[str, Any] = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        extra = {name: torch.as_tensor(value) for name, value in (columns or {}).items()}
         shape = tensors["chosen"].shape
-        wrong = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.dim() != 1 or t.shape != shape]
+        named = [*tensors.items(), *extra.items()]
+        wrong = [f"{name} {tuple(t.shape)}" for name, t in named if t.dim() != 1 or t.shape != shape]
         if wrong:
             raise ValueError(f"Every tensor must have the shape (pairs,) = {tuple(shape)}; got {', '.join(wrong)}.")
         chosen_side, rejected_side = (
             Side(tensors[side], tensors.get(f"ref_{side}"), lengths=tensors.get(f"{side}_lengths"))  # type: ignore[arg-type]
             for side in ("chosen", "rejected")
         )
-        return cls(chosen_side, rejected_side, columns={name: tensors[name] for name in columns or {}})
+        return cls(chosen_side, rejected_side, columns=extra)
 
 
 _TENSOR_OF_NEED = {
@@ -170,6 +181,7 @@ _TENSOR_OF_NEED = {
     Need.LENGTHS: "lengths",
     Need.TOKENS: "token_logps",
     Need.TOKEN_REFERENCE: "ref_token_logps",
+    Need.REF_ENTROPY: "ref_entropy",
 }
 
 
@@ -179,6 +191,7 @@ def _absent(need: Need) -> str:
         Need.LENGTHS: "completion lengths: pass chosen_lengths= and rejected_lengths=",
         Need.TOKENS: "log-probs per token: build Side with token_logps= and mask=",
         Need.TOKEN_REFERENCE: "reference log-probs per token: build Side with ref_token_logps=",
+        Need.REF_ENTROPY: "the reference's entropy: build Side with ref_entropy=",
     }
     return how[need]
 

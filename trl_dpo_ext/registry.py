@@ -69,6 +69,11 @@ class LossVariant:
         return Need.STATE in self.needs
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether it reads anything of a reference model."""
+        return bool(self.needs.of_reference)
+
+    @property
     def doc(self) -> str:
         """The whole docstring: what it does, formula, when to use it, notes."""
         return inspect.getdoc(self.function) or ""

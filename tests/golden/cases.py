@@ -13,7 +13,7 @@ from typing import Any
 
 from mpmath import mpf, workdps
 
-from . import oracle_links, oracle_stages  # noqa: F401  (importing the formulas enters them)
+from . import oracle_links, oracle_stages, oracle_tokens  # noqa: F401  (importing the formulas enters them)
 from .oracle import VARIANTS, Row, mean
 from .oracle_running import cold_start
 
@@ -162,6 +162,10 @@ def disagreements() -> list[str]:
             pairs = [(ours["mean"], case["mean"]), *zip(ours["per_pair"], expected, strict=True)]
             if any(abs(a - b) > 1e-12 * max(1.0, abs(b)) for a, b in pairs):
                 found.append(f"{name} {case['hyper']}: {pairs}")
+    real_tokens = [oracle_tokens.row_of_tokens(PUBLISHED["stages"]["token_fixture"])]
+    for name, case in PUBLISHED["tokens"].items():
+        if name in VARIANTS and abs(mean(VARIANTS[name](real_tokens, **case["hyper"])) - case["mean"]) > 1e-12:
+            found.append(f"{name} {case['hyper']} on tokens")
     return found
 
 

@@ -15,6 +15,7 @@ from . import (
     rejected,
     running,
     soft_labels,
+    token,
     transport,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "rejected",
     "running",
     "soft_labels",
+    "token",
     "transport",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..pairs import Need, Pairs, Side
@@ -39,9 +41,28 @@ def sft(p: Pairs) -> torch.Tensor:
         >>> get_loss("sft")(Pairs(chosen=side, rejected=side))
         tensor([2.])
     """
-    return -p.chosen.token_logps[p.chosen.mask].mean().expand_as(p.chosen.logps)
+    tokens = p.chosen.token_logps[p.chosen.mask]
+    # Truncation can empty every completion of a batch; the mean of nothing is NaN, its sum 0.
+    mean = tokens.mean() if tokens.numel() else tokens.sum()
+    return -mean.expand_as(p.chosen.logps)
 
 
 def token_mean_nll(side: Side) -> torch.Tensor:
     """Negative log-likelihood averaged over the tokens of the micro-batch, a scalar: what `sft` gives every pair."""
     return -side.logps.sum() / side.lengths.sum().clamp(min=1)
+
+
+# Nearer to probability 1 than this, 1 - p is all rounding, and the gradient of its logarithm explodes.
+_MAX_LOG_P = -1e-7
+
+
+def log1mexp(log_p: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(log_p)), elementwise; a log-prob above -1e-7 counts as -1e-7, without gradient."""
+    log_p = log_p.clamp(max=_MAX_LOG_P)
+    likely = log_p > -math.log(2)
+    # Each form is accurate on its own side only. The branch not taken gets a harmless input: where() multiplies its
+    # gradient by zero, and zero times inf is NaN.
+    harmless = torch.full_like(log_p, -math.log(2))
+    of_likely = torch.log(-torch.expm1(torch.where(likely, log_p, harmless)))
+    of_unlikely = torch.log1p(-torch.exp(torch.where(likely, harmless, log_p)))
+    return torch.where(likely, of_likely, of_unlikely)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
@@ -11,10 +10,7 @@ import torch.nn.functional as F
 from ..hyper import Beta, Hyper
 from ..pairs import Need, Pairs, Side
 from ..registry import register_loss
-from .auxiliary import token_mean_nll
-
-# Nearer to probability 1 than this, 1 - p is all rounding, and the gradient of its logarithm explodes.
-_MAX_AVG_LOGPS = -1e-7
+from .auxiliary import log1mexp, token_mean_nll
 
 # exp() of more than this is inf in float32, and inf times a gradient of zero is NaN.
 _MAX_EXPONENT = 80.0
@@ -103,14 +99,7 @@ def arpo(
 
 def _log_odds(side: Side, **_: object) -> torch.Tensor:
     """log(P / (1 - P)) of the mean token probability P = exp(avg_logps), shape (pairs,)."""
-    log_p = side.avg_logps.clamp(max=_MAX_AVG_LOGPS)
-    likely = log_p > -math.log(2)
-    # Each form is accurate on its own side only. The branch not taken gets a harmless input: where() multiplies its
-    # gradient by zero, and zero times inf is NaN.
-    harmless = torch.full_like(log_p, -math.log(2))
-    of_likely = torch.log(-torch.expm1(torch.where(likely, log_p, harmless)))
-    of_unlikely = torch.log1p(-torch.exp(torch.where(likely, harmless, log_p)))
-    return side.avg_logps - torch.where(likely, of_likely, of_unlikely)
+    return side.avg_logps - log1mexp(side.avg_logps)
 
 
 OrpoLambda = Annotated[float, Hyper("Weight of the odds ratio against the likelihood.", gt=0)]

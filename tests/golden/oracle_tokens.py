@@ -1,0 +1,81 @@
+"""The oracle's formulas that look at single tokens. Notation: see `oracle.py`.
+
+The golden batches hold sums only. A completion's tokens are made up from them: the first has one part of the sum, the
+next ones two, three, four, then one again, for policy and reference alike.
+"""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+from mpmath import exp, log, mpf
+
+from .oracle import Row, ls, mean, variant
+
+
+def parts(count):
+    """The share of each of `count` tokens in its completion's sum."""
+    given = [mpf(1 + place % 4) for place in range(int(count))]
+    return [part / sum(given) for part in given]
+
+
+def tokens_of(row, side):
+    """The tokens of one side, with log-prob `pi` and log-ratio `lr`; a row of real tokens brings its own."""
+    own = getattr(row, f"tokens_{side}", None)
+    if own is not None:
+        return own
+    pi, lr, count = (getattr(row, f"{name}_{side}") for name in ("pi", "lr", "n"))
+    return [SimpleNamespace(pi=pi * share, lr=lr * share) for share in parts(count)]
+
+
+def row_of_tokens(fixture):
+    """One pair from full next-token distributions of policy and reference and the label of each position."""
+    tokens, sums = {}, {}
+    for side in ("w", "l"):
+        policy, reference, labels = (fixture[side][name] for name in ("pi", "ref", "y"))
+        triples = list(zip(policy, reference, labels, strict=True))
+        tokens[side] = [SimpleNamespace(pi=log(mpf(p[y])), lr=log(mpf(p[y])) - log(mpf(q[y]))) for p, q, y in triples]
+        sums |= {
+            f"pi_{side}": sum(token.pi for token in tokens[side]),
+            f"ref_{side}": sum(token.pi - token.lr for token in tokens[side]),
+            f"n_{side}": len(triples),
+        }
+    row = Row(**sums)
+    row.tokens_w, row.tokens_l = tokens["w"], tokens["l"]
+    return row
+
+
+@variant
+def d2po(rows, *, beta, d2po_gamma=0.98):
+    def decayed(tokens):
+        return sum(d2po_gamma**t * token.lr for t, token in enumerate(tokens))
+
+    return [-ls(beta * (decayed(tokens_of(r, "w")) - decayed(tokens_of(r, "l")))) for r in rows]
+
+
+@variant
+def sampo(rows, *, beta, earlier=()):
+    """Drawn with the standard library's generator, from a seed of batch, process and lengths."""
+    values = []
+    for r in rows:
+        chosen, rejected = tokens_of(r, "w"), tokens_of(r, "l")
+        few, many = sorted((len(chosen), len(rejected)))
+        seed = f"{len(earlier) + 1} 0 {len(chosen)} {len(rejected)}"
+        kept = random.Random(seed).sample(range(many), few)
+        sides = [[side[k] for k in kept] if len(side) > few else side for side in (chosen, rejected)]
+        values.append(-ls(beta * (sum(t.lr for t in sides[0]) - sum(t.lr for t in sides[1]))))
+    return values
+
+
+@variant
+def unlikelihood(rows, *, unlikelihood_alpha=1.0):
+    """A log-prob above -1e-7 counts as -1e-7 in 1 - p."""
+
+    def log_not(pi):
+        return log(1 - exp(min(pi, mpf("-1e-7"))))
+
+    return [
+        -mean([t.pi for t in tokens_of(r, "w")]) - unlikelihood_alpha * mean([log_not(t.pi) for t in tokens_of(r, "l")])
+        for r in rows
+    ]

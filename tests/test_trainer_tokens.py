@@ -1,0 +1,132 @@
+"""The trainer with losses of single tokens: its loss is what the full logits of both models give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+import runs
+import tiny
+import torch
+from torch.nn.functional import logsigmoid
+
+from trl_dpo_ext import Need, list_losses
+
+LORA = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+BETA = 0.1
+
+
+def distributions(model: Any, inputs: Any) -> torch.Tensor:
+    """Next-token log-probs of every position but the last, (rows, tokens, vocabulary)."""
+    with torch.no_grad():
+        logits = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}).logits
+    return logits[:, :-1].double().log_softmax(-1)
+
+
+def completions(run: Any, inputs: Any, reference: Any = None) -> list[list[dict[str, Any]]]:
+    """Of each pair both sides: `pi` and `ref`, (completion tokens, vocabulary), and the labels `y`."""
+    run.model.eval()
+    policy = distributions(run.model, inputs)
+    if reference is None:
+        reference = distributions(run.ref_model or run.model, inputs)
+    mask, labels = inputs["completion_mask"][:, 1:].bool(), inputs["input_ids"][:, 1:]
+    rows = [
+        {"pi": p[m], "ref": q[m], "y": y[m], "row": row}
+        for row, (p, q, y, m) in enumerate(zip(policy, reference, labels, mask, strict=True))
+    ]
+    half = len(rows) // 2
+    return [list(pair) for pair in zip(rows[:half], rows[half:], strict=True)]
+
+
+def logps(side: dict[str, Any], model: str) -> torch.Tensor:
+    return side[model].gather(-1, side["y"].unsqueeze(-1)).squeeze(-1)
+
+
+def logratios(side: dict[str, Any]) -> torch.Tensor:
+    return logps(side, "pi") - logps(side, "ref")
+
+
+def batch_of(run: Any) -> dict[str, Any]:
+    return next(iter(run.get_train_dataloader()))
+
+
+def dpo(difference: torch.Tensor) -> torch.Tensor:
+    return -logsigmoid(BETA * difference)
+
+
+def by_hand(name: str, chosen: dict[str, Any], rejected: dict[str, Any]) -> torch.Tensor:
+    if name == "d2po":
+        sides = [(logratios(s) * 0.98 ** torch.arange(len(s["y"]))).sum() for s in (chosen, rejected)]
+        return dpo(sides[0] - sides[1])
+    if name == "unlikelihood":
+        return -logps(chosen, "pi").mean() - torch.log1p(-logps(rejected, "pi").exp()).mean()
+    raise AssertionError(name)
+
+
+def check(run: Any, name: str, reference: Any = None) -> None:
+    inputs = batch_of(run)
+    loss = run.compute_loss(run.model, inputs)
+    expected = torch.stack([by_hand(name, *pair) for pair in completions(run, inputs, reference)]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["d2po", "unlikelihood"])
+def test_the_loss_is_what_full_logits_give(tmp_path, name: str) -> None:
+    needs_reference = next(v for v in list_losses() if v.name == name).needs_reference
+    models = {"ref_model": tiny.model(1)} if needs_reference else {}
+    run = runs.trainer(tmp_path, loss_type=name, **models)
+    assert (run.ref_model is not None) == needs_reference
+    check(run, name)
+
+
+def test_sampo_counts_as_many_tokens_of_the_longer_side_as_the_shorter_one_has(tmp_path) -> None:
+    run = runs.trainer(tmp_path, loss_type="sampo", ref_model=tiny.model(1))
+    inputs = batch_of(run)
+    values = torch.tensor([run.compute_loss(run.model, inputs).item() for _ in range(40)])
+    drawn = run.mixture.state_dict()["sampo"]
+    assert drawn == {"batches": 40}
+    assert values.unique().numel() > 10
+    low, high = [], []
+    for pair in completions(run, inputs):
+        few = min(len(side["y"]) for side in pair)
+        ordered = [logratios(side).sort().values for side in pair]
+        bottom, top = ([part.sum() for part in parts] for parts in (
+            [side[:few] for side in ordered], [side[len(side) - few:] for side in ordered]
+        ))  # fmt: skip
+        low.append(dpo(top[0] - bottom[1]))
+        high.append(dpo(bottom[0] - top[1]))
+    assert (values >= torch.stack(low).mean() - 1e-4).all()
+    assert (values <= torch.stack(high).mean() + 1e-4).all()
+
+
+def test_tokens_of_an_adapters_reference_are_those_of_its_base(tmp_path) -> None:
+    run = runs.trained(tmp_path, loss_type="d2po", peft_config=LORA, gradient_checkpointing=False)
+    assert run.ref_model is None
+    with run.model.disable_adapter():
+        reference = distributions(run.model.eval(), batch_of(run))
+    check(run, "d2po", reference)
+
+
+@pytest.mark.parametrize("name", ["d2po", "sampo"])
+def test_without_a_reference_its_tokens_count_as_zero(tmp_path, name: str) -> None:
+    run = runs.trainer(tmp_path, loss_type=name, reference_free=True)
+    assert run.ref_model is None
+    assert torch.isfinite(run.compute_loss(run.model, batch_of(run)))
+
+
+TOKEN_LOSSES = [v.name for v in list_losses() if Need.TOKEN_REFERENCE in v.needs]
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_stored_sums_cannot_serve_a_loss_of_tokens(tmp_path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"stores sums, and {name} needs reference log-probs per token"):
+        runs.config(tmp_path, loss_type=name, precompute_ref_log_probs=True)
+
+
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_a_divergence_is_refused_where_no_score_is_read(tmp_path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be used with {name}: only losses of the difference"):
+        runs.config(tmp_path, loss_type=name, f_divergence_type="js_divergence")
