@@ -61,6 +61,8 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
     place = (mask.cumsum(dim=1) - 1).clamp(min=0)
     share = mask * (1 + place.remainder(4))
     share = share.to(logps.dtype) / share.sum(dim=1, keepdim=True).clamp(min=1)
+    # The golden batches know both sides' average; the sides differ.
+    average = torch.tensor(inputs.get("ref_entropy", [0.35] * len(lengths)), dtype=logps.dtype)
     return Side(
         logps=logps,
         ref_logps=ref_logps,
@@ -69,6 +71,7 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
         token_logps=logps.unsqueeze(1) * share,
         mask=mask,
         ref_token_logps=ref_logps.unsqueeze(1) * share,
+        ref_entropy=average * (0.75 if name == "chosen" else 1.25),
     )
 
 

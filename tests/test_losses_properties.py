@@ -82,7 +82,7 @@ def test_half_precision_stays_half_precision(variant, dtype):
 
 # Losses of log-ratios do not see a constant on policy and reference. These need a reference and see it all the same:
 # a likelihood term, a policy margin of another weight than the reference's, and a reference in the target margin alone.
-READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo"}
+READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo", "rainbowpo"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_nothing_that_goes_in_is_changed(variant):
         tensors = [
             getattr(side, name)
             for side in (pairs.chosen, pairs.rejected)
-            for name in ("logps", "ref_logps", "score", "lengths", "token_logps", "mask", "ref_token_logps")
+            for name in ("logps", "ref_logps", "score", "lengths", "token_logps", "mask", "ref_token_logps", "ref_entropy")
         ] + list(pairs.columns.values())
         before = [tensor.detach().clone() for tensor in tensors]
         given_hyper = copy.deepcopy(hyper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import peft
@@ -61,6 +62,15 @@ def by_hand(name: str, chosen: dict[str, Any], rejected: dict[str, Any]) -> torc
         return dpo(sides[0] - sides[1])
     if name == "unlikelihood":
         return -logps(chosen, "pi").mean() - torch.log1p(-logps(rejected, "pi").exp()).mean()
+    if name in ("mallows_dpo", "rainbowpo"):
+        entropy = [
+            -(s["ref"].exp() * s["ref"]).sum(-1).mean() / math.log(s["ref"].size(-1)) for s in (chosen, rejected)
+        ]
+        dispersion = -0.29 * torch.log((entropy[0] + entropy[1]) / 2)
+        if name == "mallows_dpo":
+            return dpo(dispersion * (logratios(chosen).sum() - logratios(rejected).sum()))
+        gap, ref_gap = (logps(chosen, m).mean() - logps(rejected, m).mean() for m in ("pi", "ref"))
+        return -logsigmoid(10.0 * dispersion * (gap - 0.25 * ref_gap - 0.75 * 0.1))
     raise AssertionError(name)
 
 
@@ -73,7 +83,7 @@ def check(run: Any, name: str, reference: Any = None) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["d2po", "unlikelihood"])
+@pytest.mark.parametrize("name", ["d2po", "unlikelihood", "mallows_dpo", "rainbowpo"])
 def test_the_loss_is_what_full_logits_give(tmp_path, name: str) -> None:
     needs_reference = next(v for v in list_losses() if v.name == name).needs_reference
     models = {"ref_model": tiny.model(1)} if needs_reference else {}
@@ -102,12 +112,13 @@ def test_sampo_counts_as_many_tokens_of_the_longer_side_as_the_shorter_one_has(t
     assert (values <= torch.stack(high).mean() + 1e-4).all()
 
 
-def test_tokens_of_an_adapters_reference_are_those_of_its_base(tmp_path) -> None:
-    run = runs.trained(tmp_path, loss_type="d2po", peft_config=LORA, gradient_checkpointing=False)
+@pytest.mark.parametrize("name", ["d2po", "mallows_dpo"])
+def test_an_adapters_reference_is_its_base(tmp_path, name: str) -> None:
+    run = runs.trained(tmp_path, loss_type=name, peft_config=LORA, gradient_checkpointing=False)
     assert run.ref_model is None
     with run.model.disable_adapter():
         reference = distributions(run.model.eval(), batch_of(run))
-    check(run, "d2po", reference)
+    check(run, name, reference)
 
 
 @pytest.mark.parametrize("name", ["d2po", "sampo"])
@@ -117,13 +128,21 @@ def test_without_a_reference_its_tokens_count_as_zero(tmp_path, name: str) -> No
     assert torch.isfinite(run.compute_loss(run.model, batch_of(run)))
 
 
+NEEDS = {Need.TOKEN_REFERENCE: "reference log-probs per token", Need.REF_ENTROPY: "the reference's entropy"}
+
+
+@pytest.mark.parametrize(("need", "words"), NEEDS.items(), ids=str)
+def test_what_a_stored_reference_cannot_give_is_refused_with_the_reason(tmp_path, need: Need, words: str) -> None:
+    for variant in list_losses():
+        if need in variant.needs:
+            with pytest.raises(ValueError, match=f"stores sums, and {variant.name} needs {words}"):
+                runs.config(tmp_path, loss_type=variant.name, precompute_ref_log_probs=True)
+            if need is not Need.TOKEN_REFERENCE:
+                with pytest.raises(ValueError, match=f"cannot be used with {variant.name}: it needs {words}"):
+                    runs.config(tmp_path, loss_type=variant.name, reference_free=True)
+
+
 TOKEN_LOSSES = [v.name for v in list_losses() if Need.TOKEN_REFERENCE in v.needs]
-
-
-@pytest.mark.parametrize("name", TOKEN_LOSSES)
-def test_stored_sums_cannot_serve_a_loss_of_tokens(tmp_path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"stores sums, and {name} needs reference log-probs per token"):
-        runs.config(tmp_path, loss_type=name, precompute_ref_log_probs=True)
 
 
 @pytest.mark.parametrize("name", TOKEN_LOSSES)

@@ -81,6 +81,25 @@ def no_reference_model(policy_by_name: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reference_entropy() -> Iterator[None]:
+    """Inside, TRL's constructor gives the reference a head that computes entropies beside log-probs.
+
+    Seam: heads are added through `add_fused_lm_head` as found in the trainer's module, and the reference's is asked for
+    by default outputs, which are the log-probs alone. A policy that is its own reference has entropies already.
+    """
+    add = dpo_trainer.add_fused_lm_head
+
+    def add_with_entropy(model: Any, *args: Any, **kwargs: Any) -> None:
+        add(model, *args, **{"outputs": ("log_probs", "entropy"), **kwargs})
+
+    dpo_trainer.add_fused_lm_head = add_with_entropy
+    try:
+        yield
+    finally:
+        dpo_trainer.add_fused_lm_head = add
+
+
+@contextlib.contextmanager
 def reference_from_batch(trainer: Any) -> Iterator[None]:
     """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
 
@@ -103,6 +122,15 @@ def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor
     recorder = Recorder(trainer.model if trainer.ref_model is None else trainer.ref_model)
     chosen, rejected = trainer.compute_ref_log_probs(recorder, inputs)
     return chosen, rejected, recorder.output
+
+
+def vocabulary_size(trainer: Any) -> int:
+    """Number of tokens that the reference chooses from.
+
+    Seam: `ref_model` is None where the policy is its own reference.
+    """
+    model = trainer.model if trainer.ref_model is None else trainer.ref_model
+    return trainer.accelerator.unwrap_model(model).config.get_text_config().vocab_size
 
 
 def add_metric(trainer: Any, name: str, value: float) -> None:

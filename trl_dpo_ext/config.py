@@ -188,6 +188,23 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
         for flag in ("precompute_ref_log_probs", "sync_ref_model"):
             if getattr(args, flag):
                 problems.append(f"{flag}=True has nothing to do: {chosen} needs no reference here. Remove it.")
-    if args.precompute_ref_log_probs and Need.TOKEN_REFERENCE in mixture.needs:
-        problems.append(f"precompute_ref_log_probs=True stores sums, and {chosen} needs reference log-probs per token.")
+    return [*problems, *_live_reference_problems(args, mixture)]
+
+
+# What a reference has to be loaded and run for, in words.
+_LIVE_NEEDS = {
+    Need.TOKEN_REFERENCE: "reference log-probs per token",
+    Need.REF_ENTROPY: "the reference's entropy",
+}
+
+
+def _live_reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
+    """Losses that read more of the reference than what is stored, or than zeros can stand for."""
+    problems = []
+    for need, words in _LIVE_NEEDS.items():
+        names = ", ".join(term.variant.name for term in mixture.terms if need in term.variant.needs)
+        if names and args.precompute_ref_log_probs and not args.reference_free:
+            problems.append(f"precompute_ref_log_probs=True stores sums, and {names} needs {words}.")
+        if names and args.reference_free and need is not Need.TOKEN_REFERENCE:
+            problems.append(f"reference_free=True cannot be used with {names}: it needs {words}.")
     return problems

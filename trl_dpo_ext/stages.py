@@ -94,3 +94,15 @@ def wpo_weights(
     chosen, rejected = weights.chunk(2)
     product = chosen * rejected
     return product.clamp(max=1.0) if clamp else product
+
+
+@torch.no_grad()
+def relative_entropy(token_entropy: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """How unsure a model is of each completion's tokens: 0 is sure, 1 is any token alike. Shape (rows,).
+
+    Args:
+        token_entropy: (rows, tokens), entropy in nats of the next-token distribution.
+        mask: (rows, tokens), true on completion tokens.
+        vocabulary: number of tokens to choose from.
+    """
+    return (token_entropy * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1) / math.log(vocabulary)

@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
-from . import _host, stages
+from . import _host
+from .assemble import Recorded, pair_weights, two_sides
 from .config import DPOExtConfig
 from .data import ColumnCollator, check_preferences, one_layout
 from .errors import InputError
 from .hyper import Hyper
 from .mixture import LossMixture
-from .pairs import Need, Pairs, Side
+from .pairs import Need, Pairs
 
 LOSS_STATE_FILE = "loss_state.json"
 
@@ -67,10 +68,12 @@ class DPOExtTrainer(DPOTrainer):
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
 
-        policy_only = contextlib.nullcontext()
+        reference = contextlib.nullcontext()
         if not self.mixture.needs_reference:
-            ref_model, policy_only = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
-        with policy_only, _host.constructing(args, self.mixture.host_names, self.mixture.host_weights):
+            ref_model, reference = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
+        elif Need.REF_ENTROPY in self.mixture.needs:
+            reference = _host.reference_entropy()
+        with reference, _host.constructing(args, self.mixture.host_names, self.mixture.host_weights):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
@@ -109,8 +112,15 @@ class DPOExtTrainer(DPOTrainer):
         host_loss, outputs = host if return_outputs else (host, None)
 
         mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
-        pairs = self._pairs(recorder.output, ref_logps, ref_output, mask, columns)
-        weights = self._pair_weights(recorder.output, mask, columns)
+        batch = Recorded(recorder.output, mask, ref_logps, ref_output, _host.vocabulary_size(self))
+        pairs = Pairs(
+            *two_sides(batch, self.mixture, self.args),
+            columns=columns,
+            gather=self._gather,
+            rank=self.accelerator.process_index,
+            training=_host.is_training(self),
+        )
+        weights = pair_weights(batch, self.args, columns)
         loss, per_term = self.mixture(pairs, weights)
         self._log_terms(per_term)
         self._log_rewards(pairs)
@@ -128,65 +138,10 @@ class DPOExtTrainer(DPOTrainer):
         chosen, rejected, output = _host.run_reference(self, inputs)
         return (chosen, rejected), output
 
-    def _pairs(
-        self,
-        output: Any,
-        ref_logps: tuple[torch.Tensor, torch.Tensor],
-        ref_output: Any,
-        mask: torch.Tensor,
-        columns: dict[str, torch.Tensor],
-    ) -> Pairs:
-        """The recorded log-probs, reduced and scored, as loss variants read them."""
-        token_logps = _host.scored_tokens(output, mask.size(1))
-        logps = stages.reduce(token_logps, mask, self.args.ld_alpha)
-        ref_token_logps = (None, None)
-        if Need.TOKEN_REFERENCE in self.mixture.needs:
-            ref_token_logps = _host.scored_tokens(ref_output, mask.size(1)).chunk(2)
-        elif self.mixture.reference_free:
-            ref_token_logps = torch.zeros_like(token_logps).chunk(2)
-        lengths = mask.sum(dim=1)
-        sides = [
-            Side(
-                logps=side_logps,
-                ref_logps=side_ref_logps,
-                score=self._score(side_logps - side_ref_logps),
-                lengths=side_lengths,
-                token_logps=side_token_logps,
-                mask=side_mask,
-                ref_token_logps=side_ref_token_logps,
-            )
-            for side_logps, side_ref_logps, side_lengths, side_token_logps, side_mask, side_ref_token_logps in zip(
-                logps.chunk(2), ref_logps, lengths.chunk(2), token_logps.chunk(2), mask.chunk(2), ref_token_logps,
-                strict=True,
-            )
-        ]  # fmt: skip
-        return Pairs(
-            *sides,
-            columns=columns,
-            gather=self._gather,
-            rank=self.accelerator.process_index,
-            training=_host.is_training(self),
-        )
-
-    def _score(self, logratio: torch.Tensor) -> torch.Tensor:
-        return stages.score(logratio, self.args.f_divergence_type, self.args.f_alpha_divergence_coef)
-
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = self.accelerator.gather(values.detach())
         assert isinstance(gathered, torch.Tensor)
         return gathered
-
-    def _pair_weights(
-        self, output: Any, mask: torch.Tensor, columns: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor | None:
-        """The weight of each pair, (pairs,), without gradient; None where all weigh the same."""
-        weights = columns[self.args.weight_column] if self.args.weight_column else None
-        if self.args.use_weighting:
-            token_logps = _host.scored_tokens(output, mask.size(1))
-            log_sum_sq_probs = _host.scored_tokens(output, mask.size(1), "log_sum_sq_probs")
-            wpo = stages.wpo_weights(token_logps, log_sum_sq_probs, mask, clamp=self.args.wpo_clamp)
-            weights = wpo if weights is None else wpo * weights
-        return weights
 
     def _log_terms(self, per_term: Mapping[str, torch.Tensor]) -> None:
         if len(per_term) + len(self.mixture.host_names) > 1:

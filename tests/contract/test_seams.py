@@ -147,6 +147,22 @@ def test_weighting_asks_the_head_for_what_wpo_needs(tmp_path) -> None:
     assert _host.scored_tokens(recorder.output, tokens, "log_sum_sq_probs").shape[1] == tokens, seam("log_sum_sq_probs")
 
 
+def test_the_references_head_is_asked_for_through_the_trainers_module(tmp_path) -> None:
+    with _host.reference_entropy():
+        trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1))
+    chosen, _, output = _host.run_reference(trainer, next(iter(trainer.get_train_dataloader())))
+    assert chosen.shape == (4,)
+    assert output.entropy is not None, seam("add_fused_lm_head gives the reference its head")
+    assert output.entropy.shape == output.log_probs.shape, seam("entropy is per token")
+    assert _host.vocabulary_size(trainer) == len(tiny.tokenizer()), seam("vocab_size")
+
+
+def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict) -> None:
+    recorder = _host.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    assert recorder.output.entropy.shape == recorder.output.log_probs.shape, seam("the policy's head gives entropies")
+
+
 def test_virtual_tokens_stand_in_front() -> None:
     output = SimpleNamespace(log_probs=torch.arange(10.0).view(2, 5))
     assert _host.scored_tokens(output, 3).tolist() == [[2, 3, 4], [7, 8, 9]]

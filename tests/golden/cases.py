@@ -34,6 +34,7 @@ AWKWARD = {
     "ref_rejected": [-10.0, -100.0, -91.0, -1.5, -17.0, -8.5, -1.0],
     "chosen_lengths": [20, 16, 4, 1, 5, 3, 1],
     "rejected_lengths": [16, 20, 2, 1, 4, 3, 3],
+    "ref_entropy": [0.3, 0.0, 1.0, 0.5, 0.9, 0.05, 0.2],
     "columns": {
         "score_chosen": [66.0, 3.0, 1.0, 5.0, 2.0, 4.0, 4.5],
         "score_rejected": [6.0, 2.5, 0.875, 4.0, 1.0, 3.5, 1.25],
@@ -67,6 +68,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "anc_dpo": [{"beta": 0.1, "anc_dpo_delta": 0.5}],
     "dr_dpo": [{"beta": 0.5, "dr_dpo_beta": 0.25}],
     "gamma_po": [{"gamma_po_beta": 2.5, "gamma_po_ratio": 0.15, "gamma_po_tau": 0.25}],
+    "rainbowpo": [{"rainbowpo_alpha": alpha, "rainbowpo_home": 0.05} for alpha in (0.0, 0.9)],
     "dpo_nll": [{"beta": 0.1, "dpo_nll_weight": 0.2, "dpo_nll_norm": norm} for norm in ("seq_sum", "token_mean")],
 }
 
@@ -80,6 +82,7 @@ def rows_of(inputs: dict[str, Any], f_divergence: dict[str, Any] | None = None) 
         "ref_rejected": "ref_l",
         "chosen_lengths": "n_w",
         "rejected_lengths": "n_l",
+        "ref_entropy": "H",
     }
     numbers = {short: inputs[word] for word, short in words.items()} | inputs["columns"]
     rows = [Row(**dict(zip(numbers, values, strict=True))) for values in zip(*numbers.values(), strict=True)]

@@ -5,6 +5,7 @@ Written from the papers' formulas, without torch and without a line of the packa
     pi_w, pi_l    policy log-prob of the chosen and the rejected side, summed over the completion
     ref_w, ref_l  the same of the reference          n_w, n_l  completion tokens
     lr = pi - ref (log-ratio)    z = f-divergence score, lr for reverse KL    a = pi / n    D = lr_w - lr_l
+    H  the reference's entropy over both sides, as a share of the largest possible one
     tokens_w, tokens_l  the tokens of a side: log-prob `pi` and log-ratio `lr` of each (made up by `oracle_tokens.py`)
 
 `row.still` is the row as gradients see it through a stop-gradient: `cases.py` moves a row to differentiate and leaves

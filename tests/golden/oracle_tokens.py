@@ -41,7 +41,11 @@ def row_of_tokens(fixture):
             f"ref_{side}": sum(token.pi - token.lr for token in tokens[side]),
             f"n_{side}": len(triples),
         }
-    row = Row(**sums)
+    entropies = [
+        mean([-sum(mpf(q) * log(mpf(q)) for q in place) / log(len(place)) for place in fixture[side]["ref"]])
+        for side in ("w", "l")
+    ]
+    row = Row(**sums, H=mean(entropies))
     row.tokens_w, row.tokens_l = tokens["w"], tokens["l"]
     return row
 
@@ -79,3 +83,27 @@ def unlikelihood(rows, *, unlikelihood_alpha=1.0):
         -mean([t.pi for t in tokens_of(r, "w")]) - unlikelihood_alpha * mean([log_not(t.pi) for t in tokens_of(r, "l")])
         for r in rows
     ]
+
+
+# --- how unsure the reference is ------------------------------------------------------------------------------------
+
+
+def _dispersion(row, scale):
+    """The entropy is kept within 0.001 and 0.999."""
+    return -scale * log(min(max(row.H, mpf(1e-3)), 1 - mpf(1e-3)))
+
+
+@variant
+def mallows_dpo(rows, *, beta, mallows_dpo_mean=0.29):
+    return [-ls(beta * r.Dz * _dispersion(r, mallows_dpo_mean)) for r in rows]
+
+
+@variant
+def rainbowpo(rows, *, rainbowpo_beta=10.0, rainbowpo_alpha=0.25, rainbowpo_home=0.1, rainbowpo_mean=0.29):
+    """A mix of the policy's gap per token and the one against the reference."""
+    values = []
+    for r in rows:
+        gap, ref_gap = r.a_w - r.a_l, r.ref_w / r.n_w - r.ref_l / r.n_l
+        mixed = gap - rainbowpo_alpha * ref_gap - (1 - rainbowpo_alpha) * rainbowpo_home
+        values.append(-ls(rainbowpo_beta * _dispersion(r, rainbowpo_mean) * mixed))
+    return values
