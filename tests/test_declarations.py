@@ -226,6 +226,45 @@ def test_a_value_out_of_the_papers_range_is_refused(name, hyper, value, bound):
         variant(make_pairs(PUBLISHED), **{**default_hyper(name), hyper: value})
 
 
+# And values that are well within it.
+IN_RANGE = [
+    ("sigmoid", "beta", 0.01),
+    ("sigmoid_norm", "beta", 5.0),
+    ("exo_pair", "label_smoothing", 0.49),
+    ("cdpo", "label_smoothing", 0.0),
+    ("cdpo", "label_smoothing", 0.49),
+    ("discopop", "discopop_tau", 0.01),
+    ("soft_dpo", "soft_dpo_eta", 0.3),
+    ("simpo", "simpo_beta", 0.1),
+    ("simpo", "simpo_gamma", 0.0),
+    ("alphapo", "alphapo_beta", 0.5),
+    ("alphapo", "alphapo_alpha", -1.0),
+    ("sppo", "sppo_beta", 1e-4),
+    ("cal_dpo", "cal_dpo_beta", 1e-4),
+    ("dpop", "dpop_lambda", 0.0),
+    ("orpo", "orpo_lambda", 0.01),
+    ("slic_hf", "slic_hf_delta", 0.1),
+    ("bdpo", "bdpo_lambda", 1.0),
+    ("dpo_shift", "dpo_shift_lambda", 0.55),
+    ("hdpo", "hdpo_alpha", 1.25),
+    ("chipo", "chipo_clip", 0.1),
+    ("focalpo", "focalpo_gamma", 0.0),
+    ("dr_dpo", "dr_dpo_beta", 0.1),
+    ("kldpo", "kldpo_tau", 0.01),
+    ("beta_dpo", "beta_dpo_rho", 0.0),
+    ("gamma_po", "gamma_po_beta", 0.5),
+    ("gamma_po", "gamma_po_ratio", 0.0),
+    ("gamma_po", "gamma_po_tau", 0.5),
+    ("alpha_dpo", "alpha_dpo_beta", 0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper", "value"), IN_RANGE)
+def test_a_value_within_the_papers_range_is_taken(name, hyper, value):
+    variant = get_loss(name)
+    assert variant(make_pairs(PUBLISHED), **{**default_hyper(name), hyper: value}).isfinite().all()
+
+
 @each_variant
 def test_every_declared_bound_is_held(variant):
     for parameter in variant.hyperparameters:
