@@ -41,13 +41,23 @@ def make_pairs(
     for name, leaf in leaves.items():
         if leaf is None:
             leaves[name] = torch.tensor(inputs[name], dtype=dtype, requires_grad=True)
+    sides = {name: _side(inputs, name, leaf, f_divergence) for name, leaf in leaves.items()}
+    columns = {name: torch.tensor(values, dtype=dtype) for name, values in inputs["columns"].items()}
+    weights = {name: (2 + _place(side.mask).remainder(3)).to(dtype) / 4 for name, side in sides.items()}
+    columns["chosen_token_weights"] = weights["chosen"] * sides["chosen"].mask
+    columns["rejected_token_weights"] = (1.5 - weights["rejected"]) * sides["rejected"].mask
     return Pairs(
-        **{name: _side(inputs, name, leaf, f_divergence) for name, leaf in leaves.items()},
-        columns={name: torch.tensor(values, dtype=dtype) for name, values in inputs["columns"].items()},
+        **sides,
+        columns=columns,
         training=training,
         gather=gather,
         rank=rank,
     )
+
+
+def _place(mask: torch.Tensor) -> torch.Tensor:
+    """Place of every token in its completion, from 0 on."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: dict[str, Any] | None) -> Side:
@@ -58,8 +68,7 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
     column = torch.arange(int((start.squeeze(1) + lengths).max()) + 1).unsqueeze(0)
     mask = (column >= start) & (column < start + lengths.unsqueeze(1))
     # The rule by which the golden cases, too, make up tokens: log-probs in the ratio 1 : 2 : 3 : 4 : 1 : 2 ...
-    place = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    share = mask * (1 + place.remainder(4))
+    share = mask * (1 + _place(mask).remainder(4))
     share = share.to(logps.dtype) / share.sum(dim=1, keepdim=True).clamp(min=1)
     # The golden batches know both sides' average; the sides differ.
     average = torch.tensor(inputs.get("ref_entropy", [0.35] * len(lengths)), dtype=logps.dtype)

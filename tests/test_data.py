@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 from datasets import Dataset, IterableDataset
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_dpo_ext.data import ColumnCollator, check_preferences, one_layout
 from trl_dpo_ext.hyper import Hyper
@@ -99,6 +100,54 @@ def test_of_streamed_data_the_first_row_is_checked_and_the_rest_by_the_collator(
     assert collator([{"margin": 1}, {"margin": 2.5}])["margin"].tolist() == [1.0, 2.5]
     with pytest.raises(ValueError, match="column 'margin' must be >= 0 in every row"):
         collator(list(rows()))
+
+
+WEIGHTS = {"chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen")}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[1.0], [0.5, 2], []], None),
+        ([1.0, 1.0, 1.0], "must be a list of numbers, one per token of the chosen completion, (Weight of each token"),
+        (
+            [[1.0], [-1.0], [1.0]],
+            "must be >= 0 at every token (Weight of each token of the chosen side); wrong in 1 of 3",
+        ),
+        ([[1.0], [1.0], [float("nan")]], "must be finite at every token"),
+        ([["1"], ["2"], ["3"]], "must be a number at every token"),
+    ],
+)
+def test_a_column_per_token_holds_lists_of_numbers(values: Any, expected: str | None) -> None:
+    found = check({**GOOD, "chosen_token_weights": values}, WEIGHTS).problems
+    assert len(found) == (expected is not None)
+    assert expected is None or expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [[0.0, 0.5, 1.0, 0.0, 0.0], [1.5, 2.0, 2.5, 3.0, 3.5]]),
+        ({"max_length": 4}, [[0.0, 0.5, 1.0], [1.5, 2.0, 2.5]]),
+        ({"max_length": 4, "truncation_mode": "keep_end"}, [[0.0, 0.5, 1.0], [2.5, 3.0, 3.5]]),
+    ],
+    ids=["whole", "keep_start", "keep_end"],
+)
+def test_values_per_token_stand_where_their_tokens_log_probs_do(settings: dict, expected: list) -> None:
+    collator = ColumnCollator(DataCollatorForPreference(pad_token_id=0, **settings), WEIGHTS)
+    examples = [
+        {"prompt_ids": [5, 6], "chosen_ids": [7, 2], "rejected_ids": [8], "chosen_token_weights": [0.5, 1]},
+        {
+            "prompt_ids": [5],
+            "chosen_ids": [7, 8, 9, 8, 2],
+            "rejected_ids": [8],
+            "chosen_token_weights": [1.5, 2, 2.5, 3, 3.5],
+        },
+    ]
+    assert collator(examples)["chosen_token_weights"].tolist() == expected
+    examples[1]["chosen_token_weights"] = [1.0]
+    with pytest.raises(ValueError, match="row 1 of this batch has 1 for a chosen completion of 5 tokens, EOS included"):
+        collator(examples)
 
 
 def test_a_prompt_string_beside_whole_conversations_is_dropped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_unlikelihood_survives_a_rejected_token_that_the_model_is_sure_of():
     (gradient,) = torch.autograd.grad(loss.sum(), tokens)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@layouts
+def test_tis_dpo_weighs_each_token_wherever_it_stands(pad):
+    weights = {
+        f"{column}_token_weights": torch.nn.functional.pad(torch.tensor([values], dtype=torch.float64), pad)
+        for column, values in zip(("chosen", "rejected"), TOKENS["tis_dpo"]["weights"].values(), strict=True)
+    }
+    pairs = Pairs(side("w", *pad), side("l", *pad), columns=weights)
+    assert get_loss("tis_dpo")(pairs, beta=0.1).item() == pytest.approx(TOKENS["tis_dpo"]["mean"], rel=1e-10)
+    equal = replace(pairs, columns={name: torch.ones_like(values) for name, values in weights.items()})
+    assert get_loss("tis_dpo")(equal, beta=0.1).item() == pytest.approx(PUBLISHED["stages"]["sigmoid"], rel=1e-10)

@@ -10,6 +10,7 @@ import pytest
 import runs
 import tiny
 import torch
+from datasets import Dataset
 from torch.nn.functional import logsigmoid
 
 from trl_dpo_ext import Need, list_losses
@@ -59,6 +60,9 @@ def dpo(difference: torch.Tensor) -> torch.Tensor:
 def by_hand(name: str, chosen: dict[str, Any], rejected: dict[str, Any]) -> torch.Tensor:
     if name == "d2po":
         sides = [(logratios(s) * 0.98 ** torch.arange(len(s["y"]))).sum() for s in (chosen, rejected)]
+        return dpo(sides[0] - sides[1])
+    if name == "tis_dpo":  # a token's weight in these tests is a tenth of its id
+        sides = [(logratios(s) * s["y"] / 10).sum() for s in (chosen, rejected)]
         return dpo(sides[0] - sides[1])
     if name == "unlikelihood":
         return -logps(chosen, "pi").mean() - torch.log1p(-logps(rejected, "pi").exp()).mean()
@@ -110,6 +114,42 @@ def test_sampo_counts_as_many_tokens_of_the_longer_side_as_the_shorter_one_has(t
         high.append(dpo(bottom[0] - top[1]))
     assert (values >= torch.stack(low).mean() - 1e-4).all()
     assert (values <= torch.stack(high).mean() + 1e-4).all()
+
+
+def weighted(rows: int = 4, extra: int = 0) -> Dataset:
+    """Preferences whose tokens weigh a tenth of their ids; the last row has `extra` values too many."""
+    tokenizer, data = tiny.tokenizer(), tiny.preferences(rows)
+    columns = {}
+    for side in ("chosen", "rejected"):
+        ids = [tokenizer(text + tokenizer.eos_token)["input_ids"] for text in data[side]]
+        columns[f"{side}_token_weights"] = [[token / 10 for token in row] for row in ids]
+    columns["rejected_token_weights"][-1] += [1.0] * extra
+    return Dataset.from_dict({**data.to_dict(), **columns})
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_length": 10}], ids=["whole", "truncated"])
+def test_a_column_of_token_weights_meets_its_tokens(tmp_path, settings: dict) -> None:
+    run = runs.trainer(
+        tmp_path,
+        loss_type="tis_dpo",
+        ref_model=tiny.model(1),
+        train_dataset=weighted(),
+        eval_dataset=weighted(),
+        **settings,
+    )
+    inputs = batch_of(run)
+    mask = inputs["completion_mask"][:, 1:].chunk(2)[1]
+    assert inputs["rejected_token_weights"].shape == mask.shape
+    assert len(mask.sum(1).unique()) > 1
+    check(run, "tis_dpo")
+
+
+def test_a_list_of_another_length_than_its_completion_is_named_with_its_row(tmp_path) -> None:
+    wrong = (
+        r"train_dataset: column 'rejected_token_weights' must have one value per token; row 3 has \d+ for a rejected"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        runs.trainer(tmp_path, loss_type="tis_dpo", ref_model=tiny.model(1), train_dataset=weighted(extra=1))
 
 
 @pytest.mark.parametrize("name", ["d2po", "mallows_dpo"])

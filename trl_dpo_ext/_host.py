@@ -20,6 +20,17 @@ REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 COMPLETION_MASK = "completion_mask"
 """Seam: the batch key of the (rows, tokens) mask of completion tokens; rows = 2 x pairs, chosen half first."""
 
+COMPLETION_IDS = {"chosen": "chosen_ids", "rejected": "rejected_ids"}
+"""Seam: the columns in which TRL keeps a row's tokenised completions, EOS included."""
+
+
+def keeps_end(collator: Any) -> bool:
+    """Whether a row that is too long loses its start instead of its end.
+
+    Seam: the collator truncates to `max_length`, by the mode in `truncation_mode`.
+    """
+    return getattr(collator, "truncation_mode", "keep_start") == "keep_end"
+
 
 class Recorder:
     """Stands in a model's place where TRL calls it, and keeps the first scored output.

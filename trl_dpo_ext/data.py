@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
+from . import _host
 from .hyper import Hyper
 
 AnyDataset = Dataset | IterableDataset
@@ -89,7 +90,7 @@ def _check_rows(
     for index, row in enumerate(rows):
         total += 1
         for column, meaning in columns.items():
-            problem = _value_problem(row[column], meaning)
+            problem = _column_problem(row[column], meaning)
             if problem:
                 found.setdefault(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", []).append(index)
         if has_sides:
@@ -106,6 +107,15 @@ def _check_rows(
         )
 
 
+def _column_problem(value: Any, meaning: Hyper) -> str | None:
+    if meaning.per_token is None:
+        return _value_problem(value, meaning)
+    if not isinstance(value, (list, tuple)):
+        return f"a list of numbers, one per token of the {meaning.per_token} completion,"
+    problem = next(filter(None, (_value_problem(token, meaning) for token in value)), None)
+    return problem and f"{problem} at every token"
+
+
 def _value_problem(value: Any, meaning: Hyper) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "a number"
@@ -119,9 +129,35 @@ def _is_empty(completion: Any) -> bool:
     return not completion
 
 
+def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> list[str]:
+    """Columns of a tokenised dataset that do not have one value per token; the first such row is named.
+
+    Streamed data, and data that is tokenised later, is checked by the collator.
+    """
+    problems = []
+    for column, meaning in columns.items():
+        ids = _host.COMPLETION_IDS.get(meaning.per_token or "")
+        if ids is None or not isinstance(dataset, Dataset) or not {column, ids} <= set(dataset.column_names):
+            continue
+        counts = [(len(row[column]), len(row[ids])) for row in _rows(dataset, [column, ids])]
+        wrong = [index for index, (values, tokens) in enumerate(counts) if values != tokens]
+        if wrong:
+            values, tokens = counts[wrong[0]]
+            problems.append(
+                f"{name}: column {column!r} must have one value per token; row {wrong[0]} has {values} for a "
+                f"{meaning.per_token} completion of {tokens} tokens, EOS included (wrong in {len(wrong)} of "
+                f"{len(counts)} rows). Tokenize as the trainer does, or look at its train_dataset[{ids!r}]."
+            )
+    return problems
+
+
 @dataclass
 class ColumnCollator:
-    """Adds extra dataset columns to what another collator builds, each a float32 tensor of shape (pairs,)."""
+    """Adds extra dataset columns to what another collator builds, as float32 tensors.
+
+    A column has shape (pairs,); one with a value per token has shape (pairs, tokens), in the positions of the log-probs
+    of that side and zero outside the completion.
+    """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     columns: Mapping[str, Hyper]
@@ -132,11 +168,30 @@ class ColumnCollator:
         Raises:
             ValueError: an example lacks a column or holds a value it may not take (streamed data is checked only here).
         """
-        extra = {}
         for column, meaning in self.columns.items():
             values = [example.get(column) for example in examples]
-            problem = next(filter(None, (_value_problem(value, meaning) for value in values)), None)
+            problem = next(filter(None, (_column_problem(value, meaning) for value in values)), None)
             if problem:
                 raise ValueError(f"column {column!r} must be {problem} in every row; got {values} ({meaning.help})")
-            extra[column] = torch.tensor(values, dtype=torch.float32)
-        return {**self.collator(examples), **extra}
+        batch = self.collator(examples)
+        return {**batch, **{column: self._tensor(column, examples, batch) for column in self.columns}}
+
+    def _tensor(self, column: str, examples: list[dict[str, Any]], batch: dict[str, Any]) -> torch.Tensor:
+        values, side = [example[column] for example in examples], self.columns[column].per_token
+        if side is None:
+            return torch.tensor(values, dtype=torch.float32)
+        chosen, rejected = batch[_host.COMPLETION_MASK].bool().chunk(2)
+        mask = chosen if side == "chosen" else rejected
+        placed = torch.zeros(mask.shape, dtype=torch.float32)
+        for row, (example, tokens) in enumerate(zip(examples, values, strict=True)):
+            kept = int(mask[row].sum())
+            expected = len(example.get(_host.COMPLETION_IDS[side], ())) or kept
+            if len(tokens) != expected:
+                raise ValueError(
+                    f"column {column!r} must have one value per token; row {row} of this batch has {len(tokens)} for a "
+                    f"{side} completion of {expected} tokens, EOS included."
+                )
+            # Truncation has cut the completion at one end, and it cuts its values there.
+            whole = torch.tensor(tokens, dtype=torch.float32)
+            placed[row, mask[row]] = whole[expected - kept :] if _host.keeps_end(self.collator) else whole[:kept]
+        return placed[:, 1:]

@@ -25,6 +25,8 @@ class Hyper:
     le: float | None = None
     excludes: str | None = None
     """Name of another hyper-parameter of the same variant that must not be set together with this one."""
+    per_token: Literal["chosen", "rejected"] | None = None
+    """Of a column: the side that it holds a list of values for, one per token. None: one value per pair."""
 
     @property
     def bounds(self) -> list[str]:

@@ -17,7 +17,7 @@ from trl import DPOTrainer
 from . import _host
 from .assemble import Recorded, pair_weights, two_sides
 from .config import DPOExtConfig
-from .data import ColumnCollator, check_preferences, one_layout
+from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
 from .errors import InputError
 from .hyper import Hyper
 from .mixture import LossMixture
@@ -77,6 +77,7 @@ class DPOExtTrainer(DPOTrainer):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
+        self._check_token_columns(train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         if self.extra_columns:
             self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
         if self.mixture.state_dict():
@@ -199,6 +200,23 @@ class DPOExtTrainer(DPOTrainer):
         if problems:
             raise InputError(problems)
         return prepared
+
+    def _check_token_columns(self, **datasets: Any) -> None:
+        """Compare what TRL has tokenised with the columns that hold a value per token.
+
+        Raises:
+            InputError: listing the first row of each dataset and column that does not fit.
+        """
+        parts = {
+            f"{name}[{key!r}]" if key else name: part
+            for name, dataset in datasets.items()
+            for key, part in (dataset.items() if isinstance(dataset, dict) else [("", dataset)])
+        }
+        problems = [
+            problem for name, part in parts.items() for problem in token_column_problems(part, name, self.extra_columns)
+        ]
+        if problems:
+            raise InputError(problems)
 
     def _check_one(self, dataset: Any, name: str, problems: list[str]) -> Any:
         report = check_preferences(dataset, name, self.extra_columns)

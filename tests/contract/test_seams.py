@@ -68,6 +68,20 @@ def test_the_first_half_of_a_batch_is_the_chosen_side(host: Any) -> None:
     assert built[_host.COMPLETION_MASK].tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], seam("completion_mask")
 
 
+def test_tokenised_completions_stand_in_columns_of_their_own(host: Any) -> None:
+    row = host.train_dataset[0]
+    ends = {side: row[column][-1] for side, column in _host.COMPLETION_IDS.items()}
+    assert ends == dict.fromkeys(("chosen", "rejected"), tiny.tokenizer().eos_token_id), seam("chosen_ids, rejected_ids")
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_the_collator_truncates_by_its_mode(mode: str) -> None:
+    collator = dpo_trainer.DataCollatorForPreference(pad_token_id=0, max_length=2, truncation_mode=mode)
+    built = collator([{"prompt_ids": [5], "chosen_ids": [7, 2], "rejected_ids": [8, 2]}])
+    kept = [7, 2] if _host.keeps_end(collator) else [5, 7]
+    assert built["input_ids"][0].tolist() == kept, seam("truncation_mode of the collator")
+
+
 def test_an_empty_list_of_losses_is_legal_and_adds_no_loss(host: Any, batch: dict, monkeypatch) -> None:
     monkeypatch.setattr(host, "loss_types", [])
     monkeypatch.setattr(host, "loss_weights", [])

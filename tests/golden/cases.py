@@ -58,6 +58,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"simpo_beta": 2.5, "simpo_gamma_beta_ratio": 0.55},
         {"simpo_beta": 10.0, "simpo_gamma": 3.0, "simpo_label_smoothing": 0.1},
         {"simpo_link": "hinge"},
+        {"simpo_link": "hinge", "simpo_label_smoothing": 0.2},
     ],
     "alphapo": [{"alphapo_alpha": -0.5}, {"alphapo_alpha": 0.0, "alphapo_gamma": 0.5}],
     "arpo": [{"beta": 0.1, "arpo_detach": True}],
@@ -165,7 +166,8 @@ def disagreements() -> list[str]:
             pairs = [(ours["mean"], case["mean"]), *zip(ours["per_pair"], expected, strict=True)]
             if any(abs(a - b) > 1e-12 * max(1.0, abs(b)) for a, b in pairs):
                 found.append(f"{name} {case['hyper']}: {pairs}")
-    real_tokens = [oracle_tokens.row_of_tokens(PUBLISHED["stages"]["token_fixture"])]
+    fixture = PUBLISHED["stages"]["token_fixture"]
+    real_tokens = [oracle_tokens.row_of_tokens(fixture, PUBLISHED["tokens"]["tis_dpo"]["weights"])]
     for name, case in PUBLISHED["tokens"].items():
         if name in VARIANTS and abs(mean(VARIANTS[name](real_tokens, **case["hyper"])) - case["mean"]) > 1e-12:
             found.append(f"{name} {case['hyper']} on tokens")

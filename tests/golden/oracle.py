@@ -284,8 +284,8 @@ def simpo(
     else:
         gamma = mpf(1) / 2 if simpo_gamma is None else simpo_gamma
     margins = [simpo_beta * (r.a_w - r.a_l) - gamma for r in rows]
-    if simpo_link == "hinge":
-        return [relu(1 - x) for x in margins]
+    if simpo_link == "hinge":  # smoothed too, where the authors' code ignores the smoothing
+        return [(1 - simpo_label_smoothing) * relu(1 - x) + simpo_label_smoothing * relu(1 + x) for x in margins]
     return [_smoothed(x, simpo_label_smoothing) for x in margins]
 
 

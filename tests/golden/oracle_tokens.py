@@ -1,7 +1,8 @@
 """The oracle's formulas that look at single tokens. Notation: see `oracle.py`.
 
 The golden batches hold sums only. A completion's tokens are made up from them: the first has one part of the sum, the
-next ones two, three, four, then one again, for policy and reference alike.
+next ones two, three, four, then one again, for policy and reference alike. Their weights are 1/2, 3/4, 1, then 1/2 again
+on the chosen side, and 3/2 minus that on the rejected one.
 """
 
 from __future__ import annotations
@@ -26,20 +27,29 @@ def tokens_of(row, side):
     if own is not None:
         return own
     pi, lr, count = (getattr(row, f"{name}_{side}") for name in ("pi", "lr", "n"))
-    return [SimpleNamespace(pi=pi * share, lr=lr * share) for share in parts(count)]
+    weights = [mpf(2 + place % 3) / 4 for place in range(int(count))]
+    if side == "l":
+        weights = [mpf(3) / 2 - weight for weight in weights]
+    return [
+        SimpleNamespace(pi=pi * share, lr=lr * share, weight=weight)
+        for share, weight in zip(parts(count), weights, strict=True)
+    ]
 
 
-def row_of_tokens(fixture):
+def row_of_tokens(fixture, weights):
     """One pair from full next-token distributions of policy and reference and the label of each position."""
     tokens, sums = {}, {}
     for side in ("w", "l"):
         policy, reference, labels = (fixture[side][name] for name in ("pi", "ref", "y"))
-        triples = list(zip(policy, reference, labels, strict=True))
-        tokens[side] = [SimpleNamespace(pi=log(mpf(p[y])), lr=log(mpf(p[y])) - log(mpf(q[y]))) for p, q, y in triples]
+        places = list(zip(policy, reference, labels, weights[side], strict=True))
+        tokens[side] = [
+            SimpleNamespace(pi=log(mpf(p[y])), lr=log(mpf(p[y])) - log(mpf(q[y])), weight=mpf(weight))
+            for p, q, y, weight in places
+        ]
         sums |= {
             f"pi_{side}": sum(token.pi for token in tokens[side]),
             f"ref_{side}": sum(token.pi - token.lr for token in tokens[side]),
-            f"n_{side}": len(triples),
+            f"n_{side}": len(places),
         }
     entropies = [
         mean([-sum(mpf(q) * log(mpf(q)) for q in place) / log(len(place)) for place in fixture[side]["ref"]])
@@ -70,6 +80,14 @@ def sampo(rows, *, beta, earlier=()):
         sides = [[side[k] for k in kept] if len(side) > few else side for side in (chosen, rejected)]
         values.append(-ls(beta * (sum(t.lr for t in sides[0]) - sum(t.lr for t in sides[1]))))
     return values
+
+
+@variant
+def tis_dpo(rows, *, beta):
+    def weighted(tokens):
+        return sum(token.weight * token.lr for token in tokens)
+
+    return [-ls(beta * (weighted(tokens_of(r, "w")) - weighted(tokens_of(r, "l")))) for r in rows]
 
 
 @variant

@@ -128,6 +128,53 @@ class SamPO:
         self._batches = int(state["batches"])
 
 
+TOKEN_WEIGHT_COLUMNS = {
+    "chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
+    "rejected_token_weights": Hyper("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
+}
+
+
+@register_loss(
+    paper="2410.04350",
+    needs=Need.TOKENS | Need.TOKEN_REFERENCE,
+    columns=TOKEN_WEIGHT_COLUMNS,
+    evidence="authors",
+)
+def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.
+
+        -log sigmoid(beta * (sum_t w_chosen_t * lr_chosen_t - sum_t w_rejected_t * lr_rejected_t))
+
+    lr_t is the log-ratio of token t. The columns hold one list per row, with a weight for each token of the completion
+    as the trainer tokenizes it, EOS included. The authors estimate weights from the log-ratio of two models, one that
+    was trained towards good answers and one towards bad ones. For answers of which a few tokens decide.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2410.04350.
+
+    Note:
+        Without the paper's KL term, which is optional in the authors' code too. Weights of 1 are DPO.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(tokens, reference):
+        ...     policy, reference = torch.tensor([tokens]), torch.tensor([reference])
+        ...     return Side(policy.sum(1), token_logps=policy, mask=policy != 0, ref_token_logps=reference)
+        >>> weights = {"chosen_token_weights": [[1.2, 0.8]], "rejected_token_weights": [[0.7, 1.1]]}
+        >>> pairs = Pairs(
+        ...     side([-1.0, -2.0], [-2.0, -2.5]), side([-4.0, -2.0], [-4.0, -1.0]),
+        ...     columns={name: torch.tensor(values) for name, values in weights.items()},
+        ... )
+        >>> get_loss("tis_dpo")(pairs, beta=0.1)
+        tensor([0.5672])
+    """
+    chosen = (_token_logratios(p.chosen) * p.columns["chosen_token_weights"]).sum(dim=1)
+    rejected = (_token_logratios(p.rejected) * p.columns["rejected_token_weights"]).sum(dim=1)
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
 UnlikelihoodAlpha = Annotated[float, Hyper("Weight of the rejected side.", ge=0, le=1)]
 
 
