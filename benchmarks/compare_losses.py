@@ -30,6 +30,12 @@ DATA = Path(__file__).parent.parent / "demo" / "data"
 SCORES = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8}
 """Values for the columns that some variants read: every pair of this set is as clear as the next."""
 
+REASONS = {
+    "discopop": "its slope at a margin of 0 is positive at the published tau: it needs a policy that already prefers",
+    "sft": "imitates the chosen answers and knows nothing of the rejected ones",
+}
+"""Why a variant may fail to prefer the chosen side at its published defaults."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -43,6 +49,7 @@ class Result:
 
     @property
     def learnt(self) -> bool:
+        """Whether the chosen answers are preferred, and by more than rounding."""
         return self.accuracy >= 0.9 and self.margin > 0.5
 
 
@@ -175,7 +182,7 @@ def table(results: list[Result]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|")
     for r in sorted(results, key=lambda r: (-r.accuracy, -r.margin)):
-        note = "" if r.learnt else "did not learn in these steps"
+        note = "" if r.learnt else REASONS.get(r.name, "too small a step at this learning rate")
         lines.append(
             f"| `{r.name}` | {r.accuracy:.2f} | {r.margin:.2f} | {r.chosen_drift:+.2f} | {r.kl:.3f} | {note} |"
         )

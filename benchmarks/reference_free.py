@@ -1,7 +1,9 @@
-"""What a loss without a reference costs in TRL's trainer and in ours: the same loss, the same data, one process, alternating.
+"""What a loss without a reference costs in TRL's trainer and in ours: same loss, same data, one process, alternating.
 
-`sft` is the one such loss that both have. TRL loads a reference model for it and runs it on every batch; ours loads none.
-Prints seconds per step of each, their ratio, and the bytes of model weights held. Run: python benchmarks/reference_free.py
+`sft` is the one such loss that both have. TRL loads a reference model for it and runs it on every batch; ours loads
+none. Prints seconds per step of each, their ratio, and the bytes of model weights held.
+
+Run: python benchmarks/reference_free.py
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def main() -> None:
     assert losses["TRL"] == losses["ours"], losses
     for name, one in both.items():
         print(f"{name:5s} {medians[name]:7.3f} s per step   {weight_bytes(one) / 2**20:7.0f} MiB of weights")
-    print(f"ratio {medians['TRL'] / medians['ours']:7.2f}          {weight_bytes(both['TRL']) / weight_bytes(both['ours']):9.2f}")
+    print(
+        f"ratio {medians['TRL'] / medians['ours']:7.2f}          {weight_bytes(both['TRL']) / weight_bytes(both['ours']):9.2f}"
+    )
 
 
 if __name__ == "__main__":
