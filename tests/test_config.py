@@ -85,6 +85,8 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
         ({"loss_type": "sigmoid:gamma=1"}, "'gamma=1' in loss_type 'sigmoid:gamma=1': write name=value; sigmoid has beta."),
         ({"loss_type": "sigmoid:beta"}, "'beta' in loss_type 'sigmoid:beta': write name=value"),
         ({"loss_type": "simpo", "simpo_gamma": 1.0, "simpo_gamma_beta_ratio": 0.5}, "say the same thing"),
+        ({"loss_type": "dpo_shift", "dpo_shift_lambda": 0.5, "dpo_shift_schedule": "increase_linear"}, "say the same thing"),
+        ({"loss_type": "trl:sigmoid", "f_divergence_type": "forward_kl_linear"}, "TRL does not know it (sigmoid)"),
         ({"loss_type": "dpo_nll", "dpo_nll_norm": "mean"}, "dpo_nll_norm must be one of seq_mean, seq_sum, token_mean"),
         ({"f_divergence_type": "kl"}, "Unknown f_divergence_type 'kl'"),
         ({"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}, "cannot be used with apo_zero"),

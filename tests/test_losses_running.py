@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,6 +159,21 @@ def test_all_ranks_of_beta_dpo_keep_the_same_pairs():
     assert (values != 0).sum() == 2
 
 
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_pairs_of_all_ranks_are_sorted_together_on_request(name, label_smoothing):
+    hyper = {"beta": 0.1, "label_smoothing": label_smoothing}
+    batches = [take(PUBLISHED, [0, 3, 1, 2])]
+    separate = on_two_ranks(get_loss(name), batches, {**hyper, "aot_global": False})
+    together = on_two_ranks(get_loss(name), batches, {**hyper, "aot_global": True})
+    alone = on_one_rank(get_loss(name), batches, {**hyper, "aot_global": False})
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours.sort().values, expected.sort().values, rtol=1e-9, atol=1e-12)
+    for ours, expected in zip(together[1:], alone[1:], strict=True):  # gradients belong to pairs
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(separate[0].mean(), alone[0].mean())
+
+
 # --- what each running state holds ----------------------------------------------------------------------------------
 
 
@@ -228,3 +244,16 @@ def test_alpha_dpo_starts_without_a_bias_towards_zero():
     z = pairs.chosen.avg_logps - pairs.rejected.avg_logps - margins
     assert z.mean().item() == pytest.approx(0.0, abs=1e-9)
     assert z.std().item() == pytest.approx(1.0, abs=1e-9)
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("course", ["increase_linear", "decrease_linear"])
+def test_a_schedule_of_dpo_shift_moves_the_weight_from_end_to_end(course, progress):
+    risen = progress if course == "increase_linear" else 1 - progress
+    pairs = replace(make_pairs(PUBLISHED), progress=progress)
+    ends = {"dpo_shift_min": 0.5, "dpo_shift_max": 0.9}
+    scheduled = get_loss("dpo_shift")(pairs, beta=0.1, dpo_shift_schedule=course, **ends)
+    torch.testing.assert_close(scheduled, get_loss("dpo_shift")(pairs, beta=0.1, dpo_shift_lambda=0.5 + 0.4 * risen))

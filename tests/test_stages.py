@@ -134,6 +134,18 @@ def test_a_score_is_zero_at_the_reference_and_grows_with_slope_one_there(f_diver
     assert slope.item() == pytest.approx(expected)
 
 
+def test_linear_forward_kl_keeps_its_gradient_where_the_answer_is_very_unlikely():
+    lr = torch.tensor([5.0, 0.0, -9.99, -10.0, -10.01, -50.0, -1000.0], dtype=torch.float64, requires_grad=True)
+    linear, exact = score(lr, "forward_kl_linear"), score(lr, "forward_kl")
+    (slopes,) = torch.autograd.grad(linear.sum(), lr)
+    (exact_slopes,) = torch.autograd.grad(exact.sum(), lr)
+    torch.testing.assert_close(linear[:4], exact[:4])
+    torch.testing.assert_close(slopes[:4], exact_slopes[:4])
+    assert slopes[4:].tolist() == pytest.approx([math.exp(10)] * 3)
+    assert linear[4].item() == pytest.approx(exact[4].item(), rel=1e-3)
+    assert exact_slopes[6] == 0
+
+
 def test_forward_kl_is_the_alpha_divergence_of_alpha_zero():
     lr = torch.linspace(-5, 5, 11, dtype=torch.float64)
     torch.testing.assert_close(score(lr, "forward_kl"), score(lr, "alpha_divergence", 0.0))

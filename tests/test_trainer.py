@@ -203,3 +203,24 @@ def test_wrong_data_is_named_before_a_model_is_loaded(tmp_path, monkeypatch) -> 
             train_dataset=Dataset.from_dict({"question": ["a"]}),
             eval_dataset=Dataset.from_dict({"chosen": [], "rejected": []}),
         )
+
+
+def test_progress_is_the_share_of_steps_done(tmp_path) -> None:
+    settings = {"loss_type": "dpo_shift", "max_steps": 4, "ref_model": tiny.model(1)}
+    run = runs.trainer(tmp_path, **settings, dpo_shift_schedule="increase_linear", dpo_shift_min=0.4, dpo_shift_max=0.8)
+    inputs = next(iter(run.get_train_dataloader()))
+    for step, weight in ((0, 0.4), (1, 0.5), (4, 0.8)):
+        run.state.max_steps, run.state.global_step = 4, step
+        fixed = runs.trainer(tmp_path, **settings, model=run.model, dpo_shift_lambda=weight)
+        torch.testing.assert_close(run.compute_loss(run.model, inputs), fixed.compute_loss(fixed.model, inputs))
+    run.train()
+    assert run.state.global_step == 4
+
+
+def test_a_divergence_that_trl_does_not_know_trains_and_metrics_are_trls(tmp_path) -> None:
+    settings = {"ref_model": tiny.model(1), "max_steps": 2}
+    linear = runs.trained(tmp_path / "a", f_divergence_type="forward_kl_linear", **settings)
+    plain = runs.trained(tmp_path / "b", f_divergence_type="forward_kl", **settings)
+    for ours, theirs in zip(runs.logs(linear), runs.logs(plain), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)  # no log-ratio here is below -10
+    assert linear.f_divergence_type == linear.args.f_divergence_type == "forward_kl_linear"

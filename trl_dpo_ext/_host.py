@@ -124,6 +124,20 @@ def reference_from_batch(trainer: Any) -> Iterator[None]:
         trainer.precompute_ref_logps = saved
 
 
+@contextlib.contextmanager
+def plain_scores(trainer: Any) -> Iterator[None]:
+    """Inside, TRL's loss works out no scores of an f-divergence, of which it knows fewer than we do.
+
+    Seam: `f_divergence_type` is read at each loss, and scores go into losses alone, not into metrics.
+    """
+    saved = trainer.f_divergence_type
+    trainer.f_divergence_type = "reverse_kl"
+    try:
+        yield
+    finally:
+        trainer.f_divergence_type = saved
+
+
 def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Summed reference log-probs of both sides, each (pairs,), and the reference's recorded output.
 

@@ -133,6 +133,11 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
         return [f"Unknown f_divergence_type {kind!r}; one of {', '.join(F_DIVERGENCES)}."]
     problems = []
     variants = [term.variant for term in mixture.terms]
+    if kind == "forward_kl_linear" and mixture.host_names:
+        problems.append(
+            f"f_divergence_type={kind!r} cannot be used with losses left to TRL: TRL does not know it "
+            f"({', '.join(mixture.host_names)})."
+        )
     if kind != "reverse_kl":
         # The divergence leaves a term beta * log Z(prompt) that cancels in a difference of scores and nowhere else.
         refused = [v.name for v in variants if v.needs_reference and not v.f_divergence]

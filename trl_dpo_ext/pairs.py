@@ -102,6 +102,8 @@ class Pairs:
     """False in evaluation, where a running state is read but not updated."""
     rank: int = 0
     """Index of this process: of what `gather` returns, its own pairs are those from rank x pairs on."""
+    progress: float = 0.0
+    """Share of the training steps that are done, from 0 to 1, for losses with a schedule."""
 
     @property
     def margin(self) -> torch.Tensor:

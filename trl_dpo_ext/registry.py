@@ -121,9 +121,11 @@ class LossVariant:
                 continue
             problem = parameter.problem(hyper[name], self.name)
             problems += [problem] if problem else []
-            other = parameter.hyper.excludes
-            if other and hyper[name] is not None and hyper.get(other) is not None:
-                problems.append(f"{name} and {other} say the same thing for loss_type {self.name!r}; give one of them.")
+            other = declared.get(parameter.hyper.excludes or "")
+            if other and hyper[name] != parameter.default and hyper.get(other.name, other.default) != other.default:
+                problems.append(
+                    f"{name} and {other.name} say the same thing for loss_type {self.name!r}; give one of them."
+                )
         return problems
 
 

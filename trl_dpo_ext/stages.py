@@ -10,10 +10,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "forward_kl_linear")
 
 # exp() of more than this leaves float32 (or float16); one bound for float32 and wider keeps their values comparable.
 _MAX_EXPONENT, _MAX_EXPONENT_FLOAT16 = 80.0, 11.0
+
+# From this exponent on, exp() goes on as its tangent in forward_kl_linear.
+_LINEAR_FROM = 10.0
 
 
 def reduce(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
@@ -44,7 +47,8 @@ def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: 
     """f'(policy / reference) of a divergence, elementwise and in the shape of `logratio`.
 
     `reverse_kl`: lr. `forward_kl`: 1 - exp(-lr). `js_divergence`: log 2 + log sigmoid(lr).
-    `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL.
+    `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL. `forward_kl_linear`: forward
+    KL whose exp(-lr) goes on as its tangent where lr is below -10, so that very unlikely answers keep a gradient.
 
     Exponents are clamped before exp(), at 80 (11 in float16): beyond it the score is constant and its gradient zero,
     where an unclamped exp() overflows and turns every gradient into NaN.
@@ -55,6 +59,8 @@ def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: 
         return logratio
     if f_divergence_type == "forward_kl":
         return 1 - torch.exp(_clamp_exponent(-logratio)).to(logratio.dtype)
+    if f_divergence_type == "forward_kl_linear":
+        return 1 - _linear_exp(-logratio)
     if f_divergence_type == "js_divergence":
         return math.log(2) + F.logsigmoid(logratio)
     if f_divergence_type == "alpha_divergence":
@@ -62,6 +68,13 @@ def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: 
         power = torch.exp(_clamp_exponent((alpha - 1.0) * logratio, scale))
         return (power - 1.0).to(logratio.dtype) * scale
     raise ValueError(f"Unknown f_divergence_type {f_divergence_type!r}; one of {', '.join(F_DIVERGENCES)}.")
+
+
+def _linear_exp(exponent: torch.Tensor) -> torch.Tensor:
+    """exp() up to an exponent of 10, and its tangent there beyond it; at most the largest number of the dtype."""
+    wide = exponent.float() if exponent.dtype in (torch.float16, torch.bfloat16) else exponent
+    value = torch.exp(wide.clamp(max=_LINEAR_FROM)) + math.exp(_LINEAR_FROM) * torch.relu(wide - _LINEAR_FROM)
+    return value.clamp(max=torch.finfo(exponent.dtype).max).to(exponent.dtype)
 
 
 def _clamp_exponent(exponent: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

@@ -103,7 +103,8 @@ class DPOExtTrainer(DPOTrainer):
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
         ref_logps, ref_output = self._reference(inputs)
         recorder = _host.Recorder(model)
-        with _host.reference_from_batch(self):
+        scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
+        with _host.reference_from_batch(self), scores:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
                 {**inputs, **dict(zip(_host.REFERENCE_COLUMNS, ref_logps, strict=True))},
@@ -120,6 +121,7 @@ class DPOExtTrainer(DPOTrainer):
             gather=self._gather,
             rank=self.accelerator.process_index,
             training=_host.is_training(self),
+            progress=self.state.global_step / max(self.state.max_steps, 1),
         )
         weights = pair_weights(batch, self.args, columns)
         loss, per_term = self.mixture(pairs, weights)

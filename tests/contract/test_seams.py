@@ -128,6 +128,22 @@ def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: di
     assert reward == pytest.approx(host.beta * (logps + 3.0)), seam("ref_chosen_logps in the batch is the reference")
 
 
+def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, batch: dict, monkeypatch) -> None:
+    def metrics_and_loss() -> tuple[dict, float]:
+        host._metrics["train"].clear()
+        loss = float(host.compute_loss(host.model, batch))
+        return {name: values[-1] for name, values in host._metrics["train"].items() if name != "num_tokens"}, loss
+
+    plain, plain_loss = metrics_and_loss()
+    monkeypatch.setattr(host, "f_divergence_type", "js_divergence")
+    scored, scored_loss = metrics_and_loss()
+    assert scored == plain, seam("metrics do not read scores")
+    assert scored_loss != plain_loss, seam("f_divergence_type is read at each loss")
+    monkeypatch.setattr(host, "f_divergence_type", "unheard_of")
+    with _host.plain_scores(host):
+        assert metrics_and_loss() == (plain, plain_loss), seam("f_divergence_type is read at each loss")
+
+
 def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) -> None:
     chosen, rejected, output = _host.run_reference(host, batch)
     assert chosen.shape == rejected.shape == (4,), seam("compute_ref_log_probs returns (pairs,) twice")

@@ -49,8 +49,8 @@ INPUTS = {"published": PUBLISHED["inputs"], "awkward": AWKWARD}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "exo_pair": [{"beta": 0.5, "label_smoothing": 0.1}],
     "robust": [{"beta": 0.1, "label_smoothing": 0.4}],
-    "aot": [{"beta": 0.2, "label_smoothing": 0.1}],
-    "aot_unpaired": [{"beta": 0.2, "label_smoothing": 0.1}],
+    "aot": [{"beta": 0.2, "label_smoothing": 0.1, "aot_global": everyone} for everyone in (False, True)],
+    "aot_unpaired": [{"beta": 0.2, "label_smoothing": 0.1, "aot_global": everyone} for everyone in (False, True)],
     "discopop": [{"beta": 1.0, "discopop_tau": 5.0}],
     "margin": [{"beta": 0.1, "margin_scale": 0.0}],
     "odpo": [{"beta": 0.1, "odpo_alpha": 0.5, "odpo_transform": "identity"}],
@@ -66,6 +66,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "bdpo": [{"beta": 0.1, "bdpo_lambda": 1.0}],
     "focalpo": [{"beta": 0.1, "focalpo_gamma": 2.0}],
     "hdpo": [{"beta": 0.1, "hdpo_alpha": 1.25}],
+    "dpo_shift": [
+        {"beta": 0.1, "dpo_shift_schedule": course, "dpo_shift_min": 0.5, "dpo_shift_max": 0.9}
+        for course in ("increase_linear", "decrease_linear")
+    ],
     "anc_dpo": [{"beta": 0.1, "anc_dpo_delta": 0.5}],
     "dr_dpo": [{"beta": 0.5, "dr_dpo_beta": 0.25}],
     "gamma_po": [{"gamma_po_beta": 2.5, "gamma_po_ratio": 0.15, "gamma_po_tau": 0.25}],

@@ -139,13 +139,14 @@ def _smoothed(x, e):
 
 
 @variant
-def aot(rows, *, beta, label_smoothing):
+def aot(rows, *, beta, label_smoothing, aot_global=False):
+    """All processes are one here."""
     policy, reference = sorted(r.Dpi for r in rows), sorted(r.Dref for r in rows)
     return [_smoothed(beta * (a - b), label_smoothing) for a, b in zip(policy, reference, strict=True)]
 
 
 @variant
-def aot_unpaired(rows, *, beta, label_smoothing):
+def aot_unpaired(rows, *, beta, label_smoothing, aot_global=False):
     chosen, rejected = sorted(r.lr_w for r in rows), sorted(r.lr_l for r in rows)
     return [_smoothed(beta * (a - b), label_smoothing) for a, b in zip(chosen, rejected, strict=True)]
 

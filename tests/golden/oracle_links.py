@@ -59,8 +59,10 @@ def cauchy(rows, *, beta):
 
 
 @variant
-def dpo_shift(rows, *, beta, dpo_shift_lambda=0.75):
-    return [-ls(beta * (r.lr_w - dpo_shift_lambda * r.lr_l)) for r in rows]
+def dpo_shift(rows, *, beta, dpo_shift_lambda=0.75, dpo_shift_schedule="fixed", dpo_shift_min=0.75, dpo_shift_max=0.95):
+    """At the start of training, where a schedule stands at one of its ends."""
+    starts = {"fixed": dpo_shift_lambda, "increase_linear": dpo_shift_min, "decrease_linear": dpo_shift_max}
+    return [-ls(beta * (r.lr_w - starts[dpo_shift_schedule] * r.lr_l)) for r in rows]
 
 
 @variant

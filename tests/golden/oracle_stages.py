@@ -14,6 +14,8 @@ def score(lr: mpf, f_divergence_type: str, alpha: float = 0.5) -> mpf:
     lr, alpha = mpf(lr), mpf(alpha)
     if f_divergence_type == "forward_kl":
         return 1 - exp(min(-lr, mpf(80)))
+    if f_divergence_type == "forward_kl_linear":
+        return 1 - (exp(-lr) if -lr < 10 else exp(mpf(10)) * (1 - lr - 10))
     if f_divergence_type == "js_divergence":
         return log(2) + ls(lr)
     if f_divergence_type == "alpha_divergence" and alpha != 1:

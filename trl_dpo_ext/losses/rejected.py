@@ -49,13 +49,30 @@ def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tenso
 DpoShiftLambda = Annotated[float, Hyper("Weight of the rejected side; 1 is DPO.", gt=0, le=1)]
 
 
+DpoShiftSchedule = Annotated[
+    Literal["fixed", "increase_linear", "decrease_linear"],
+    Hyper("Course of the weight over training: fixed at lambda, or between min and max.", excludes="dpo_shift_lambda"),
+]
+DpoShiftMin = Annotated[float, Hyper("Lowest weight of the rejected side in a schedule.", gt=0, le=1)]
+DpoShiftMax = Annotated[float, Hyper("Highest weight of the rejected side in a schedule.", gt=0, le=1)]
+
+
 @register_loss(paper="2502.07599", needs=Need.REFERENCE, evidence="authors")
-def dpo_shift(p: Pairs, *, beta: Beta, dpo_shift_lambda: DpoShiftLambda = 0.75) -> torch.Tensor:
+def dpo_shift(
+    p: Pairs,
+    *,
+    beta: Beta,
+    dpo_shift_lambda: DpoShiftLambda = 0.75,
+    dpo_shift_schedule: DpoShiftSchedule = "fixed",
+    dpo_shift_min: DpoShiftMin = 0.75,
+    dpo_shift_max: DpoShiftMax = 0.95,
+) -> torch.Tensor:
     """DPO-Shift: DPO with a lighter rejected side, which trades some margin for a likelier chosen side.
 
         -log sigmoid(beta * (logratio_chosen - lambda * logratio_rejected))
 
-    The authors sweep lambda from 0.55 to 0.95.
+    The authors sweep lambda from 0.55 to 0.95. With a schedule, lambda goes from min to max over the training steps
+    (`increase_linear`) or from max to min (`decrease_linear`).
 
     Returns:
         One value per pair, shape (pairs,).
@@ -63,8 +80,7 @@ def dpo_shift(p: Pairs, *, beta: Beta, dpo_shift_lambda: DpoShiftLambda = 0.75) 
     Reference: arXiv 2502.07599.
 
     Note:
-        Lambda is fixed; the authors' schedules, in which it rises or falls over training, are not offered. For a lambda
-        per pair see `mappo`.
+        Outside a trainer, training is at its start. For a lambda per pair see `mappo`.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -72,7 +88,11 @@ def dpo_shift(p: Pairs, *, beta: Beta, dpo_shift_lambda: DpoShiftLambda = 0.75) 
         >>> get_loss("dpo_shift")(pairs, beta=0.1, dpo_shift_lambda=0.75)
         tensor([0.6095])
     """
-    return -F.logsigmoid(beta * (p.chosen.logratio - dpo_shift_lambda * p.rejected.logratio))
+    weight = dpo_shift_lambda
+    if dpo_shift_schedule != "fixed":
+        risen = p.progress if dpo_shift_schedule == "increase_linear" else 1 - p.progress
+        weight = dpo_shift_min + (dpo_shift_max - dpo_shift_min) * risen
+    return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
 DELTA_R_COLUMN = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Beta, LabelSmoothing
+from ..hyper import Beta, Hyper, LabelSmoothing
 from ..pairs import Need, Pairs
 from ..registry import register_loss
+
+AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes together.")]
 
 
 @register_loss(
@@ -15,10 +19,11 @@ from ..registry import register_loss
     needs=Need.REFERENCE | Need.BATCH,
     per_pair=False,
     aligned=False,
+    prefix="aot",
     evidence="framework",
     from_trl=True,
 )
-def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
+def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False) -> torch.Tensor:
     """AOT, paired: the sorted policy margins should dominate the sorted reference margins.
 
         d_(k) = sort(logps_chosen - logps_rejected)_k - sort(ref_logps_chosen - ref_logps_rejected)_k
@@ -30,7 +35,8 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tenso
     Reference: arXiv 2406.05882, section 4.
 
     Note:
-        As in TRL, the batch is the micro-batch of one process. With one pair in it, this is DPO.
+        As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
+        With one pair in it, this is DPO.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -39,9 +45,9 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tenso
         >>> get_loss("aot")(pairs, beta=0.1, label_smoothing=0.0)
         tensor([0.7710, 0.5981])
     """
-    policy, _ = torch.sort(p.chosen.logps - p.rejected.logps, dim=0)
-    reference, _ = torch.sort(p.chosen.ref_logps - p.rejected.ref_logps, dim=0)
-    return _smoothed(beta * (policy - reference), label_smoothing)
+    policy = p.chosen.logps - p.rejected.logps
+    reference = p.chosen.ref_logps - p.rejected.ref_logps
+    return _smoothed(beta * _sorted_difference(p, policy, reference, aot_global), label_smoothing)
 
 
 @register_loss(
@@ -49,10 +55,13 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tenso
     needs=Need.REFERENCE | Need.BATCH,
     per_pair=False,
     aligned=False,
+    prefix="aot",
     evidence="framework",
     from_trl=True,
 )
-def aot_unpaired(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
+def aot_unpaired(
+    p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False
+) -> torch.Tensor:
     """AOT, unpaired: the sorted chosen log-ratios should dominate the sorted rejected ones.
 
         d_(k) = sort(logratio_chosen)_k - sort(logratio_rejected)_k
@@ -66,7 +75,8 @@ def aot_unpaired(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> to
     Reference: arXiv 2406.05882, section 4.
 
     Note:
-        As in TRL, the batch is the micro-batch of one process. TRL called this `aot_pair` once.
+        As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
+        TRL called this `aot_pair` once.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -75,9 +85,23 @@ def aot_unpaired(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> to
         >>> get_loss("aot_unpaired")(pairs, beta=0.1, label_smoothing=0.0)
         tensor([0.6685, 0.6931])
     """
-    chosen, _ = torch.sort(p.chosen.logratio, dim=0)
-    rejected, _ = torch.sort(p.rejected.logratio, dim=0)
-    return _smoothed(beta * (chosen - rejected), label_smoothing)
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    if not aot_global:
+        return _smoothed(beta * _sorted_difference(p, chosen, rejected, False), label_smoothing)
+    ours = _smoothed(beta * _sorted_difference(p, chosen, rejected, True), label_smoothing)
+    # This process's rejected sides meet chosen ones of any process: their value is counted there, their gradient here.
+    theirs = _smoothed(-beta * _sorted_difference(p, rejected, chosen, True), label_smoothing)
+    return ours + theirs - theirs.detach()
+
+
+def _sorted_difference(p: Pairs, ours: torch.Tensor, theirs: torch.Tensor, everywhere: bool) -> torch.Tensor:
+    """Sorted minus sorted, (pairs,), at the ranks that `ours` take; over all processes `theirs` carry no gradient."""
+    ours = ours.sort().values
+    if not everywhere:
+        return ours - theirs.sort().values
+    start = p.rank * ours.numel()
+    places = p.gather(ours).argsort(stable=True).argsort()[start : start + ours.numel()]
+    return ours - p.gather(theirs).sort().values[places]
 
 
 def _smoothed(x: torch.Tensor, label_smoothing: float) -> torch.Tensor:
