@@ -80,6 +80,7 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
         token_logps=logps.unsqueeze(1) * share,
         mask=mask,
         ref_token_logps=ref_logps.unsqueeze(1) * share,
+        token_kl=0.5 * ((logps - ref_logps).unsqueeze(1) * share) ** 2,
         ref_entropy=average * (0.75 if name == "chosen" else 1.25),
     )
 

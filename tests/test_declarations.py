@@ -30,6 +30,7 @@ NEEDS_OF = {
     "mask": Need.TOKENS,
     "ref_token_logps": Need.TOKEN_REFERENCE,
     "ref_entropy": Need.REF_ENTROPY,
+    "token_kl": Need.TOKEN_KL,
     "gather": Need.BATCH,
     "training": Need.STATE,
     "logps": Need.NONE,
@@ -118,6 +119,7 @@ def test_a_need_that_is_not_met_is_named(variant):
         Need.TOKENS: "log-probs per token",
         Need.TOKEN_REFERENCE: "reference log-probs per token",
         Need.REF_ENTROPY: "the reference's entropy",
+        Need.TOKEN_KL: "the divergence of every token",
     }
     bare = Pairs.from_logps(chosen=[-1.0, -2.0], rejected=[-2.0, -3.0])
     expected = [word for need, word in words.items() if need in variant.needs] + [f"'{c}'" for c in variant.columns]
@@ -213,6 +215,7 @@ OUT_OF_RANGE = [
     ("gamma_po", "gamma_po_tau", 0.0, "> 0"),
     ("mallows_dpo", "mallows_dpo_mean", 0.0, "> 0"),
     ("rainbowpo", "rainbowpo_alpha", 1.1, "<= 1"),
+    ("tdpo2", "tdpo2_alpha", -0.1, ">= 0"),
     ("d2po", "d2po_gamma", 0.0, "> 0"),
     ("d2po", "d2po_gamma", 1.1, "<= 1"),
     ("unlikelihood", "unlikelihood_alpha", 1.1, "<= 1"),

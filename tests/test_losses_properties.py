@@ -166,7 +166,7 @@ def test_nothing_that_goes_in_is_changed(variant):
         tensors = [
             getattr(side, name)
             for side in (pairs.chosen, pairs.rejected)
-            for name in ("logps", "ref_logps", "score", "lengths", "token_logps", "mask", "ref_token_logps", "ref_entropy")
+            for name in ("logps", "ref_logps", "score", "lengths", "token_logps", "mask", "ref_token_logps", "ref_entropy", "token_kl")
         ] + list(pairs.columns.values())
         before = [tensor.detach().clone() for tensor in tensors]
         given_hyper = copy.deepcopy(hyper)

@@ -64,6 +64,10 @@ def by_hand(name: str, chosen: dict[str, Any], rejected: dict[str, Any]) -> torc
     if name == "tis_dpo":  # a token's weight in these tests is a tenth of its id
         sides = [(logratios(s) * s["y"] / 10).sum() for s in (chosen, rejected)]
         return dpo(sides[0] - sides[1])
+    if name in ("tdpo1", "tdpo2"):
+        drift = [(s["ref"].exp() * (s["ref"] - s["pi"])).sum() for s in (chosen, rejected)]
+        weight = 1.0 if name == "tdpo1" else 0.5
+        return dpo(logratios(chosen).sum() - logratios(rejected).sum() - weight * (drift[1] - drift[0]))
     if name == "unlikelihood":
         return -logps(chosen, "pi").mean() - torch.log1p(-logps(rejected, "pi").exp()).mean()
     if name in ("mallows_dpo", "rainbowpo"):
@@ -87,7 +91,7 @@ def check(run: Any, name: str, reference: Any = None) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["d2po", "unlikelihood", "mallows_dpo", "rainbowpo"])
+@pytest.mark.parametrize("name", ["d2po", "unlikelihood", "mallows_dpo", "rainbowpo", "tdpo1", "tdpo2"])
 def test_the_loss_is_what_full_logits_give(tmp_path, name: str) -> None:
     needs_reference = next(v for v in list_losses() if v.name == name).needs_reference
     models = {"ref_model": tiny.model(1)} if needs_reference else {}
@@ -152,7 +156,7 @@ def test_a_list_of_another_length_than_its_completion_is_named_with_its_row(tmp_
         runs.trainer(tmp_path, loss_type="tis_dpo", ref_model=tiny.model(1), train_dataset=weighted(extra=1))
 
 
-@pytest.mark.parametrize("name", ["d2po", "mallows_dpo"])
+@pytest.mark.parametrize("name", ["d2po", "mallows_dpo", "tdpo1"])
 def test_an_adapters_reference_is_its_base(tmp_path, name: str) -> None:
     run = runs.trained(tmp_path, loss_type=name, peft_config=LORA, gradient_checkpointing=False)
     assert run.ref_model is None
@@ -168,7 +172,11 @@ def test_without_a_reference_its_tokens_count_as_zero(tmp_path, name: str) -> No
     assert torch.isfinite(run.compute_loss(run.model, batch_of(run)))
 
 
-NEEDS = {Need.TOKEN_REFERENCE: "reference log-probs per token", Need.REF_ENTROPY: "the reference's entropy"}
+NEEDS = {
+    Need.TOKEN_REFERENCE: "reference log-probs per token",
+    Need.REF_ENTROPY: "the reference's entropy",
+    Need.TOKEN_KL: "the reference's distribution over the vocabulary",
+}
 
 
 @pytest.mark.parametrize(("need", "words"), NEEDS.items(), ids=str)

@@ -14,6 +14,8 @@ import torch
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import get_config_model_id
 
+from .token_kl import Projection
+
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """Seam: the batch keys in which TRL expects stored reference log-probs, each (pairs,)."""
 
@@ -147,6 +149,58 @@ def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor
     recorder = Recorder(trainer.model if trainer.ref_model is None else trainer.ref_model)
     chosen, rejected = trainer.compute_ref_log_probs(recorder, inputs)
     return chosen, rejected, recorder.output
+
+
+def _causal_model(trainer: Any, model: Any) -> Any:
+    """The model with an output layer, without what training or an adapter has wrapped around it."""
+    inner = trainer.accelerator.unwrap_model(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+@contextlib.contextmanager
+def caught_projection(trainer: Any, model: Any, tokens: int, wanted: bool) -> Iterator[list[Projection]]:
+    """The list that the first forward of `model` inside fills, where it is wanted.
+
+    Seam: a fused head calls the backbone `base_model` as a module and projects its `last_hidden_state` but the last
+    position through the weights of `get_output_embeddings()`, as they are at that time (an adapter may be off).
+    """
+    caught: list[Projection] = []
+    if not wanted:
+        yield caught
+        return
+    causal = _causal_model(trainer, model)
+
+    def catch(_module: Any, _inputs: Any, output: Any) -> None:
+        head = causal.get_output_embeddings()
+        caught.append(Projection(output.last_hidden_state[:, -tokens - 1 : -1], head.weight, head.bias))
+
+    handle = causal.base_model.register_forward_hook(catch)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+# What TRL's fused head does to logits beyond projecting: scale or cap them, where the model's configuration says so.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+def projection_problems(trainer: Any) -> list[str]:
+    """Why the logits of policy or reference cannot be made from hidden states and weights here."""
+    problems = []
+    if trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3:
+        problems.append("FSDP and ZeRO-3 split the output layer over processes")
+    for model in filter(None, (trainer.model, trainer.ref_model)):
+        causal = _causal_model(trainer, model)
+        text = causal.config.get_text_config()
+        problems += [
+            f"{type(causal).__name__} changes its logits by {name}={getattr(text, name)}"
+            for name in _LOGIT_CHANGES
+            if getattr(text, name, None) not in (None, 1, 1.0)
+        ]
+        if not causal.get_output_embeddings().weight.is_floating_point():
+            problems.append(f"the output layer of {type(causal).__name__} is quantised")
+    return list(dict.fromkeys(problems))
 
 
 def vocabulary_size(trainer: Any) -> int:

@@ -12,6 +12,7 @@ from . import _host, stages
 from .config import DPOExtConfig
 from .mixture import LossMixture
 from .pairs import Need, Side
+from .token_kl import Projection, token_kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class Recorded:
     ref_output: Any = None
     """The reference's scored output; None where its log-probs were stored or are not needed."""
     vocabulary: int = 0
-    """Number of tokens that the reference chooses from."""
+    """Number of tokens that the reference chooses from; 0 where nobody asks."""
+    projections: tuple[Projection, Projection] | None = None
+    """What the logits of policy and reference are made of, where they are needed."""
 
     def tokens(self, name: str = "log_probs") -> torch.Tensor:
         """A field of the policy's output, (rows, tokens)."""
@@ -56,6 +59,8 @@ def two_sides(batch: Recorded, mixture: LossMixture, args: DPOExtConfig) -> list
         fields["ref_token_logps"] = torch.zeros_like(token_logps)
     if Need.REF_ENTROPY in mixture.needs:
         fields["ref_entropy"] = stages.relative_entropy(batch.ref_tokens("entropy"), batch.mask, batch.vocabulary)
+    if batch.projections is not None:
+        fields["token_kl"] = token_kl(*batch.projections, batch.mask)
     halves = {name: rows.chunk(2) for name, rows in fields.items()}
     return [Side(**{name: half[side] for name, half in halves.items()}) for side in range(2)]
 

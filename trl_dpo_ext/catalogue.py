@@ -23,6 +23,7 @@ _NEED_WORDS = {
     Need.BATCH: "batch",
     Need.STATE: "state",
     Need.REF_ENTROPY: "reference entropy",
+    Need.TOKEN_KL: "KL per token",
 }
 
 

@@ -200,6 +200,7 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
 _LIVE_NEEDS = {
     Need.TOKEN_REFERENCE: "reference log-probs per token",
     Need.REF_ENTROPY: "the reference's entropy",
+    Need.TOKEN_KL: "the reference's distribution over the vocabulary",
 }
 
 

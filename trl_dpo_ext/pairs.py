@@ -35,19 +35,21 @@ class Need(enum.Flag):
     """A running state, saved with checkpoints and frozen in evaluation."""
     REF_ENTROPY = enum.auto()
     """How unsure the reference is of its next token, on average over a completion."""
+    TOKEN_KL = enum.auto()
+    """How far the policy is from the reference at every completion token, over the whole vocabulary."""
 
     @property
     def of_reference(self) -> Need:
         """The part of these needs that a reference model serves."""
-        return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY)
+        return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY | Need.TOKEN_KL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
     """One side (chosen or rejected) of every pair.
 
-    `token_logps`, `mask` and `ref_token_logps` have shape (pairs, tokens), zero or False outside the completion; all
-    other tensors have shape (pairs,). `lengths` counts completion tokens, EOS included.
+    `token_logps`, `mask`, `ref_token_logps` and `token_kl` have shape (pairs, tokens), zero or False outside the
+    completion; all other tensors have shape (pairs,). `lengths` counts completion tokens, EOS included.
     """
 
     logps: torch.Tensor
@@ -60,6 +62,8 @@ class Side:
     ref_token_logps: torch.Tensor = _ABSENT
     ref_entropy: torch.Tensor = _ABSENT
     """Mean over the completion of the reference's token entropy, divided by log(vocabulary size): in [0, 1]."""
+    token_kl: torch.Tensor = _ABSENT
+    """KL(reference || policy) of the next token, in nats."""
 
     def __post_init__(self) -> None:
         if self.score is None and self.ref_logps is not None:
@@ -184,6 +188,7 @@ _TENSOR_OF_NEED = {
     Need.TOKENS: "token_logps",
     Need.TOKEN_REFERENCE: "ref_token_logps",
     Need.REF_ENTROPY: "ref_entropy",
+    Need.TOKEN_KL: "token_kl",
 }
 
 
@@ -194,6 +199,7 @@ def _absent(need: Need) -> str:
         Need.TOKENS: "log-probs per token: build Side with token_logps= and mask=",
         Need.TOKEN_REFERENCE: "reference log-probs per token: build Side with ref_token_logps=",
         Need.REF_ENTROPY: "the reference's entropy: build Side with ref_entropy=",
+        Need.TOKEN_KL: "the divergence of every token: build Side with token_kl=",
     }
     return how[need]
 

@@ -77,6 +77,11 @@ class DPOExtTrainer(DPOTrainer):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
+        if Need.TOKEN_KL in self.mixture.needs:
+            names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
+            problems = _host.projection_problems(self)
+            if problems:
+                raise InputError([f"{names} needs both models' whole distributions, and {p}." for p in problems])
         self._check_token_columns(train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         if self.extra_columns:
             self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
@@ -101,10 +106,14 @@ class DPOExtTrainer(DPOTrainer):
         """The mixture's loss on one batch, a scalar. TRL runs the model, adds its own terms and logs."""
         inputs = dict(inputs)
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
-        ref_logps, ref_output = self._reference(inputs)
+        mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
+        whole = Need.TOKEN_KL in self.mixture.needs
+        with _host.caught_projection(self, self.ref_model or model, mask.size(1), whole) as ref_projections:
+            ref_logps, ref_output = self._reference(inputs)
         recorder = _host.Recorder(model)
         scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
-        with _host.reference_from_batch(self), scores:
+        catching = _host.caught_projection(self, model, mask.size(1), whole)
+        with _host.reference_from_batch(self), scores, catching as projections:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
                 {**inputs, **dict(zip(_host.REFERENCE_COLUMNS, ref_logps, strict=True))},
@@ -113,8 +122,14 @@ class DPOExtTrainer(DPOTrainer):
             )
         host_loss, outputs = host if return_outputs else (host, None)
 
-        mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
-        batch = Recorded(recorder.output, mask, ref_logps, ref_output, _host.vocabulary_size(self))
+        batch = Recorded(
+            recorder.output,
+            mask,
+            ref_logps,
+            ref_output,
+            vocabulary=_host.vocabulary_size(self) if Need.REF_ENTROPY in self.mixture.needs else 0,
+            projections=(projections[0], ref_projections[0]) if whole else None,
+        )
         pairs = Pairs(
             *two_sides(batch, self.mixture, self.args),
             columns=columns,

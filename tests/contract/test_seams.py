@@ -193,6 +193,21 @@ def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict
     assert recorder.output.entropy.shape == recorder.output.log_probs.shape, seam("the policy's head gives entropies")
 
 
+def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host: Any, batch: dict) -> None:
+    tokens = batch["input_ids"].size(1) - 1
+    recorder = _host.Recorder(host.model)
+    with _host.caught_projection(host, host.model, tokens, wanted=True) as caught:
+        host.compute_loss(recorder, batch)
+    assert len(caught) == 1, seam("the fused head calls base_model as a module")
+    logits = torch.nn.functional.linear(caught[0].hidden, caught[0].weight, caught[0].bias)
+    labels = batch["input_ids"][:, 1:].unsqueeze(-1)
+    logps = logits.log_softmax(-1).gather(-1, labels).squeeze(-1) * batch[_host.COMPLETION_MASK][:, 1:]
+    torch.testing.assert_close(
+        logps, recorder.output.log_probs, rtol=1e-4, atol=1e-5, msg=seam("logits are last_hidden_state @ output layer")
+    )
+    assert _host.projection_problems(host) == []
+
+
 def test_virtual_tokens_stand_in_front() -> None:
     output = SimpleNamespace(log_probs=torch.arange(10.0).view(2, 5))
     assert _host.scored_tokens(output, 3).tolist() == [[2, 3, 4], [7, 8, 9]]

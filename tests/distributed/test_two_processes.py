@@ -68,7 +68,7 @@ def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("loss", ["bco_pair_delta", "margin", "simpo"])
+@pytest.mark.parametrize("loss", ["bco_pair_delta", "margin", "simpo", "aot:global=true", "tdpo1"])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss: str) -> None:
     settings = {"loss_type": loss, "gradient_checkpointing": False, "max_grad_norm": 0.0}
     two = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)

@@ -2,7 +2,7 @@
 
 The golden batches hold sums only. A completion's tokens are made up from them: the first has one part of the sum, the
 next ones two, three, four, then one again, for policy and reference alike. Their weights are 1/2, 3/4, 1, then 1/2 again
-on the chosen side, and 3/2 minus that on the rejected one.
+on the chosen side, and 3/2 minus that on the rejected one. The KL at a token is half the square of its log-ratio.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ def tokens_of(row, side):
     if side == "l":
         weights = [mpf(3) / 2 - weight for weight in weights]
     return [
-        SimpleNamespace(pi=pi * share, lr=lr * share, weight=weight)
+        SimpleNamespace(pi=pi * share, lr=lr * share, weight=weight, kl=(lr * share) ** 2 / 2)
         for share, weight in zip(parts(count), weights, strict=True)
     ]
+
+
+def _kl(q, p):
+    """KL(q || p) of two distributions."""
+    return sum(mpf(a) * log(mpf(a) / mpf(b)) for a, b in zip(q, p, strict=True))
 
 
 def row_of_tokens(fixture, weights):
@@ -43,7 +48,7 @@ def row_of_tokens(fixture, weights):
         policy, reference, labels = (fixture[side][name] for name in ("pi", "ref", "y"))
         places = list(zip(policy, reference, labels, weights[side], strict=True))
         tokens[side] = [
-            SimpleNamespace(pi=log(mpf(p[y])), lr=log(mpf(p[y])) - log(mpf(q[y])), weight=mpf(weight))
+            SimpleNamespace(pi=log(mpf(p[y])), lr=log(mpf(p[y])) - log(mpf(q[y])), weight=mpf(weight), kl=_kl(q, p))
             for p, q, y, weight in places
         ]
         sums |= {
@@ -125,3 +130,21 @@ def rainbowpo(rows, *, rainbowpo_beta=10.0, rainbowpo_alpha=0.25, rainbowpo_home
         mixed = gap - rainbowpo_alpha * ref_gap - (1 - rainbowpo_alpha) * rainbowpo_home
         values.append(-ls(rainbowpo_beta * _dispersion(r, rainbowpo_mean) * mixed))
     return values
+
+
+# --- whole distributions --------------------------------------------------------------------------------------------
+
+
+def _drift(row, side):
+    return sum(token.kl for token in tokens_of(row, side))
+
+
+@variant
+def tdpo1(rows, *, beta):
+    return [-ls(beta * (r.D - (_drift(r, "l") - _drift(r, "w")))) for r in rows]
+
+
+@variant
+def tdpo2(rows, *, beta, tdpo2_alpha=0.5):
+    """The chosen side's drift is detached."""
+    return [-ls(beta * (r.D - tdpo2_alpha * (_drift(r, "l") - _drift(r.still, "w")))) for r in rows]

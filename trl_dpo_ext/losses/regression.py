@@ -12,6 +12,7 @@ from ..pairs import Need, Pairs
 from ..registry import register_loss
 from .soft_labels import RpoEta, score_gap
 
+
 def squared(gap: torch.Tensor) -> torch.Tensor:
     """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow.
 
