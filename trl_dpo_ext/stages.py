@@ -47,8 +47,9 @@ def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: 
     """f'(policy / reference) of a divergence, elementwise and in the shape of `logratio`.
 
     `reverse_kl`: lr. `forward_kl`: 1 - exp(-lr). `js_divergence`: log 2 + log sigmoid(lr).
-    `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL. `forward_kl_linear`: forward
-    KL whose exp(-lr) goes on as its tangent below lr = -10, so that very unlikely answers keep a gradient.
+    `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL.
+    `forward_kl_linear`: forward KL whose exp(-lr) goes on as its tangent below lr = -10, so that very unlikely answers
+    keep a gradient.
 
     Exponents are clamped before exp(), at 80 (11 in float16): beyond it the score is constant and its gradient zero,
     where an unclamped exp() overflows and turns every gradient into NaN.
