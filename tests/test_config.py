@@ -92,6 +92,7 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
         ({"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}, "cannot be used with apo_zero"),
         ({"loss_type": "simpo", "f_divergence_type": "forward_kl"}, "is not used by any chosen loss: none reads a reference"),
         ({"f_alpha_divergence_coef": 0.3}, "is used with f_divergence_type 'alpha_divergence' only"),
+        ({"loss_type": ["d2po", "sft"], "ld_alpha": 0.5}, "ld_alpha=0.5 is not used by any chosen loss: d2po, sft reads"),
         ({"ld_alpha": 1.5}, "ld_alpha must be between 0 and 1; got 1.5"),
         ({"loss_type": "aot", "use_weighting": True}, "use_weighting cannot be used with aot: it sorts its batch"),
         ({"loss_type": "aot", "weight_column": "w"}, "weight_column cannot be used with aot: it sorts its batch"),

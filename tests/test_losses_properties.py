@@ -112,9 +112,7 @@ def test_the_exceptions_do_see_a_constant_on_policy_and_reference(name):
         assert not torch.allclose(evaluate(get_loss(name), PUBLISHED, hyper), evaluate(get_loss(name), moved, hyper))
 
 
-@pytest.mark.parametrize(
-    "variant", [v for v in VARIANTS if not v.needs_reference], ids=lambda variant: variant.name
-)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.needs_reference], ids=lambda variant: variant.name)
 @few
 @given(inputs=batches())
 def test_without_a_need_of_a_reference_the_reference_does_not_matter(variant, inputs):
@@ -166,7 +164,17 @@ def test_nothing_that_goes_in_is_changed(variant):
         tensors = [
             getattr(side, name)
             for side in (pairs.chosen, pairs.rejected)
-            for name in ("logps", "ref_logps", "score", "lengths", "token_logps", "mask", "ref_token_logps", "ref_entropy", "token_kl")
+            for name in (
+                "logps",
+                "ref_logps",
+                "score",
+                "lengths",
+                "token_logps",
+                "mask",
+                "ref_token_logps",
+                "ref_entropy",
+                "token_kl",
+            )
         ] + list(pairs.columns.values())
         before = [tensor.detach().clone() for tensor in tensors]
         given_hyper = copy.deepcopy(hyper)

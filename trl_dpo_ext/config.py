@@ -160,6 +160,13 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
         problems.append(
             f"ld_alpha must be between 0 and 1; got {args.ld_alpha} (weight of the tokens beyond both lengths)."
         )
+    # A loss that reads tokens and no sum has nothing for it to weigh.
+    sums = [v.name for v in variants if Need.TOKENS not in v.needs or Need.REFERENCE in v.needs]
+    if args.ld_alpha is not None and not sums and not mixture.host_names:
+        problems.append(
+            f"ld_alpha={args.ld_alpha} is not used by any chosen loss: {', '.join(v.name for v in variants)} reads "
+            "single tokens, not their sum."
+        )
     return problems
 
 

@@ -71,7 +71,9 @@ def test_the_first_half_of_a_batch_is_the_chosen_side(host: Any) -> None:
 def test_tokenised_completions_stand_in_columns_of_their_own(host: Any) -> None:
     row = host.train_dataset[0]
     ends = {side: row[column][-1] for side, column in _host.COMPLETION_IDS.items()}
-    assert ends == dict.fromkeys(("chosen", "rejected"), tiny.tokenizer().eos_token_id), seam("chosen_ids, rejected_ids")
+    assert ends == dict.fromkeys(("chosen", "rejected"), tiny.tokenizer().eos_token_id), seam(
+        "chosen_ids, rejected_ids"
+    )
 
 
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
