@@ -27,14 +27,10 @@ def run(code: str) -> str:
 
 def test_the_functional_example_prints_what_it_says() -> None:
     (example,) = [block for block in blocks("python") if "Pairs.from_logps" in block]
-    for line in example.splitlines():
-        code, _, promised = line.partition("# tensor")
-        if promised:
-            setup = "\n".join(
-                other for other in example.splitlines() if "=" in other.split("(")[0] or "import" in other
-            )
-            printed = run(f"{setup}\nprint({code.strip()})").strip()
-            assert printed == f"tensor{promised}".strip()
+    promises = re.findall(r"^(.+?)  # (tensor.+)$", example, flags=re.MULTILINE)
+    assert len(promises) == 2
+    printing = re.sub(r"^(.+?)  # tensor.+$", r"print(\1)", example, flags=re.MULTILINE)
+    assert run(printing).splitlines() == [promised for _, promised in promises]
 
 
 def test_a_variant_of_your_own_is_a_flag_in_help_and_in_the_list() -> None:

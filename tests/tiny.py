@@ -7,10 +7,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = (
+SENTENCE = (
     "what is the capital of france paris well let me think about that it a good question two plus three five "
     "name color sky blue how many legs has dog four really very say in one word please answer long short yes no"
-).split()
+)
 SPECIAL = ["<pad>", "<unk>", "<eos>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + (' <eos> ' if m['role'] == 'assistant' else ' ') }}"
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(SPECIAL + WORDS))}
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(SPECIAL + SENTENCE.split()))}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(

@@ -48,6 +48,8 @@ class DPOExtTrainer(DPOTrainer):
         >>> DPOExtTrainer("Qwen/Qwen2.5-0.5B-Instruct", args=args, train_dataset=pairs).train()  # doctest: +SKIP
     """
 
+    args: DPOExtConfig
+
     def __init__(
         self,
         model: Any,
@@ -87,8 +89,6 @@ class DPOExtTrainer(DPOTrainer):
             self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
         if self.mixture.state_dict():
             self.add_callback(_SaveLossState(self.mixture))
-
-    args: DPOExtConfig
 
     def describe_reference(self) -> str:
         """What the reference log-probs come from, in a few words."""
