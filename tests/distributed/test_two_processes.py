@@ -13,6 +13,8 @@ import pytest
 import tiny
 import torch
 
+from trl_dpo_ext import Need, list_losses
+
 HERE = Path(__file__).parent
 CONFIG = """\
 compute_environment: LOCAL_MACHINE
@@ -78,6 +80,30 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss: str) -> No
     assert two["loss_state"].keys() == one["loss_state"].keys()
     for label, state in one["loss_state"].items():
         assert two["loss_state"][label] == pytest.approx(state, rel=1e-4)
+
+
+BATCH_LOSSES = [v.name for v in list_losses() if Need.BATCH in v.needs and not v.name.startswith("aot")]
+
+
+@pytest.mark.distributed
+def test_every_loss_that_compares_pairs_is_the_same_over_two_processes(tmp_path) -> None:
+    losses = [*BATCH_LOSSES, "aot:global=true", "aot_unpaired:aot_global=true"]
+    settings = {"loss_type": losses, "gradient_checkpointing": False, "max_grad_norm": 0.0, "optim": "sgd"}
+    two = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
+    one = launch(tmp_path / "one", 1, per_device_train_batch_size=4, **settings)
+    assert {"dr_dpo", "kldpo", "kto_pair", "gamma_po", "alpha_dpo", "beta_dpo", "bco_pair_delta"} <= set(BATCH_LOSSES)
+    for mine, theirs in zip(two["logs"], one["logs"], strict=True):
+        terms = {key for key in theirs if key.startswith("loss/")}
+        assert len(terms) in (0, len(losses))  # the last line sums the run up
+        assert {key: mine[key] for key in terms} == pytest.approx({key: theirs[key] for key in terms}, rel=1e-4)
+    moved = 0.0
+    start = tiny.model().state_dict()
+    for name, tensor in one["weights"].items():  # plain gradient descent: weights differ by what gradients differ by
+        torch.testing.assert_close(two["weights"][name], tensor, rtol=0, atol=2e-6)
+        moved = max(moved, (tensor - start[name]).abs().max().item())
+    assert moved > 1e-3
+    for label, state in one["loss_state"].items():
+        assert two["loss_state"][label] == pytest.approx(state, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.distributed
