@@ -16,6 +16,7 @@ help: ## List the targets
 
 # torch first and by its exact version: a range would fetch gigabytes of GPU libraries on a machine without a GPU.
 $(VENV)/made: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TRL needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[dev,demo]"
