@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,30 @@ def test_the_recipe_runs_as_the_demo_launches_it_and_starts_at_ln_2(tmp_path, mo
     assert run.train[0]["loss"] == pytest.approx(math.log(2) + 0.2 * run.train[0]["loss/sft"], abs=1e-3)
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (adapter["r"], adapter["lora_alpha"]) == (16, 32)
+
+
+def test_a_training_that_fails_stops_the_demo_with_its_last_words(tmp_path) -> None:
+    from demo.launch import launch
+
+    with pytest.raises(SystemExit, match=r"(?s)no such loss.*status 3"):
+        launch([sys.executable, "-c", "print('no such loss'); raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_the_tokenizer_of_the_model_file_is_the_published_one() -> None:
+    from demo.model import PACKAGE, find_gguf, load_tokenizer
+
+    if not importlib.util.find_spec(PACKAGE.replace("-", "_")):
+        pytest.skip(f"{PACKAGE} is not installed; `make demo` installs it")
+    tokenizer = load_tokenizer(find_gguf())
+    assert (tokenizer.eos_token, tokenizer.pad_token, len(tokenizer)) == ("<|im_end|>", "<|im_end|>", 49152)
+    for text in ("What is 12345 + 67?", "a  1\n\t2  b", "don't, naïve, 日本"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize("12") == ["1", "2"]
+    assert tokenizer.tokenize("a  1")[1:] == ["ĠĠ", "1"]  # digits are cut off first, as in the original
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
