@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def main(folder: Path, settings: dict) -> None:
         }
         (folder / "record.json").write_text(json.dumps(record))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    # Taken down in order, a gloo group now and then waits for ever on a thread of its own; everything is written by now.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

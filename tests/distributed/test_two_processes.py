@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,15 @@ def launch(folder: Path, processes: int, **settings: Any) -> dict[str, Any]:
     }
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += [str(HERE / "launched.py"), str(folder), json.dumps(settings)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, start_new_session=True, check=False
+    launcher = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    assert (folder / "record.json").is_file(), done.stderr[-3000:]
+    try:
+        printed, _ = launcher.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(launcher.pid, signal.SIGKILL)  # the workers too, which outlive their launcher
+        raise
+    assert (folder / "record.json").is_file(), printed[-3000:]
     record = json.loads((folder / "record.json").read_text())
     assert record["processes"] == processes
     if processes > 1:
