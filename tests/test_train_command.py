@@ -85,6 +85,11 @@ def test_wrong_flags_are_said_in_words(argv: list[str], expected: str) -> None:
     assert expected in str(caught.value)
 
 
+def test_what_transformers_refuses_is_said_without_a_traceback() -> None:
+    with pytest.raises(InputError, match="requires the save and eval strategy to match"):
+        parse("--load_best_model_at_end", "true")
+
+
 def test_unknown_keys_and_flags_are_listed_together(tmp_path) -> None:
     file = config_file(tmp_path, torch_dtype="bfloat16", learning_rat=1e-6)
     with pytest.raises(InputError) as caught:
@@ -146,11 +151,17 @@ def test_rows_are_held_out_on_request(tmp_path) -> None:
             "no split 'test'; it has train. Set dataset_test_split, or",
         ),
         (["--dataset_name", "TEXT"], "a dataset file must end in .json, .jsonl, .csv, .parquet."),
+        (["--dataset_name", "EMPTY"], "empty.jsonl is empty."),
+        (["--dataset_name", "BROKEN"], "broken.jsonl could not be loaded: "),
+        (["--dataset_name", "nobody/nothing"], "The dataset nobody/nothing could not be loaded: "),
     ],
 )
 def test_a_dataset_that_is_not_there_is_named(tmp_path, argv: list[str], expected: str) -> None:
     (tmp_path / "pairs.txt").write_text("a")
-    places = {"FILE": write_data(tmp_path, ".jsonl"), "TEXT": str(tmp_path / "pairs.txt")}
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"chosen": "a"\n')
+    files = {"TEXT": "pairs.txt", "EMPTY": "empty.jsonl", "BROKEN": "broken.jsonl"}
+    places = {"FILE": write_data(tmp_path, ".jsonl")} | {word: str(tmp_path / file) for word, file in files.items()}
     script, args, _, mixture = parse(*(places.get(word, word) for word in argv))
     with pytest.raises(InputError) as caught:
         load_preferences(script, mixture, args)

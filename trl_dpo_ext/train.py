@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -66,7 +67,12 @@ class TrainParser(TrlParser):
         problems += [] if flags or not unknown else [f"Unexpected arguments: {' '.join(unknown)}."]
         if problems:
             raise InputError(problems)
-        return self.parse_args_and_config(argv)  # type: ignore[return-value]
+        try:
+            return self.parse_args_and_config(argv)  # type: ignore[return-value]
+        except InputError:
+            raise
+        except ValueError as error:  # what transformers' own configuration refuses
+            raise InputError([str(error)]) from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -134,15 +140,21 @@ def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
     name = str(script.dataset_name)
     path = Path(name).expanduser()
     builder = _FILE_BUILDERS.get(path.suffix)
-    if path.is_file():
-        if builder is None:
-            raise InputError([f"{name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}."])
-        return load_dataset(builder, data_files=str(path), streaming=script.dataset_streaming)  # type: ignore[return-value]
-    if (path / "dataset_dict.json").is_file():
-        return load_from_disk(str(path))  # type: ignore[return-value]
-    if builder or (name.startswith((".", "/", "~")) and not path.is_dir()):
+    if path.is_file() and builder is None:
+        raise InputError([f"{name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}."])
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError([f"{name} is empty."])
+    if not path.exists() and (builder or name.startswith((".", "/", "~"))):
         raise InputError([f"There is no dataset file or folder {name}."])
-    return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)  # type: ignore[return-value]
+    streaming: Any = {"streaming": script.dataset_streaming}
+    try:
+        if path.is_file():
+            return load_dataset(str(builder), data_files=str(path), **streaming)
+        if (path / "dataset_dict.json").is_file():
+            return load_from_disk(str(path))  # type: ignore[return-value]
+        return load_dataset(name, name=script.dataset_config, **streaming)
+    except (OSError, ValueError, DatasetsError) as error:  # not there, not readable, or no network
+        raise InputError([f"The dataset {name} could not be loaded: {error}"]) from error
 
 
 def build_trainer(
