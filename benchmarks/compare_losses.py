@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer, list_losses
 from trl_dpo_ext.registry import LossVariant
@@ -138,6 +138,7 @@ def train(variant: LossVariant, begin: LlamaForCausalLM, tokenizer: Any, data: A
             copy_of(begin), copy_of(begin), args, train_dataset=with_columns(data, variant, tokenizer),
             processing_class=tokenizer,
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)  # the table is the output
         trainer.train()
     return trainer.model
 
@@ -203,7 +204,7 @@ def plot(results: list[Result], file: str) -> None:
     ):  # fmt: skip
         axis.barh([r.name for r in ordered], [getattr(r, field) for r in ordered], color="#0072b2")
         axis.set_xlabel(label)
-        axis.set_xscale("symlog" if field != "kl" else "linear")
+        axis.set_ylim(-1, len(ordered))
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=120)
 

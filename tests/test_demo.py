@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -12,11 +11,11 @@ import pytest
 import tiny
 import torch
 
-demo_run = pytest.importorskip("demo.run")
-from demo import preferences, show  # noqa: E402
-from demo.evaluate import Scores, answer_metrics, preference_metrics, read_pairs, score  # noqa: E402
-from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS  # noqa: E402
-from demo.launch import _HIDDEN  # noqa: E402
+from demo import preferences, show
+from demo import run as demo_run
+from demo.evaluate import Scores, answer_metrics, preference_metrics, read_pairs, score
+from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS
+from demo.launch import _HIDDEN
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,7 +138,7 @@ def test_the_recipe_runs_as_the_demo_launches_it_and_starts_at_ln_2(tmp_path, mo
     monkeypatch.chdir(ROOT)
     model = tiny.saved_model(str(tmp_path / "model"))
     command = demo_run.training_command(model, tmp_path / "out")
-    launch([*command, "--lora_target_modules", "all-linear", "--max_steps", "2", "--save_steps", "2"], tmp_path / "log")
+    launch([*command, "--lora_target_modules", "all-linear", "--max_steps", "2"], tmp_path / "log")
     run = read_run(tmp_path / "out")
     assert run.train[0]["loss/sigmoid"] == pytest.approx(math.log(2), abs=1e-4)
     assert run.train[0]["loss"] == pytest.approx(math.log(2) + 0.2 * run.train[0]["loss/sft"], abs=1e-3)
@@ -154,11 +153,10 @@ def test_a_training_that_fails_stops_the_demo_with_its_last_words(tmp_path) -> N
         launch([sys.executable, "-c", "print('no such loss'); raise SystemExit(3)"], tmp_path / "log")
 
 
+@pytest.mark.model
 def test_the_tokenizer_of_the_model_file_is_the_published_one() -> None:
-    from demo.model import PACKAGE, find_gguf, load_tokenizer
+    from demo.model import find_gguf, load_tokenizer
 
-    if not importlib.util.find_spec(PACKAGE.replace("-", "_")):
-        pytest.skip(f"{PACKAGE} is not installed; `make demo` installs it")
     tokenizer = load_tokenizer(find_gguf())
     assert (tokenizer.eos_token, tokenizer.pad_token, len(tokenizer)) == ("<|im_end|>", "<|im_end|>", 49152)
     for text in ("What is 12345 + 67?", "a  1\n\t2  b", "don't, naïve, 日本"):

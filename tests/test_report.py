@@ -60,7 +60,6 @@ def test_a_run_that_logged_nothing_says_what_to_set(tmp_path) -> None:
 
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_the_plot_is_a_picture(tmp_path, evaluated: bool) -> None:
-    pytest.importorskip("matplotlib")
     write_state(tmp_path, 8, evaluated)
     plot_run(tmp_path, tmp_path / "run.png", held_out=[{"step": 0, "eval_rewards/accuracies": 0.5}])
     picture = (tmp_path / "run.png").read_bytes()

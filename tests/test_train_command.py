@@ -180,6 +180,7 @@ def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> Non
         "output_dir": str(tmp_path / "out"),
         "loss_type": ["dpop", "sft"],
         "max_steps": 2,
+        "logging_steps": 1,
         "per_device_train_batch_size": 2,
         "use_cpu": True,
         "bf16": False,
@@ -191,6 +192,9 @@ def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> Non
     assert "Reference: LlamaForCausalLM in memory" in printed
     assert "Batch: 2 pairs per step (2 per process x 1 accumulated x 1 processes)" in printed
     assert (tmp_path / "out/model.safetensors").is_file()
+    assert cli.main(["report", str(tmp_path / "out"), "--plot", str(tmp_path / "run.png")]) == 0
+    assert "training, loss" in capsys.readouterr().out
+    assert (tmp_path / "run.png").stat().st_size > 1000
 
 
 def test_wrong_input_ends_with_status_two_and_no_traceback(capsys) -> None:
@@ -226,3 +230,8 @@ def test_listing_losses_does_not_import_trl() -> None:
     code = "import sys, trl_dpo_ext.cli as c; c.main(['losses']); print('trl' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_report_reads_what_training_left_and_names_a_folder_without_a_run(tmp_path, capsys) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__, catalogue
+from .errors import InputError
 
 PROG = "trl-dpo-ext"
 
@@ -14,10 +15,19 @@ PROG = "trl-dpo-ext"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:  # hundreds of flags, parsed by TRL's parser
-        from .train import main as train
+    try:
+        return _run(argv)
+    except InputError as error:  # wrong input is said in words, without a traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-        return train(argv[1:], prog=f"{PROG} train")
+
+def _run(argv: Sequence[str]) -> int:
+    if argv[:1] == ["train"]:  # hundreds of flags, parsed by TRL's parser
+        from .train import run
+
+        run(argv[1:], prog=f"{PROG} train")
+        return 0
     parsed = _parser().parse_args(argv)
     return parsed.run(parsed)
 
@@ -47,8 +57,7 @@ def _losses(parsed: argparse.Namespace) -> int:
         try:
             print(catalogue.describe(parsed.name))
         except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            raise InputError([str(error)]) from None
     elif parsed.json:
         print(catalogue.as_json())
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -187,6 +186,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> None:
     trainer.accelerator.print(_what_will_run(trainer))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
+    trainer.save_state()  # the log of the run, which `trl-dpo-ext report` reads
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
@@ -205,13 +205,3 @@ def _what_will_run(trainer: DPOExtTrainer) -> str:
             f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes)",
         ]
     )
-
-
-def main(argv: Sequence[str], prog: str) -> int:
-    """`run`, with wrong input said in words instead of a traceback."""
-    try:
-        run(argv, prog)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
