@@ -1,8 +1,9 @@
 """Every loss variant at its own default hyper-parameters, on the demo's preference set, from the same small start.
 
 A two-layer model with a vocabulary of the set's own words is first taught to give both kinds of answer (to all prompts:
-what is held out is the preference, not the words); from there each variant trains for the same steps with the same learning rate. One row per variant: held-out accuracy (the chosen answer
-gained more log-prob than the rejected one), margin of the log-ratios, drift of the chosen log-prob, KL to the start.
+what is held out is the preference, not the words). From there each variant trains for the same steps with the same
+learning rate. One row per variant: held-out accuracy (the chosen answer gained more log-prob than the rejected one),
+margin of the log-ratios, drift of the chosen log-prob, KL to the start.
 
 Run: python benchmarks/compare_losses.py [--losses sigmoid dpop] [--plot losses.png]
 """
