@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from batches import PUBLISHED, gradients, make_pairs, take
+from batches import PUBLISHED, SMOOTH, gradients, make_pairs, take
 
 from trl_dpo_ext import get_loss
 
 OTHER = {
-    "chosen": [-11.3, -20.9, -8.2, -30.1, -6.7],
-    "rejected": [-15.8, -17.1, -9.4, -33.2, -12.6],
-    "ref_chosen": [-13.1, -19.6, -8.9, -32.9, -7.0],
-    "ref_rejected": [-14.4, -18.7, -9.1, -35.5, -9.8],
-    "chosen_lengths": [6, 10, 4, 12, 3],
-    "rejected_lengths": [8, 5, 4, 15, 7],
+    **SMOOTH,
     "columns": {
         "score_chosen": [1.0, 7.0, 6.5, 9.0, 3.0],
         "score_rejected": [0.5, 6.5, 2.0, 8.0, 1.0],

@@ -24,6 +24,23 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "vectors
 PUBLISHED: dict[str, Any] = GOLDEN["inputs"]["published"]
 AWKWARD: dict[str, Any] = GOLDEN["inputs"]["awkward"]
 
+# No value here is where a loss has a kink.
+SMOOTH = {
+    "chosen": [-11.3, -20.9, -8.2, -30.1, -6.7],
+    "rejected": [-15.8, -17.1, -9.4, -33.2, -12.6],
+    "ref_chosen": [-13.1, -19.6, -8.9, -32.9, -7.0],
+    "ref_rejected": [-14.4, -18.7, -9.1, -35.5, -9.8],
+    "chosen_lengths": [6, 10, 4, 12, 3],
+    "rejected_lengths": [8, 5, 4, 15, 7],
+    "columns": {
+        "score_chosen": [8.0, 7.0, 6.5, 9.0, 3.0],
+        "score_rejected": [6.0, 6.5, 5.0, 3.0, 1.0],
+        "p_chosen": [0.9, 0.6, 0.55, 0.99, 0.2],
+        "delta_r": [0.04, 0.5, 0.25, 1.0, 0.3],
+        "margin": [2.0, 0.5, 1.5, 6.0, -1.0],
+    },
+}
+
 
 def make_pairs(
     inputs: dict[str, Any],

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from batches import AWKWARD, GOLDEN, PUBLISHED, gradients, hypers_of, make_pairs, run_case, take
+from batches import AWKWARD, GOLDEN, PUBLISHED, SMOOTH, gradients, hypers_of, make_pairs, run_case, take
 
 from trl_dpo_ext import get_loss, list_losses
 from trl_dpo_ext.stages import F_DIVERGENCES
@@ -15,23 +15,6 @@ each_variant = pytest.mark.parametrize("variant", list_losses(), ids=lambda vari
 
 # Variants of which a part is a constant to the optimiser although it is computed from the policy.
 STOP_GRADIENT = {"tdpo2", "bco_pair_delta", "alpha_dpo", "beta_dpo", "kldpo", "kto_pair", "gamma_po", "focalpo", "arpo"}
-
-# No value here is where a loss has a kink.
-SMOOTH = {
-    "chosen": [-11.3, -20.9, -8.2, -30.1, -6.7],
-    "rejected": [-15.8, -17.1, -9.4, -33.2, -12.6],
-    "ref_chosen": [-13.1, -19.6, -8.9, -32.9, -7.0],
-    "ref_rejected": [-14.4, -18.7, -9.1, -35.5, -9.8],
-    "chosen_lengths": [6, 10, 4, 12, 3],
-    "rejected_lengths": [8, 5, 4, 15, 7],
-    "columns": {
-        "score_chosen": [8.0, 7.0, 6.5, 9.0, 3.0],
-        "score_rejected": [6.0, 6.5, 5.0, 3.0, 1.0],
-        "p_chosen": [0.9, 0.6, 0.55, 0.99, 0.2],
-        "delta_r": [0.04, 0.5, 0.25, 1.0, 0.3],
-        "margin": [2.0, 0.5, 1.5, 6.0, -1.0],
-    },
-}
 
 
 def loss_and_gradients(variant, inputs, hyper, dtype=torch.float64, f_divergence=None):

@@ -17,16 +17,6 @@ from trl import DPOTrainer
 from trl_dpo_ext import get_loss
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("ours"), ref_model=tiny.model(seed=1))
-
-
 @pytest.mark.parametrize("name", ["hinge", "sft"])
 def test_weighting_with_hinge_or_sft_raises_in_trl_and_weighs_here(host: Any, ours: Any, name: str) -> None:
     set_host(host, name, "reverse_kl", None, True, 0.0)

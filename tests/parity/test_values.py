@@ -7,10 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import runs
-import tiny
 import torch
-from trl import DPOTrainer
 
 from trl_dpo_ext import list_losses
 
@@ -36,16 +33,6 @@ def cases() -> list[Any]:
             continue
         found.append((name, divergence, ld_alpha, weighting, smoothing, scale))
     return found
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("ours"), ref_model=tiny.model(seed=1))
 
 
 def batch(scale: float) -> dict[str, torch.Tensor]:
