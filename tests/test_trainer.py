@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -17,6 +18,7 @@ from trl import DPOConfig
 from trl.trainer import dpo_trainer
 
 from trl_dpo_ext import DPOExtTrainer
+from trl_dpo_ext.trainer import _warn_of_likely_mistakes
 
 LORA = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 REFERENCE_FREE = ["simpo", "orpo", "cpo", "repo", "simper", "alphapo", "slic_hf"]
@@ -181,6 +183,16 @@ def test_a_plain_dpo_config_is_refused_with_the_fix(tmp_path) -> None:
 def test_a_batch_of_one_pair_is_named_where_the_loss_compares_pairs(tmp_path) -> None:
     with pytest.warns(UserWarning, match="aot compares pairs within a batch"):
         runs.trainer(tmp_path, ref_model=tiny.model(1), loss_type="aot", per_device_train_batch_size=1)
+
+
+@pytest.mark.parametrize(("loss", "warned"), [("aot", True), ("aot:global=true", False), ("dr_dpo", False)])
+def test_over_two_processes_only_what_one_process_compares_alone_is_named(tmp_path, loss: str, warned: bool) -> None:
+    mixture = runs.config(tmp_path, loss_type=loss).loss_mixture()
+    two = SimpleNamespace(per_device_train_batch_size=1, world_size=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_of_likely_mistakes(two, mixture, None)
+    assert [("compares pairs within a batch" in str(w.message)) for w in caught] == [True] * warned
 
 
 def test_correct_use_is_silent(tmp_path) -> None:

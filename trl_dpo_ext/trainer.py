@@ -20,7 +20,7 @@ from .config import DPOExtConfig
 from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
 from .errors import InputError
 from .hyper import Hyper
-from .mixture import LossMixture
+from .mixture import LossMixture, Term
 from .pairs import Need, Pairs
 
 LOSS_STATE_FILE = "loss_state.json"
@@ -253,14 +253,19 @@ def _extra_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]
 def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:
     if ref_model is not None and not mixture.needs_reference:
         warnings.warn(f"ref_model is not used: {mixture.describe()} needs no reference. Leave it out.", stacklevel=3)
-    alone = args.per_device_train_batch_size * args.world_size == 1
-    batch_losses = [term.variant.name for term in mixture.terms if Need.BATCH in term.variant.needs]
-    if alone and batch_losses:
+    lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
+    if lonely:
         warnings.warn(
-            f"{', '.join(batch_losses)} compares pairs within a batch, and the batch over all processes is one pair: "
-            "the comparison says nothing. Raise per_device_train_batch_size; accumulation does not help.",
+            f"{', '.join(lonely)} compares pairs within a batch, and the batch is one pair: the comparison says nothing. "
+            "Raise per_device_train_batch_size; accumulation does not help.",
             stacklevel=3,
         )
+
+
+def _pairs_compared(term: Term, args: DPOExtConfig) -> int:
+    """How many pairs a term sees at a time: those of all processes, but for AOT, which TRL sorts process by process."""
+    processes = 1 if term.hyper.get("aot_global") is False else args.world_size
+    return args.per_device_train_batch_size * processes
 
 
 class _SaveLossState(TrainerCallback):
