@@ -256,8 +256,8 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(
-            f"{', '.join(lonely)} compares pairs within a batch, and the batch is one pair: the comparison says nothing. "
-            "Raise per_device_train_batch_size; accumulation does not help.",
+            f"{', '.join(lonely)} compares pairs within a batch, and the batch is one pair: the comparison says "
+            "nothing. Raise per_device_train_batch_size; accumulation does not help.",
             stacklevel=3,
         )
 
