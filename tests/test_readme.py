@@ -79,3 +79,9 @@ def test_the_worked_numbers_of_introductions_to_dpo() -> None:
     torch.testing.assert_close(rewards, torch.full((4,), 0.1))
     alone = Pairs.from_logps(chosen=[-1.0], rejected=[-2.0], ref_chosen=[0.0], ref_rejected=[0.0])
     assert round(get_loss("sigmoid")(alone, beta=1.0).item(), 4) == 0.3133
+
+
+def test_the_number_of_variants_is_the_number_of_variants() -> None:
+    from trl_dpo_ext import list_losses
+
+    assert f"with {len(list_losses())} loss variants" in README
