@@ -17,6 +17,7 @@ from trl_dpo_ext import cli, list_losses
 from trl_dpo_ext.config import owned_hyperparameters
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.old_keys import OLD_KEYS
+from trl_dpo_ext.stages import F_DIVERGENCES
 from trl_dpo_ext.train import TrainParser, build_trainer, load_preferences
 
 BASE = ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--report_to", "none"]
@@ -52,6 +53,12 @@ def test_help_groups_the_flags_by_variant_with_their_defaults() -> None:
         section = text[text.index(heading) :]
         assert f"--{name}" in section
         assert f"default: {parameter.default}" in " ".join(text.split())
+
+
+def test_help_names_our_losses_and_every_divergence() -> None:
+    text = " ".join(TrainParser().format_help().split())
+    assert "`trl-dpo-ext losses` lists them" in text
+    assert ", ".join(F_DIVERGENCES) in text
 
 
 @pytest.mark.parametrize("key", OLD_KEYS)

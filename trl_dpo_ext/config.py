@@ -70,6 +70,21 @@ class DPOExtConfig(DPOConfig, _VariantFields):  # type: ignore[misc, valid-type]
         '1 x sigmoid(beta=1.0) + 1 x dpop(beta=0.1, dpop_lambda=5.0)'
     """
 
+    # TRL's fields, with help that names what is here and not only what is there.
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={
+            "help": "One or several losses by name; `trl-dpo-ext losses` lists them. `name:beta=1.0,...` gives one "
+            "hyper-parameters of its own, `trl:name` leaves one to TRL's own code."
+        },
+    )
+    f_divergence_type: str = field(
+        default="reverse_kl",
+        metadata={
+            "help": "Divergence between policy and reference, for losses of the difference of two scores: "
+            f"{', '.join(F_DIVERGENCES)}."
+        },
+    )
     reference_free: bool = field(
         default=False, metadata={"help": "Read the reference log-probs as zero; no reference is loaded."}
     )

@@ -162,9 +162,11 @@ class DPOExtTrainer(DPOTrainer):
         return gathered
 
     def _log_terms(self, per_term: Mapping[str, torch.Tensor]) -> None:
-        if len(per_term) + len(self.mixture.host_names) > 1:
-            for label, value in per_term.items():
-                _host.add_metric(self, f"loss/{label}", self._gather(value).mean().item())
+        if per_term and len(per_term) + len(self.mixture.host_names) > 1:
+            # All terms in one collective: (processes, terms).
+            means = self._gather(torch.stack(list(per_term.values())).unsqueeze(0)).mean(dim=0)
+            for label, value in zip(per_term, means.tolist(), strict=True):
+                _host.add_metric(self, f"loss/{label}", value)
 
     def _log_rewards(self, pairs: Pairs) -> None:
         """Where no reference defines rewards, log the variant's own in the place of TRL's, which assume one."""

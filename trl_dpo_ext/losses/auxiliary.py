@@ -9,6 +9,9 @@ import torch
 from ..pairs import Need, Pairs, Side
 from ..registry import register_loss
 
+MAX_EXPONENT = 80.0
+"""exp() of more than this leaves float32, and what is infinite makes NaN of a difference, a product or a gradient."""
+
 
 def avg_logps_reward(side: Side, **_: float) -> torch.Tensor:
     """The mean log-prob per token as a reward, shape (pairs,)."""

@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from ..hyper import Beta, Hyper
 from ..pairs import Need, Pairs, Side
 from ..registry import register_loss
-from .auxiliary import log1mexp, token_mean_nll
-
-# exp() of more than this is inf in float32, and inf times a gradient of zero is NaN.
-_MAX_EXPONENT = 80.0
+from .auxiliary import MAX_EXPONENT, log1mexp, token_mean_nll
 
 
 def _beta_logps_reward(side: Side, *, beta: float, **_: object) -> torch.Tensor:
@@ -90,7 +87,7 @@ def arpo(
         tensor([1.1218])
     """
     distance = (p.chosen.avg_logps - p.rejected.avg_logps).abs()
-    weight = (arpo_eta1 * torch.exp((arpo_eta2 * distance).clamp(max=_MAX_EXPONENT)) - 1).clamp(max=1)
+    weight = (arpo_eta1 * torch.exp((arpo_eta2 * distance).clamp(max=MAX_EXPONENT)) - 1).clamp(max=1)
     if arpo_detach:
         weight = weight.detach()
     preference = -F.logsigmoid(beta * (p.chosen.logps - weight * p.rejected.logps))

@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from ..hyper import Beta, Hyper
 from ..pairs import Need, Pairs
 from ..registry import register_loss
+from .auxiliary import MAX_EXPONENT
 from .regression import squared
-
-# exp() of more than this is inf in float32, and inf times the vanishing weight in front of it is NaN.
-_MAX_EXPONENT = 80.0
 
 # Lower than overflow asks for: one pair must not be 1e34 times as loud as another.
 _MAX_GPO_EXPONENT = 30.0
@@ -73,7 +71,7 @@ def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor
     """
     x = p.margin * beta
     exponential_part = torch.sigmoid(x / discopop_tau)
-    logistic, exponential = -F.logsigmoid(x), torch.exp((-x).clamp(max=_MAX_EXPONENT))
+    logistic, exponential = -F.logsigmoid(x), torch.exp((-x).clamp(max=MAX_EXPONENT))
     return logistic * (1 - exponential_part) + exponential * exponential_part
 
 

@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from ..hyper import Hyper
 from ..pairs import Need, Pairs, Side
 from ..registry import register_loss
-from .auxiliary import avg_logps_reward
-
-# exp() of more than this is inf in float32, and the difference of two of them is NaN.
-_MAX_EXPONENT = 80.0
+from .auxiliary import MAX_EXPONENT, avg_logps_reward
 
 
 def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor:
@@ -130,7 +127,7 @@ def simper(p: Pairs) -> torch.Tensor:
 def _alphapo_reward(side: Side, *, alphapo_beta: float, alphapo_alpha: float, **_: object) -> torch.Tensor:
     if alphapo_alpha == 0:
         return alphapo_beta * side.avg_logps
-    exponent = (-alphapo_alpha * side.avg_logps).clamp(max=_MAX_EXPONENT)
+    exponent = (-alphapo_alpha * side.avg_logps).clamp(max=MAX_EXPONENT)
     return alphapo_beta * -torch.expm1(exponent) / alphapo_alpha
 
 
