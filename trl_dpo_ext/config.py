@@ -11,9 +11,12 @@ from typing import Any
 from trl import DPOConfig
 
 from .errors import InputError
+from .forward.flags import ForwardFlags, forward_problems
 from .hyper import SHARED, HyperParameter
 from .mixture import LossMixture, MixtureParser
 from .pairs import Need
+from .reference.model_flags import ReferenceModelFlags, reference_model_problems
+from .reference.store_flags import StoreFlags, store_problems
 from .registry import list_losses
 from .stages import F_DIVERGENCES
 
@@ -47,7 +50,7 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
 
 @dataclass
-class DPOExtConfig(DPOConfig, _VariantFields):  # type: ignore[misc, valid-type]
+class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, ForwardFlags):  # type: ignore[misc, valid-type]
     """Configuration of [`DPOExtTrainer`]: everything in TRL's `DPOConfig`, and what is listed here.
 
     Each hyper-parameter that a loss variant declares is a field too, named `<variant>_<word>`, for instance
@@ -125,6 +128,9 @@ class DPOExtConfig(DPOConfig, _VariantFields):  # type: ignore[misc, valid-type]
             *_divergence_problems(self, mixture),
             *_weighting_problems(self, mixture),
             *_reference_problems(self, mixture),
+            *store_problems(self, mixture),
+            *reference_model_problems(self, mixture),
+            *forward_problems(self, mixture),
         ]
 
 

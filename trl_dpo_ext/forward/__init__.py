@@ -1,0 +1,1 @@
+"""The forward: a prompt and its completions in one row, so that the prompt is computed once."""

@@ -1,0 +1,38 @@
+"""Flags of the stored reference: where its log-probs are kept and how they are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..mixture import LossMixture
+
+
+@dataclass(kw_only=True)
+class StoreFlags:
+    """Fields of `DPOExtConfig` about the store; with `precompute_ref_log_probs`, TRL's own flag."""
+
+    ref_store: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the store that precompute_ref_log_probs reads and fills. Default: a folder per reference "
+            "under the datasets cache."
+        },
+    )
+    precompute_ref_max_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Token positions in one batch of the reference pass. Default: from the free memory."},
+    )
+    ref_self_check: bool = field(
+        default=True,
+        metadata={
+            "help": "At step 0, compare the policy's log-probs with the stored reference's where both are the same "
+            "model; a difference is an error."
+        },
+    )
+
+
+def store_problems(args: Any, mixture: LossMixture) -> list[str]:
+    """What is wrong with these flags, given the losses."""
+    return []
