@@ -16,8 +16,8 @@ class StoreFlags:
     ref_store: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the store that precompute_ref_log_probs reads and fills. Default: a folder per reference "
-            "under the datasets cache."
+            "help": "Folder of the store that precompute_ref_log_probs reads and fills. Default: a folder "
+            "per reference under the datasets cache."
         },
     )
     precompute_ref_max_tokens: int | None = field(
