@@ -241,3 +241,42 @@ def default_output_dir(model: Any) -> str:
     """The output folder TRL uses where no configuration is given."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return f"{name.split('/')[-1]}-DPO"
+
+
+@contextlib.contextmanager
+def backbone_seeing(
+    causal: Any, mask: Any, scored: torch.Tensor, router_tokens: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Inside, the backbone of `causal` sees `mask` in its attention mask's place, and the head sees scored tokens only.
+
+    Seam: a fused head calls the backbone `base_model` as a module, passing the caller's keywords on; with
+    `shift_labels` it projects `last_hidden_state` as it is, and takes the auxiliary loss from `router_logits` under
+    the `attention_mask` that the caller gave, not the one seen here.
+
+    Args:
+        causal: the causal model with the fused head, without wrappers.
+        mask: what the backbone is to take as its attention mask; None is plain causal.
+        scored: (scored,) flat indices into (rows x width) of the hidden states to project, in the order of the labels.
+        router_tokens: flat indices into (rows x width) of the tokens that the auxiliary loss is to count.
+    """
+
+    def see(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": mask}
+
+    def select(_module: Any, _inputs: Any, output: Any) -> Any:
+        output["last_hidden_state"] = output.last_hidden_state.flatten(0, 1)[scored].unsqueeze(0)
+        if router_tokens is not None and output.get("router_logits") is not None:
+            logits = (layer.reshape(-1, layer.size(-1)) for layer in output.router_logits)
+            output["router_logits"] = tuple(layer[router_tokens.to(layer.device)] for layer in logits)
+        return output
+
+    # In front of other hooks, so that these see what the head sees.
+    handles = [
+        causal.base_model.register_forward_pre_hook(see, with_kwargs=True, prepend=True),
+        causal.base_model.register_forward_hook(select, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -210,6 +210,25 @@ def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host:
     assert _host.projection_problems(host) == []
 
 
+def test_the_backbone_takes_another_mask_and_the_head_scores_what_it_is_given(host: Any, batch: dict) -> None:
+    ids, masks, backbone = batch["input_ids"], [], host.model.base_model
+    spy = backbone.register_forward_pre_hook(lambda _m, _a, kwargs: masks.append(kwargs), with_kwargs=True)
+    labels, scored = ids[:, 1:].flatten(), torch.arange(ids.numel()).view(ids.shape)[:, :-1].flatten()
+    order = torch.randperm(len(scored))
+    with _host.backbone_seeing(host.model, None, scored[order]):
+        output = host.model(
+            input_ids=ids, attention_mask="for the head", shift_labels=labels[order][None], fused_lm_head=True
+        )
+    spy.remove()
+    assert masks[0]["attention_mask"] is None, seam("keywords are passed on to base_model")
+    logps = host.model(input_ids=ids).logits[:, :-1].log_softmax(-1).flatten(0, 1).gather(-1, labels[:, None])
+    torch.testing.assert_close(
+        output.log_probs, logps[order].T, rtol=1e-4, atol=1e-5, msg=seam("shift_labels are scored without shifting")
+    )
+    assert not backbone._forward_hooks
+    assert not backbone._forward_pre_hooks
+
+
 def test_virtual_tokens_stand_in_front() -> None:
     output = SimpleNamespace(log_probs=torch.arange(10.0).view(2, 5))
     assert _host.scored_tokens(output, 3).tolist() == [[2, 3, 4], [7, 8, 9]]
