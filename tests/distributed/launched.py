@@ -1,44 +1,45 @@
-"""Trains a mixture on the tiny model in however many processes it is launched with, and writes what came of it."""
+"""What the launched tests run in every process: functions of a job's folder and its settings (see on_cpu.py)."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 import runs
-import torch
 from datasets import load_dataset
 from trl import DPOTrainer
 
 from trl_dpo_ext import DPOExtTrainer
 
 
-def main(folder: Path, settings: dict) -> None:
+def trainer(folder: Path, settings: dict[str, Any]) -> Any:
+    """A trainer of ours, or of TRL's for kind="trl", on the model and the pairs that the test left in the folder."""
+    settings = {"use_cpu": False, **settings}  # on_cpu.py stands in for GPUs
     kind = DPOTrainer if settings.pop("kind", "ours") == "trl" else DPOExtTrainer
-    pairs = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "cache"))
-    trainer = runs.trainer(folder / "out", kind, model=str(folder / "model"), train_dataset=pairs, **settings)
-    engine = str(trainer.accelerator.distributed_type)
-    trainer.train()
-    wrapped = type(trainer.model_wrapped).__name__
-    if trainer.accelerator.is_main_process:
-        weights = {name: tensor.clone().contiguous() for name, tensor in runs.weights(trainer).items()}
-        torch.save(weights, folder / "weights.pt")
-        state = trainer.mixture.state_dict() if kind is DPOExtTrainer else {}
-        record = {
-            "engine": engine,
-            "processes": trainer.accelerator.num_processes,
-            "wrapped": wrapped,
-            "logs": runs.logs(trainer),
-            "loss_state": state,
-        }
-        (folder / "record.json").write_text(json.dumps(record))
-    trainer.accelerator.wait_for_everyone()
-    # Taken down in order, a gloo group now and then waits for ever on a thread of its own; everything is written by now.
-    sys.stdout.flush()
-    os._exit(0)
+    cache = str(folder / "cache")
+    data = {
+        "train_dataset": load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=cache)
+    }
+    held_out = folder / "held_out.jsonl"
+    if held_out.is_file():
+        data["eval_dataset"] = load_dataset("json", data_files=str(held_out), split="train", cache_dir=cache)
+    if "lora" in settings:
+        from peft import LoraConfig
+
+        data["peft_config"] = LoraConfig(task_type="CAUSAL_LM", **settings.pop("lora"))
+    return runs.trainer(folder / "out", kind, model=str(folder / "model"), **data, **settings)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, and record the losses' running state."""
+    resume = settings.pop("resume", None)
+    run = trainer(folder, settings)
+    run.train(resume_from_checkpoint=resume)
+    return {"loss_state": run.mixture.state_dict() if isinstance(run, DPOExtTrainer) else {}}
+
+
+def train_plain(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train as if accelerate had not been asked to split the model."""
+    os.environ.pop("ACCELERATE_USE_FSDP")
+    return train(folder, settings)

@@ -2,76 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from engines import Record, launch
 
 from trl_dpo_ext import Need, list_losses
 
-HERE = Path(__file__).parent
-CONFIG = """\
-compute_environment: LOCAL_MACHINE
-distributed_type: {kind}
-num_processes: {processes}
-num_machines: 1
-machine_rank: 0
-mixed_precision: 'no'
-main_process_port: 0
-"""
 MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
 
 
-def launch(folder: Path, processes: int, **settings: Any) -> dict[str, Any]:
-    """Run launched.py under `accelerate launch` with gloo; what it wrote."""
+def train(folder: Path, processes: int, rows: int = 8, **settings: Any) -> Record:
+    """Train the tiny model data-parallel, or alone."""
     folder.mkdir()
     tiny.saved_model(str(folder / "model"))
-    rows = settings.pop("rows", 8)
     # From a file: TRL's own precompute pass fails on in-memory data with two processes.
     tiny.preferences(rows, margin=[0.25 * index for index in range(rows)]).to_json(str(folder / "pairs.jsonl"))
-    config = folder / "accelerate.yaml"
-    config.write_text(CONFIG.format(kind="MULTI_GPU" if processes > 1 else "'NO'", processes=processes))
-    # MULTI_GPU with ACCELERATE_USE_CPU is gloo DDP; MULTI_CPU would start one process only.
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(HERE.parent),
-    }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += [str(HERE / "launched.py"), str(folder), json.dumps(settings)]
-    launcher = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        printed, _ = launcher.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)  # the workers too, which outlive their launcher
-        raise
-    assert (folder / "record.json").is_file(), printed[-3000:]
-    record = json.loads((folder / "record.json").read_text())
-    assert record["processes"] == processes
-    if processes > 1:
-        assert record["engine"].endswith("MULTI_CPU")  # what accelerate calls gloo DDP
-        assert record["wrapped"] == "DistributedDataParallel"
-    return {**record, "weights": torch.load(folder / "weights.pt")}
+    config = "multi_gpu" if processes > 1 else "single_gpu"
+    flags = ["--mixed_precision", "no"]
+    return launch(folder, config, "launched:train", settings, processes=processes, flags=flags)
 
 
 def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": False, **MPO}
-    host = launch(tmp_path / "host", 2, kind="trl", **settings)
-    ours = launch(tmp_path / "ours", 2, **settings)
-    assert all(torch.equal(tensor, ours["weights"][name]) for name, tensor in host["weights"].items())
-    for theirs, mine in zip(host["logs"], ours["logs"], strict=True):
+    host = train(tmp_path / "host", 2, kind="trl", **settings)
+    ours = train(tmp_path / "ours", 2, **settings)
+    assert all(torch.equal(tensor, ours.weights[name]) for name, tensor in host.weights.items())
+    for theirs, mine in zip(host.logs, ours.logs, strict=True):
         assert {key: mine[key] for key in theirs} == theirs
 
 
@@ -79,10 +39,10 @@ def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:
 @pytest.mark.parametrize("loss", ["bco_pair_delta", "margin", "simpo", "aot:global=true", "tdpo1"])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss: str) -> None:
     settings = {"loss_type": loss, "gradient_checkpointing": False, "max_grad_norm": 0.0}
-    two = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
-    one = launch(tmp_path / "one", 1, per_device_train_batch_size=4, **settings)
-    for name, tensor in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], tensor, rtol=1e-4, atol=1e-5)
+    two = train(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
+    one = train(tmp_path / "one", 1, per_device_train_batch_size=4, **settings)
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(two.weights[name], tensor, rtol=1e-4, atol=1e-5)
     assert two["loss_state"].keys() == one["loss_state"].keys()
     for label, state in one["loss_state"].items():
         assert two["loss_state"][label] == pytest.approx(state, rel=1e-4)
@@ -95,17 +55,17 @@ BATCH_LOSSES = [v.name for v in list_losses() if Need.BATCH in v.needs and not v
 def test_every_loss_that_compares_pairs_is_the_same_over_two_processes(tmp_path) -> None:
     losses = [*BATCH_LOSSES, "aot:global=true", "aot_unpaired:aot_global=true"]
     settings = {"loss_type": losses, "gradient_checkpointing": False, "max_grad_norm": 0.0, "optim": "sgd"}
-    two = launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
-    one = launch(tmp_path / "one", 1, per_device_train_batch_size=4, **settings)
+    two = train(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
+    one = train(tmp_path / "one", 1, per_device_train_batch_size=4, **settings)
     assert {"dr_dpo", "kldpo", "kto_pair", "gamma_po", "alpha_dpo", "beta_dpo", "bco_pair_delta"} <= set(BATCH_LOSSES)
-    for mine, theirs in zip(two["logs"], one["logs"], strict=True):
+    for mine, theirs in zip(two.logs, one.logs, strict=True):
         terms = {key for key in theirs if key.startswith("loss/")}
         assert len(terms) in (0, len(losses))  # the last line sums the run up
         assert {key: mine[key] for key in terms} == pytest.approx({key: theirs[key] for key in terms}, rel=1e-4)
     moved = 0.0
     start = tiny.model().state_dict()
-    for name, tensor in one["weights"].items():  # plain gradient descent: weights differ by what gradients differ by
-        torch.testing.assert_close(two["weights"][name], tensor, rtol=0, atol=2e-6)
+    for name, tensor in one.weights.items():  # plain gradient descent: weights differ by what gradients differ by
+        torch.testing.assert_close(two.weights[name], tensor, rtol=0, atol=2e-6)
         moved = max(moved, (tensor - start[name]).abs().max().item())
     assert moved > 1e-3
     for label, state in one["loss_state"].items():
@@ -120,6 +80,6 @@ def test_every_loss_that_compares_pairs_is_the_same_over_two_processes(tmp_path)
 )
 def test_two_processes_equal_trl_in_more_configurations(tmp_path, settings: dict) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": True, "rows": 16, **settings}
-    host = launch(tmp_path / "host", 2, kind="trl", **settings)
-    ours = launch(tmp_path / "ours", 2, **settings)
-    assert all(torch.equal(tensor, ours["weights"][name]) for name, tensor in host["weights"].items())
+    host = train(tmp_path / "host", 2, kind="trl", **settings)
+    ours = train(tmp_path / "ours", 2, **settings)
+    assert all(torch.equal(tensor, ours.weights[name]) for name, tensor in host.weights.items())
