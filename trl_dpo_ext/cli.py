@@ -28,6 +28,11 @@ def _run(argv: Sequence[str]) -> int:
 
         run(argv[1:], prog=f"{PROG} train")
         return 0
+    if argv[:1] == ["estimate"]:  # takes the same flags
+        from .estimate.command import run as run_estimate
+
+        run_estimate(argv[1:], prog=f"{PROG} estimate")
+        return 0
     parsed = _parser().parse_args(argv)
     return parsed.run(parsed)
 
@@ -37,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train a model; usually through `accelerate launch -m trl_dpo_ext train`")
+    commands.add_parser("estimate", help="what a run needs per GPU, what fits, and known traps; nothing is loaded")
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, show one, or copy one")
+    recipes.add_argument("name", nargs="?", help="show this recipe")
+    form = recipes.add_mutually_exclusive_group()
+    form.add_argument("--copy", metavar="DIR", help="copy it, with its accelerate configuration, to that folder")
+    form.add_argument("--markdown", action="store_true", help="print the table of recipes/README.md")
+    recipes.set_defaults(run=_recipes)
 
     losses = commands.add_parser("losses", help="list the loss variants, or show one")
     losses.add_argument("name", nargs="?", help="show this variant in full")
@@ -62,6 +75,22 @@ def _losses(parsed: argparse.Namespace) -> int:
         print(catalogue.as_json())
     else:
         print(catalogue.as_markdown() if parsed.markdown else catalogue.as_text())
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    from . import cookbook
+
+    if parsed.copy and not parsed.name:
+        raise InputError(["--copy needs the name of a recipe."])
+    if parsed.copy:
+        files = cookbook.copy_recipe(parsed.name, parsed.copy)
+        print("\n".join(str(file) for file in files))
+        print(cookbook.read_recipe(files[0]).header.get("Launch", ""))
+    elif parsed.name:
+        print(cookbook.describe(parsed.name))
+    else:
+        print(cookbook.as_markdown() if parsed.markdown else cookbook.as_text())
     return 0
 
 

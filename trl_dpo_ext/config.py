@@ -11,6 +11,7 @@ from typing import Any
 from trl import DPOConfig
 
 from .errors import InputError
+from .estimate.flags import TrapFlags, trap_problems
 from .forward.flags import ForwardFlags, forward_problems
 from .hyper import SHARED, HyperParameter
 from .mixture import LossMixture, MixtureParser
@@ -50,7 +51,7 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
 
 @dataclass
-class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, ForwardFlags):  # type: ignore[misc, valid-type]
+class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, ForwardFlags, TrapFlags):  # type: ignore[misc, valid-type]
     """Configuration of [`DPOExtTrainer`]: everything in TRL's `DPOConfig`, and what is listed here.
 
     Each hyper-parameter that a loss variant declares is a field too, named `<variant>_<word>`, for instance
@@ -131,6 +132,7 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, F
             *store_problems(self, mixture),
             *reference_model_problems(self, mixture),
             *forward_problems(self, mixture),
+            *trap_problems(self),
         ]
 
 

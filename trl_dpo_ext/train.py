@@ -20,7 +20,9 @@ from trl import (
     get_quantization_config,
 )
 
+from .announce import announce
 from .config import DPOExtConfig, owned_hyperparameters
+from .cookbook import find_config
 from .errors import InputError
 from .old_keys import unknown_key_problems
 from .trainer import DPOExtTrainer
@@ -57,7 +59,7 @@ class TrainParser(TrlParser):
         Raises:
             InputError: listing every unknown key and flag, or everything wrong with the losses.
         """
-        argv = [part for argument in argv for part in _split_config(argument)]
+        argv = _with_config_file([part for argument in argv for part in _split_config(argument)])
         known = {action.dest for action in self._actions}
         problems = unknown_key_problems(_config_keys(argv), known | {"env"})
         _, unknown = self.parse_known_args(_without_config(argv))
@@ -87,6 +89,15 @@ def _split_config(argument: str) -> list[str]:
 def _without_config(argv: Sequence[str]) -> list[str]:
     index = argv.index("--config") if "--config" in argv else len(argv)
     return [*argv[:index], *argv[index + 2 :]]
+
+
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The arguments with the name of a shipped recipe replaced by its file."""
+    argv = list(argv)
+    if "--config" in argv[:-1]:
+        at = argv.index("--config") + 1
+        argv[at] = str(find_config(argv[at]))
+    return argv
 
 
 def _config_keys(argv: Sequence[str]) -> list[str]:
@@ -179,11 +190,22 @@ def build_trainer(
     )
 
 
+def adapter_config(model: ModelConfig) -> Any:
+    """The PEFT configuration that the flags describe, or None."""
+    return get_peft_config(model)
+
+
+def parse_anywhere(argv: Sequence[str]) -> tuple[DPOExtConfig, ModelConfig]:
+    """The flags of a run that will be started on another machine: bf16 is taken where no GPU can do it."""
+    _, args, model, _ = TrainParser().parse([*argv, "--use_cpu", "true"])
+    return args, model
+
+
 def run(argv: Sequence[str], prog: str | None = None) -> None:
     """Train as `argv` says: parse, load, train, save."""
     script, args, model, mixture = TrainParser(prog=prog).parse(argv)
     trainer = build_trainer(script, args, model, mixture)
-    trainer.accelerator.print(_what_will_run(trainer))
+    announce(trainer, model, config_of(argv))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the log of the run, which `trl-dpo-ext report` reads
@@ -193,15 +215,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> None:
     trainer.end()
 
 
-def _what_will_run(trainer: DPOExtTrainer) -> str:
-    """Losses, reference and batch, in a few lines."""
-    args = trainer.args
-    pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return "\n".join(
-        [
-            f"Loss: {trainer.mixture.describe()}",
-            f"Reference: {trainer.describe_reference()}",
-            f"Batch: {pairs} pairs per step ({args.per_device_train_batch_size} per process x "
-            f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes)",
-        ]
-    )
+def config_of(argv: Sequence[str]) -> Path | None:
+    """The file that `--config` names among the arguments, or None."""
+    argv = _with_config_file([part for argument in argv for part in _split_config(argument)])
+    return Path(argv[argv.index("--config") + 1]) if "--config" in argv[:-1] else None

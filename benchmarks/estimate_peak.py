@@ -1,0 +1,94 @@
+"""Compares the estimated peak of a training step with the measured one, on the GPU at hand. Needs one CUDA GPU.
+
+Models get their shapes from tests/published_models.py and random weights, so nothing is downloaded; rows are filled to
+`max_length`, which is what the estimate assumes. Prints a Markdown table with the date and the device.
+
+Run: python benchmarks/estimate_peak.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.estimate.engine import Engine
+from trl_dpo_ext.estimate.formulas import GIB, estimate
+from trl_dpo_ext.estimate.settings import training_of
+from trl_dpo_ext.estimate.shape import shape_of
+from trl_dpo_ext.train import TrainParser, adapter_config, build_trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import tiny
+from published_models import MODELS
+
+LORA = "--use_peft --lora_r 16 --lora_target_modules all-linear --dtype bfloat16"
+CASES = {
+    "full, float32 and autocast, reference loaded": ("qwen2.5-0.5b", "--dtype float32"),
+    "full, 8-bit AdamW, no reference": ("smollm2-1.7b", "--dtype float32 --optim adamw_bnb_8bit --loss_type simpo"),
+    "LoRA, bf16": ("qwen2.5-7b", LORA),
+    "QLoRA, NF4": ("qwen2.5-7b", f"{LORA} --load_in_4bit --use_bnb_nested_quant"),
+}
+ROW = 512
+
+
+def pairs(rows: int) -> Dataset:
+    words = [word for word in tiny.SENTENCE.split()]
+    long = " ".join(words[index % len(words)] for index in range(2 * ROW))
+    return Dataset.from_dict(
+        {"prompt": ["what is"] * rows, "chosen": [f" {long}"] * rows, "rejected": [f" {long} no"] * rows}
+    )
+
+
+def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
+    """Estimated and measured GiB."""
+    config = MODELS[model][0]()
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    network.save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    del network
+    pairs(64).to_json(str(folder / "pairs.jsonl"))
+    argv = f"--model_name_or_path {folder / 'model'} --dataset_name {folder / 'pairs.jsonl'} --output_dir {folder / 'out'} "
+    argv += f"--max_length {ROW} --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 3 "
+    argv += f"--report_to none --save_strategy no --bf16 true {flags}"
+    script, args, given, mixture = TrainParser().parse(argv.split())
+    training = training_of(args, given, args.loss_mixture(), config)
+    expected = estimate(shape_of(config, adapter_config(given)), training, Engine("single", 1)).total
+    torch.cuda.reset_peak_memory_stats()
+    trainer: Any = build_trainer(script, args, given, mixture)
+    trainer.train()
+    free, total = torch.cuda.mem_get_info()
+    context = (total - free) - torch.cuda.memory_reserved()  # what the driver holds beside PyTorch's pool
+    return expected / GIB, (torch.cuda.max_memory_reserved() + context) / GIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    parser.parse_args()
+    if not torch.cuda.is_available():
+        raise InputError(["This benchmark needs a CUDA GPU; none is visible. Its result is no number without one."])
+    print(f"{datetime.date.today():%d %B %Y}, {torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    print("| run | model | estimated GiB | measured GiB | ratio |\n|---|---|---|---|---|")
+    for case, (model, flags) in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            expected, measured = measure(Path(folder), model, flags)
+        print(f"| {case} | {model} | {expected:.1f} | {measured:.1f} | {expected / measured:.2f} |", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
