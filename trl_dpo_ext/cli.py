@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("output_dir", help="the run's output folder, or one of its checkpoints")
     report.add_argument("--plot", metavar="PNG", help="write a plot there (needs the extra `plot`)")
     report.set_defaults(run=_report)
+
+    store = commands.add_parser("store", help="what a store of reference log-probs holds")
+    store.add_argument("folder", help="the store, as given to --ref_store")
+    store.add_argument("--verify", action="store_true", help="read every part; exit with 1 when something is damaged")
+    store.set_defaults(run=_store)
     return parser
 
 
@@ -101,3 +106,11 @@ def _report(parsed: argparse.Namespace) -> int:
     if parsed.plot:
         plot_run(parsed.output_dir, parsed.plot)
     return 0
+
+
+def _store(parsed: argparse.Namespace) -> int:
+    from .reference.verify import show
+
+    text, sound = show(parsed.folder, check=parsed.verify)
+    print(text)
+    return 0 if sound else 1
