@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv[:1] == ["train"]:  # hundreds of flags, parsed by TRL's parser
-        from .train import run
+    if argv[:1] in (["train"], ["precompute"]):  # hundreds of flags, parsed by TRL's parser
+        from . import train
 
-        run(argv[1:], prog=f"{PROG} train")
+        command = train.run if argv[0] == "train" else train.run_precompute
+        command(argv[1:], prog=f"{PROG} {argv[0]}")
         return 0
     if argv[:1] == ["estimate"]:  # takes the same flags
         from .estimate.command import run as run_estimate
@@ -50,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--copy", metavar="DIR", help="copy it, with its accelerate configuration, to that folder")
     form.add_argument("--markdown", action="store_true", help="print the table of recipes/README.md")
     recipes.set_defaults(run=_recipes)
+
+    commands.add_parser("precompute", help="fill a store of reference log-probs; takes what `train` takes")
 
     losses = commands.add_parser("losses", help="list the loss variants, or show one")
     losses.add_argument("name", nargs="?", help="show this variant in full")
