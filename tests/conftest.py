@@ -1,11 +1,17 @@
 """Settings of every test: no network, no progress bars, no warnings about the host's own deprecations."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What a test caches, stores of reference log-probs among it, is gone with the tests.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="trl-dpo-ext-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
-import datasets
+import datasets  # noqa: E402  (it reads the variable when it is imported)
 
 datasets.disable_progress_bars()

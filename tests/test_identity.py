@@ -230,8 +230,7 @@ def test_dtype_shape_and_name_count_beside_the_bytes() -> None:
     assert of("a", zeros.T) == of("a", zeros.T.contiguous())
 
 
-def test_chunks_do_not_show_in_how_fast_it_goes_only(monkeypatch) -> None:
-    """Large tensors are cut; the last chunk counts too."""
+def test_the_last_chunk_of_a_large_tensor_counts(monkeypatch) -> None:
     monkeypatch.setattr(content_hash, "CHUNK", 64)
     model = tiny.model()
     before = weights_hash(model)

@@ -188,7 +188,7 @@ def test_a_batch_of_one_pair_is_named_where_the_loss_compares_pairs(tmp_path) ->
 @pytest.mark.parametrize(("loss", "warned"), [("aot", True), ("aot:global=true", False), ("dr_dpo", False)])
 def test_over_two_processes_only_what_one_process_compares_alone_is_named(tmp_path, loss: str, warned: bool) -> None:
     mixture = runs.config(tmp_path, loss_type=loss).loss_mixture()
-    two = SimpleNamespace(per_device_train_batch_size=1, world_size=2)
+    two = SimpleNamespace(per_device_train_batch_size=1, world_size=2, precompute_ref_log_probs=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _warn_of_likely_mistakes(two, mixture, None)

@@ -173,7 +173,6 @@ def test_without_a_reference_its_tokens_count_as_zero(tmp_path, name: str) -> No
 
 
 NEEDS = {
-    Need.TOKEN_REFERENCE: "reference log-probs per token",
     Need.REF_ENTROPY: "the reference's entropy",
     Need.TOKEN_KL: "the reference's distribution over the vocabulary",
 }
@@ -183,11 +182,10 @@ NEEDS = {
 def test_what_a_stored_reference_cannot_give_is_refused_with_the_reason(tmp_path, need: Need, words: str) -> None:
     for variant in list_losses():
         if need in variant.needs:
-            with pytest.raises(ValueError, match=f"stores sums, and {variant.name} needs {words}"):
+            with pytest.raises(ValueError, match=f"stores log-probs of tokens, and {variant.name} needs {words}"):
                 runs.config(tmp_path, loss_type=variant.name, precompute_ref_log_probs=True)
-            if need is not Need.TOKEN_REFERENCE:
-                with pytest.raises(ValueError, match=f"cannot be used with {variant.name}: it needs {words}"):
-                    runs.config(tmp_path, loss_type=variant.name, reference_free=True)
+            with pytest.raises(ValueError, match=f"cannot be used with {variant.name}: it needs {words}"):
+                runs.config(tmp_path, loss_type=variant.name, reference_free=True)
 
 
 TOKEN_LOSSES = [v.name for v in list_losses() if Need.TOKEN_REFERENCE in v.needs]

@@ -7,14 +7,17 @@ has one test in tests/contract, so that a TRL upgrade which moves it breaks a te
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object as gather_objects
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import get_config_model_id
 
-from .reference.placement import place_whole, shard_by_layer
+from .errors import InputError
 from .token_kl import Projection
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -56,6 +59,11 @@ class Recorder:
 def scored_tokens(output: Any, tokens: int, name: str = "log_probs") -> torch.Tensor:
     """A per-token field of a recorded output, (rows, tokens); prompt-learning PEFT puts virtual tokens in front."""
     return getattr(output, name)[:, -tokens:]
+
+
+def scored_output(log_probs: torch.Tensor) -> Any:
+    """Stored log-probs, (rows, tokens), in the place of a model's output."""
+    return SimpleNamespace(log_probs=log_probs)
 
 
 @contextlib.contextmanager
@@ -114,31 +122,6 @@ def reference_entropy() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def placed_reference(whole: Any) -> Iterator[None]:
-    """Inside, TRL's constructor leaves the reference `whole` whole, and FSDP2 spreads any other layer by layer.
-
-    Seam: the reference goes through `prepare_fsdp` or `prepare_deepspeed` as found in the trainer's module, called with
-    it and the accelerator, and nothing else goes through `prepare_fsdp`.
-    """
-    saved = dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed
-
-    def prepare_fsdp(model: Any, accelerator: Any) -> Any:
-        if model is whole:
-            return place_whole(model, accelerator)
-        shard_by_layer(model, accelerator)
-        return saved[0](model, accelerator)
-
-    def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
-        return place_whole(model, accelerator) if model is whole else saved[1](model, accelerator)
-
-    dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = prepare_fsdp, prepare_deepspeed
-    try:
-        yield
-    finally:
-        dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = saved
-
-
-@contextlib.contextmanager
 def reference_from_batch(trainer: Any) -> Iterator[None]:
     """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
 
@@ -150,6 +133,33 @@ def reference_from_batch(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.precompute_ref_logps = saved
+
+
+@contextlib.contextmanager
+def no_precompute(trainer: Any) -> Iterator[None]:
+    """Inside, TRL's `evaluate` neither runs its own reference pass nor refuses data that it could not run one on.
+
+    Seam: both depend on `precompute_ref_logps`, read when `evaluate` is given a dataset.
+    """
+    saved = trainer.precompute_ref_logps
+    trainer.precompute_ref_logps = False
+    try:
+        yield
+    finally:
+        trainer.precompute_ref_logps = saved
+
+
+def prepared(trainer: Any, dataset: Any) -> Any:
+    """A dataset, or a dictionary of them, tokenised as TRL does it.
+
+    Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenised data as it is.
+    """
+    if isinstance(dataset, dict):
+        return {
+            name: trainer._prepare_dataset(d, trainer.processing_class, trainer.args, name)
+            for name, d in dataset.items()
+        }
+    return trainer._prepare_dataset(dataset, trainer.processing_class, trainer.args, "eval")
 
 
 @contextlib.contextmanager
@@ -177,26 +187,130 @@ def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor
     return chosen, rejected, recorder.output
 
 
-def token_logps(trainer: Any, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Token log-probs of a model with a fused head, (rows, tokens), without gradient.
+def gather_object(value: Any) -> list[Any]:
+    """One object of each process, in their order, on every process."""
+    gathered = gather_objects([value])
+    return gathered if isinstance(gathered, list) else [gathered]
 
-    Seam: as `run_reference`; a model that is not the policy's own reference is run as it is.
+
+@contextlib.contextmanager
+def no_model_hash() -> Iterator[None]:
+    """Inside, TRL's constructor does not read through all weights to name its own cache, which we do not use.
+
+    Seam: the hash is made by `hash_module` as found in the trainer's module, and only `_precompute_ref_logps` reads it.
     """
-    recorder = Recorder(model)
-    trainer.compute_ref_log_probs(recorder, inputs)
-    return scored_tokens(recorder.output, inputs[COMPLETION_MASK].size(1) - 1)
+    hash_module = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: ""
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = hash_module
 
 
-def with_head(model: Any) -> Any:
-    """A model that gives token log-probs as TRL asks for them.
+def collated_columns(trainer: Any) -> list[str]:
+    """The dataset columns that the collator is given.
 
-    Seam: `add_fused_lm_head(model)` changes the model's forward.
+    Seam: `_signature_columns` lists them, once `_set_signature_columns_if_needed` has run.
     """
-    dpo_trainer.add_fused_lm_head(model)
-    return model
+    trainer._set_signature_columns_if_needed()
+    return list(trainer._signature_columns)
 
 
-def _causal_model(trainer: Any, model: Any) -> Any:
+def as_reference(trainer: Any, forward: Callable[[], Any]) -> Any:
+    """What `forward` returns when it runs as TRL runs the reference: no gradient, adapter off, under autocast.
+
+    Seam: `compute_ref_log_probs(model, inputs)` calls the model it is given once, in that state, and takes `log_probs`
+    of its output.
+    """
+    returned: list[Any] = []
+    nothing = torch.zeros(2, 2, dtype=torch.long, device=trainer.accelerator.device)
+
+    def stand_in(**_: Any) -> Any:
+        returned.append(forward())
+        return SimpleNamespace(log_probs=nothing[:, 1:].float())
+
+    trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, "completion_mask": nothing})
+    return returned[0]
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether a forward gathers weights from all processes, so that all have to run it together."""
+    return trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3
+
+
+@contextlib.contextmanager
+def reference_for_pass(trainer: Any) -> Iterator[tuple[Any, Any]]:
+    """The reference to call and the causal model in it, in evaluation mode: a model of its own or the untrained policy.
+
+    Seam: before training the policy is whole on its device, unless DeepSpeed is to place it (`_precompute_engine`), and
+    under FSDP it is not wrapped.
+    """
+    model = trainer.ref_model
+    if model is None and not is_adapted(trainer) and trainer.state.global_step > 0:
+        raise InputError([_GONE])
+    if model is None and trainer.is_deepspeed_enabled:
+        if trainer._precompute_engine is None:
+            trainer._precompute_engine = dpo_trainer.prepare_deepspeed(trainer.model, trainer.accelerator)
+        model = trainer._precompute_engine
+    elif model is None and trainer.is_fsdp_enabled and not trainer.state.global_step:
+        model = dpo_trainer.prepare_fsdp(copy.deepcopy(trainer.model), trainer.accelerator)
+    model = trainer.model if model is None else model
+    causal = causal_model(trainer, model)
+    training = [module for module in causal.modules() if module.training]
+    causal.eval()
+    try:
+        yield model, causal
+    finally:
+        for module in training:
+            module.training = True
+
+
+_GONE = (
+    "Reference log-probs are missing in the store, and the reference is no longer there to compute them: it was the "
+    "policy's start, and the policy has been trained. Give the dataset as eval_dataset when the trainer is made, or "
+    "run `trl-dpo-ext precompute` with it."
+)
+
+
+def casts_parameters(trainer: Any) -> bool:
+    """Whether the engine keeps or gathers the parameters in the precision of the forward, as FSDP and DeepSpeed do."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def compute_dtype(trainer: Any, causal: Any) -> str:
+    """The dtype of the reference's forward by name, such as "bfloat16": that of autocast, or of the parameters."""
+    parameters = str(causal.dtype).removeprefix("torch.")
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision, parameters)
+
+
+def precision(trainer: Any, causal: Any) -> tuple[torch.dtype, bool]:
+    """The lowest precision of parameters and forward, and whether weights are quantised."""
+    dtypes = [causal.dtype, getattr(torch, compute_dtype(trainer, causal))]
+    quantised = getattr(causal.config, "quantization_config", None) is not None
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), quantised
+
+
+def reference_module(trainer: Any) -> Any:
+    """The reference without what training has wrapped around it; a PEFT model where it is the policy."""
+    return trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
+
+
+def reference_adapter(trainer: Any) -> str | None:
+    """The frozen adapter that is the reference, where the policy is an adapter that is trained on.
+
+    Seam: TRL keeps a copy of that adapter under the name "ref".
+    """
+    if trainer.ref_model is not None or not is_adapted(trainer):
+        return None
+    return "ref" if "ref" in trainer.accelerator.unwrap_model(trainer.model).peft_config else None
+
+
+def is_adapted(trainer: Any) -> bool:
+    """Whether the policy is a PEFT model, whose base or frozen adapter is its reference."""
+    return hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
+
+
+def causal_model(trainer: Any, model: Any) -> Any:
     """The model with an output layer, without what training or an adapter has wrapped around it."""
     inner = trainer.accelerator.unwrap_model(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
@@ -213,7 +327,7 @@ def caught_projection(trainer: Any, model: Any, tokens: int, wanted: bool) -> It
     if not wanted:
         yield caught
         return
-    causal = _causal_model(trainer, model)
+    causal = causal_model(trainer, model)
 
     def catch(_module: Any, _inputs: Any, output: Any) -> None:
         head = causal.get_output_embeddings()
@@ -236,7 +350,7 @@ def projection_problems(trainer: Any) -> list[str]:
     if trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3:
         problems.append("FSDP and ZeRO-3 split the output layer over processes")
     for model in filter(None, (trainer.model, trainer.ref_model)):
-        causal = _causal_model(trainer, model)
+        causal = causal_model(trainer, model)
         text = causal.config.get_text_config()
         problems += [
             f"{type(causal).__name__} changes its logits by {name}={getattr(text, name)}"

@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if argv[:1] == ["train"]:  # hundreds of flags, parsed by TRL's parser
-        from .train import run
+    if argv[:1] in (["train"], ["precompute"]):  # hundreds of flags, parsed by TRL's parser
+        from . import train
 
-        run(argv[1:], prog=f"{PROG} train")
+        command = train.run if argv[0] == "train" else train.run_precompute
+        command(argv[1:], prog=f"{PROG} {argv[0]}")
         return 0
     if argv[:1] == ["estimate"]:  # takes the same flags
         from .estimate.command import run as run_estimate
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="print the table of recipes/README.md")
     recipes.set_defaults(run=_recipes)
 
+    commands.add_parser("precompute", help="fill a store of reference log-probs; takes what `train` takes")
+
     losses = commands.add_parser("losses", help="list the loss variants, or show one")
     losses.add_argument("name", nargs="?", help="show this variant in full")
     form = losses.add_mutually_exclusive_group()
@@ -62,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("output_dir", help="the run's output folder, or one of its checkpoints")
     report.add_argument("--plot", metavar="PNG", help="write a plot there (needs the extra `plot`)")
     report.set_defaults(run=_report)
+
+    store = commands.add_parser("store", help="what a store of reference log-probs holds")
+    store.add_argument("folder", help="the store, as given to --ref_store")
+    store.add_argument("--verify", action="store_true", help="read every part; exit with 1 when something is damaged")
+    store.set_defaults(run=_store)
     return parser
 
 
@@ -101,3 +109,11 @@ def _report(parsed: argparse.Namespace) -> int:
     if parsed.plot:
         plot_run(parsed.output_dir, parsed.plot)
     return 0
+
+
+def _store(parsed: argparse.Namespace) -> int:
+    from .reference.verify import show
+
+    text, sound = show(parsed.folder, check=parsed.verify)
+    print(text)
+    return 0 if sound else 1

@@ -228,7 +228,6 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
 
 # What a reference has to be loaded and run for, in words.
 _LIVE_NEEDS = {
-    Need.TOKEN_REFERENCE: "reference log-probs per token",
     Need.REF_ENTROPY: "the reference's entropy",
     Need.TOKEN_KL: "the reference's distribution over the vocabulary",
 }
@@ -240,7 +239,7 @@ def _live_reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[s
     for need, words in _LIVE_NEEDS.items():
         names = ", ".join(term.variant.name for term in mixture.terms if need in term.variant.needs)
         if names and args.precompute_ref_log_probs and not args.reference_free:
-            problems.append(f"precompute_ref_log_probs=True stores sums, and {names} needs {words}.")
-        if names and args.reference_free and need is not Need.TOKEN_REFERENCE:
+            problems.append(f"precompute_ref_log_probs=True stores log-probs of tokens, and {names} needs {words}.")
+        if names and args.reference_free:
             problems.append(f"reference_free=True cannot be used with {names}: it needs {words}.")
     return problems

@@ -215,6 +215,17 @@ def run(argv: Sequence[str], prog: str | None = None) -> None:
     trainer.end()
 
 
+def run_precompute(argv: Sequence[str], prog: str | None = None) -> None:
+    """Fill a store with the reference log-probs that a `train` run with the same arguments would read."""
+    script, args, model, mixture = TrainParser(prog=prog).parse([*argv, "--precompute_ref_log_probs", "true"])
+    if script.dataset_streaming and args.max_steps < 1:
+        args.max_steps = 1  # transformers asks for a length that a stream does not have, and nothing is trained here
+    trainer = build_trainer(script, args, model, mixture)
+    trainer.precompute_reference()
+    trainer.accelerator.print(f"Reference: {trainer.describe_reference()}")
+    trainer.accelerator.end_training()
+
+
 def config_of(argv: Sequence[str]) -> Path | None:
     """The file that `--config` names among the arguments, or None."""
     argv = _with_config_file([part for argument in argv for part in _split_config(argument)])

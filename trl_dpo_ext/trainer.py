@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
-from . import _host
+from . import _host, stages
 from .assemble import Recorded, pair_weights, two_sides
 from .config import DPOExtConfig
 from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
@@ -22,10 +23,10 @@ from .errors import InputError
 from .hyper import Hyper
 from .mixture import LossMixture, Term
 from .pairs import Need, Pairs
-from .reference.choice import choose_reference
-from .reference.footprint import describe_weights
-from .reference.quantized import is_quantised, unpacked_on_cpu
-from .reference.watch import DriftWatch, SaveDrift, watch_drift
+from .reference import self_check
+from .reference.lookup import REF_TOKEN_LOGPS
+from .reference.model_weights import adapters_alter_base
+from .reference.stored import StoredReference, has_reference_columns, open_store
 
 LOSS_STATE_FILE = "loss_state.json"
 
@@ -74,43 +75,51 @@ class DPOExtTrainer(DPOTrainer):
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
 
-        self.drift_watch: DriftWatch | None = None
-        if self.mixture.needs_reference:
-            ref_model = choose_reference(args, model, ref_model, keywords)
-            self.drift_watch = watch_drift(args, self.mixture, model, ref_model)
-        whole = ref_model if ref_model is not None and is_quantised(ref_model) else None
-        reference = contextlib.nullcontext()
-        if not self.mixture.needs_reference:
+        self._policy_source = model if isinstance(model, str) else None
+        self._own_reference = ref_model is not None
+        self._start_checked = False
+        self._stored: StoredReference | None = None
+        self._plain_collator: Any = None
+        reference: Any = contextlib.nullcontext()
+        if args.precompute_ref_log_probs:
+            # The reference is loaded when something is missing in the store, not before.
+            load = _host.no_reference_model(policy_by_name=isinstance(model, str))
+            reference = contextlib.ExitStack()
+            for seam in (load, _host.no_model_hash()):
+                reference.enter_context(seam)
+        elif not self.mixture.needs_reference:
             ref_model, reference = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
         elif Need.REF_ENTROPY in self.mixture.needs:
             reference = _host.reference_entropy()
-        losses = _host.constructing(args, self.mixture.host_names, self.mixture.host_weights)
-        with reference, _host.placed_reference(whole), losses:
+        with reference, _host.constructing(args, self.mixture.host_names, self.mixture.host_weights):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
-        unpacked_on_cpu(self.model)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
             problems = _host.projection_problems(self)
             if problems:
                 raise InputError([f"{names} needs both models' whole distributions, and {p}." for p in problems])
         self._check_token_columns(train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
+        self._plain_collator = self.data_collator
         if self.extra_columns:
             self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
+        if self._stored is not None:
+            self.data_collator = self._stored.collator(self.data_collator)
+            self.ref_model = None  # it has been run on all there is to run it on
         if self.mixture.state_dict():
             self.add_callback(_SaveLossState(self.mixture))
-        if self.drift_watch is not None:
-            self.add_callback(SaveDrift(self.drift_watch))
 
     def describe_reference(self) -> str:
         """What the reference log-probs come from, in a few words."""
         if not self.mixture.needs_reference:
             return "none"
-        if self.precompute_ref_logps:
-            return "precomputed log-probs"
+        if self._stored is not None:
+            return f"stored log-probs in {self._stored.store.folder} ({self._stored.report})"
+        if self.args.precompute_ref_log_probs:
+            return "the dataset's own columns"
         if self.ref_model is not None:
-            return describe_weights(self.accelerator.unwrap_model(self.ref_model))
+            return f"{type(self.ref_model).__name__} in memory"
         return "the policy with its adapter off, or a frozen copy of the adapter it started from"
 
     def compute_loss(
@@ -118,15 +127,12 @@ class DPOExtTrainer(DPOTrainer):
     ) -> Any:
         """The mixture's loss on one batch, a scalar. TRL runs the model, adds its own terms and logs."""
         inputs = dict(inputs)
+        stored = inputs.pop(REF_TOKEN_LOGPS, None)
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
         mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
         whole = Need.TOKEN_KL in self.mixture.needs
-        if self.drift_watch is not None and not self.drift_watch.over:
-            self.drift_watch.measure(self, model, self._reference, self._gather)
         with _host.caught_projection(self, self.ref_model or model, mask.size(1), whole) as ref_projections:
-            ref_logps, ref_output = self._reference(inputs)
-        if self.drift_watch is not None:
-            ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
+            ref_logps, ref_output = self._reference(inputs, mask, stored)
         recorder = _host.Recorder(model)
         scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
         catching = _host.caught_projection(self, model, mask.size(1), whole)
@@ -147,6 +153,7 @@ class DPOExtTrainer(DPOTrainer):
             vocabulary=_host.vocabulary_size(self) if Need.REF_ENTROPY in self.mixture.needs else 0,
             projections=(projections[0], ref_projections[0]) if whole else None,
         )
+        self._check_start(batch)
         pairs = Pairs(
             *two_sides(batch, self.mixture, self.args),
             columns=columns,
@@ -162,16 +169,43 @@ class DPOExtTrainer(DPOTrainer):
         loss = loss + host_loss
         return (loss, outputs) if return_outputs else loss
 
-    def _reference(self, inputs: Mapping[str, Any]) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
-        """Reference log-probs of both sides, each (pairs,): none needed, stored in the batch, or from a live model."""
+    def _reference(
+        self, inputs: Mapping[str, Any], mask: torch.Tensor, stored: torch.Tensor | None
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
+        """Reference log-probs of both sides, each (pairs,), and per token where there are such.
+
+        None needed, from the store, from the dataset's own columns, or from a live model.
+        """
         if not self.mixture.needs_reference:
             zeros = torch.zeros(inputs["input_ids"].size(0) // 2, device=inputs["input_ids"].device)
             return (zeros, zeros), None
-        if all(column in inputs for column in _host.REFERENCE_COLUMNS) and self.precompute_ref_logps:
+        if stored is not None:
+            chosen, rejected = stages.reduce(stored, mask, self.args.ld_alpha).chunk(2)
+            return (chosen, rejected), _host.scored_output(stored)
+        if self.args.precompute_ref_log_probs:
             chosen, rejected = (inputs[column] for column in _host.REFERENCE_COLUMNS)
             return (chosen, rejected), None
         chosen, rejected, output = _host.run_reference(self, inputs)
         return (chosen, rejected), output
+
+    def _check_start(self, batch: Recorded) -> None:
+        """Before the first step, compare policy and stored reference where they are one model."""
+        if self._start_checked or not _host.is_training(self):
+            return
+        self._start_checked = True
+        if not (self.args.precompute_ref_log_probs and self.args.ref_self_check) or self.state.global_step:
+            return
+        causal = _host.causal_model(self, self.model)
+        apart = self._own_reference or adapters_alter_base(_host.reference_module(self))
+        if self_check.unchecked_because(self.args, causal.config, apart):
+            return
+        if batch.ref_output is None:
+            logps = stages.reduce(batch.tokens(), batch.mask, self.args.ld_alpha)
+            measured = self_check.difference(logps, torch.cat(batch.ref_logps), batch.mask)
+        else:
+            measured = self_check.difference(batch.tokens(), batch.ref_tokens(), batch.mask)
+        worst = self._gather(measured.unsqueeze(0)).max().item()  # so that all processes stop, or none
+        self_check.check(worst, self_check.tolerance(*_host.precision(self, causal)), self.describe_reference())
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = self.accelerator.gather(values.detach())
@@ -203,9 +237,38 @@ class DPOExtTrainer(DPOTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            (eval_dataset,) = self._checked(eval_dataset=eval_dataset)
-        return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
+        (eval_dataset,) = self._checked(eval_dataset=eval_dataset)
+        if not self.args.precompute_ref_log_probs:
+            return super().evaluate(eval_dataset, *positional, **keywords)
+        eval_dataset = _host.prepared(self, eval_dataset)
+        for name, part in eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval", eval_dataset)]:
+            self._precompute_ref_logps(part, name, self.args.per_device_eval_batch_size)
+        with _host.no_precompute(self):
+            return super().evaluate(eval_dataset, *positional, **keywords)
+
+    def precompute_reference(self) -> None:
+        """Read the streamed datasets of the trainer to their end and fill the store with their reference log-probs.
+
+        That of other datasets is done when a trainer is made with `precompute_ref_log_probs`.
+        """
+        datasets = [("train", self.train_dataset)]
+        if self.eval_dataset is not None:
+            parts = self.eval_dataset
+            datasets += parts.items() if isinstance(parts, dict) else [("eval", parts)]
+        for name, dataset in datasets:
+            if self._stored is not None and isinstance(dataset, IterableDataset):
+                self._stored.fill(self, dataset, name, self._plain_collator, streams=True)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL's place for the reference pass: ours fills the store, and leaves the dataset as it is."""
+        if has_reference_columns(dataset):
+            return dataset
+        if self._stored is None:
+            self._stored = open_store(self, self._policy_source)
+        self._stored.fill(self, dataset, name, self._plain_collator or self.data_collator)
+        return dataset
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume."""
@@ -214,8 +277,6 @@ class DPOExtTrainer(DPOTrainer):
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint and self.mixture.state_dict():
             _load_loss_state(self.mixture, Path(checkpoint))
-        if checkpoint and self.drift_watch is not None:
-            self.drift_watch.resume(checkpoint)
         return super().train(resume_from_checkpoint, *positional, **keywords)
 
     def _checked(self, **datasets: Any) -> list[Any]:
@@ -274,6 +335,12 @@ def _extra_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]
 def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:
     if ref_model is not None and not mixture.needs_reference:
         warnings.warn(f"ref_model is not used: {mixture.describe()} needs no reference. Leave it out.", stacklevel=3)
+    if args.precompute_ref_log_probs and args.precompute_ref_batch_size is not None:
+        warnings.warn(
+            "precompute_ref_batch_size is not used: the reference pass fills its batches with tokens "
+            "(precompute_ref_max_tokens).",
+            stacklevel=3,
+        )
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(

@@ -10,6 +10,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import runs
 import tiny
@@ -118,31 +119,6 @@ def test_no_reference_is_legal(tmp_path) -> None:
         trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
     assert trainer.model is not None
     assert trainer.ref_model is None, seam("a reference of None is skipped in the constructor")
-
-
-@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
-def test_the_reference_is_prepared_by_functions_of_the_trainers_module(tmp_path, monkeypatch, engine: str) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(dpo_trainer, f"prepare_{engine}", lambda model, accelerator: calls.append(model) or model)
-    enabled = property(lambda self: "ref_model" in vars(self), lambda self, value: None)  # once it is to be prepared
-    reference = tiny.model(1).train()
-    monkeypatch.setattr(DPOTrainer, f"is_{engine}_enabled", enabled, raising=False)
-    for whole, prepared in ((None, [reference]), (reference, [])):
-        calls.clear()
-        with _host.placed_reference(whole):
-            trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=reference)
-        assert calls == prepared, seam(f"prepare_{engine}(reference, accelerator)")
-        assert trainer.ref_model is reference
-    assert not reference.training
-
-
-def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> None:
-    model = _host.with_head(tiny.model(2))
-    scored = _host.token_logps(host, model, batch)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
-    expected = logits[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-    expected = expected * batch[_host.COMPLETION_MASK][:, 1:]
-    torch.testing.assert_close(scored, expected.detach(), msg=seam("add_fused_lm_head, and who calls it"))
 
 
 def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:
@@ -281,3 +257,61 @@ def test_the_default_output_folder_is_named_like_trls() -> None:
     model = tiny.model()
     model.config._name_or_path = "someone/Tiny-1B"
     assert _host.default_output_dir("someone/Tiny-1B") == _host.default_output_dir(model) == "Tiny-1B-DPO"
+
+
+def test_the_hash_of_all_weights_is_made_by_hash_module_and_read_by_the_pass_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dpo_trainer, "hash_module", lambda _: pytest.fail("the weights were read"))
+    with _host.no_model_hash():
+        trainer = runs.trainer(tmp_path, DPOTrainer, precompute_ref_log_probs=True)
+    assert trainer._precompute_model_hash == "", seam("hash_module, looked up in the trainer's module")
+
+
+def test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone(tmp_path) -> None:
+    class Hooked(DPOTrainer):
+        calls: tuple = ()
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            assert self.data_collator is not None
+            assert self.model is not None
+            self.calls = (*self.calls, name)
+            return dataset
+
+    data = {"a": tiny.preferences(2), "b": tiny.preferences(1)}
+    trainer = runs.trainer(tmp_path, Hooked, precompute_ref_log_probs=True, eval_dataset=data)
+    assert trainer.calls == ("train", "a", "b"), seam("_precompute_ref_logps(dataset, name, batch_size)")
+    assert "ref_chosen_logps" not in trainer.train_dataset.column_names
+
+
+def test_the_columns_that_the_collator_reads_are_listed(host: Any) -> None:
+    columns = _host.collated_columns(host)
+    assert {"prompt_ids", "chosen_ids", "rejected_ids", *_host.REFERENCE_COLUMNS} <= {*columns}, seam(
+        "_signature_columns"
+    )
+
+
+def test_the_reference_is_run_without_gradient_with_the_adapter_off_by_what_computes_its_log_probs(tmp_path) -> None:
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    trainer = runs.trainer(tmp_path, DPOTrainer, peft_config=lora)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def logits() -> torch.Tensor:
+        return trainer.model(input_ids=ids).logits
+
+    base = _host.as_reference(trainer, logits)
+    assert not base.requires_grad, seam("compute_ref_log_probs runs without gradient")
+    with trainer.model.disable_adapter():
+        assert torch.equal(base, logits()), seam("compute_ref_log_probs switches the adapter off")
+    assert not torch.equal(base, logits())
+
+
+def test_new_data_is_prepared_by_a_method_that_leaves_tokenised_data_as_it_is(host: Any) -> None:
+    once = _host.prepared(host, tiny.preferences(2))
+    assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= {*once.column_names}, seam("_prepare_dataset")
+    assert _host.prepared(host, {"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenised data")
+
+
+def test_evaluate_runs_its_own_pass_only_where_precompute_ref_logps_is_set(host: Any, monkeypatch) -> None:
+    monkeypatch.setattr(host, "precompute_ref_logps", True)
+    monkeypatch.setattr(type(host), "_precompute_ref_logps", lambda *_: pytest.fail(seam("precompute_ref_logps")))
+    with _host.no_precompute(host):
+        host.evaluate(_host.prepared(host, tiny.preferences(2)))

@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 WRITING = ".writing"
@@ -16,9 +17,9 @@ _DAY = 86_400.0
 
 
 def unique_name() -> str:
-    """A name no other process or machine gives, sorted by time: `20250131T093000-host-1234-9f86d081`."""
+    """A name no other process or machine gives, sorted by time: `20250131T093000123456-host-1234-9f86d081`."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:24] or "host"
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

@@ -71,6 +71,12 @@ def bytes_of_words(words: np.ndarray) -> bytes:
     return words.astype(">u8").tobytes()
 
 
+def keys_of(words: np.ndarray) -> list[bytes]:
+    """The keys of `(keys, 2)` numbers."""
+    joined = bytes_of_words(words)
+    return [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
+
+
 @dataclass(frozen=True)
 class KeyIndex:
     """Finds keys by binary search; of a key that is there twice, the first. 24 bytes per key, shared by forks.

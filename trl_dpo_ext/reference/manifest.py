@@ -63,7 +63,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         InputError: When there is one that is no store's, damaged, or of a newer version.
     """
     path = folder / MANIFEST
-    for patience in (0.0, 0.2, 1.0):  # without hard links, another process may just be writing it
+    for patience in (0.0, 0.05, 0.5):  # without hard links, another process may just be writing it
         time.sleep(patience)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

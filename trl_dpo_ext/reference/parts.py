@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .durable import unique_name, write_whole
-from .keys import KEY_BYTES, bytes_of_words, words_of_bytes
+from .keys import KEY_BYTES, bytes_of_words, keys_of, words_of_bytes
 
 SUFFIX = ".parquet"
 DAMAGED = ".damaged"
@@ -88,7 +88,11 @@ class Part:
 
 
 def write_part(
-    folder: Path, reference: str, keys: Sequence[bytes], prompt_tokens: Sequence[int], logps: Sequence[np.ndarray]
+    folder: Path,
+    reference: str,
+    keys: Sequence[bytes],
+    prompt_tokens: Sequence[int] | np.ndarray,
+    logps: Sequence[np.ndarray],
 ) -> Part:
     """Write sequences as one new part and return what opening it would read.
 
@@ -112,12 +116,25 @@ def write_part(
     return part
 
 
+def merge_parts(parts: Sequence[Part]) -> Part:
+    """Write the content of several parts of one reference as a new one; the old ones stay.
+
+    Raises:
+        DamagedPart: When one is not what was written.
+        OSError: As the system says.
+    """
+    logps = [row for part in parts for row in np.split(read_logps(part), np.cumsum(part.completion_tokens)[:-1])]
+    words = np.concatenate([part.words for part in parts])
+    prompt_tokens = np.concatenate([part.prompt_tokens for part in parts])
+    return write_part(parts[0].path.parent, parts[0].reference, keys_of(words), prompt_tokens, logps)
+
+
 def _parquet(part: Part, flat: np.ndarray) -> memoryview:
     offsets = np.zeros(part.sequences + 1, dtype=np.int32)
     np.cumsum(part.completion_tokens, out=offsets[1:])
     table = pa.Table.from_arrays(
         [
-            pa.array([key.hex() for key in _keys(part)], pa.string()),
+            pa.array([key.hex() for key in keys_of(part.words)], pa.string()),
             pa.array(part.prompt_tokens),
             pa.array(part.completion_tokens),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float32()), type=SCHEMA.field(3).type),
@@ -132,11 +149,6 @@ def _parquet(part: Part, flat: np.ndarray) -> memoryview:
         writer.write_table(table, row_group_size=max(1, part.sequences))
         writer.add_key_value_metadata({_PREFIX + name: value for name, value in _metadata(part).items()})
     return memoryview(sink.getvalue())
-
-
-def _keys(part: Part) -> list[bytes]:
-    joined = bytes_of_words(part.words)
-    return [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
 
 
 def _metadata(part: Part) -> Mapping[str, str]:

@@ -30,9 +30,10 @@ from .keys import KeyIndex, key_words
 from .loaded import LoadedLogps, MissingSequence, load_logps
 from .manifest import PARTS, Manifest, check_folder, create, read_manifest, writable
 from .parts import SUFFIX, DamagedPart, Part, read_logps, read_part, set_aside
-from .writer import PartWriter
+from .verify import Report, verify
+from .writer import PartWriter, StoreWriteError
 
-__all__ = ["LoadedLogps", "MissingSequence", "PartWriter", "Store"]
+__all__ = ["LoadedLogps", "MissingSequence", "PartWriter", "Report", "Store", "StoreWriteError"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,10 @@ class Store:
         loaded = self.load(keys)
         return [loaded[key] for key in keys]
 
+    def verify(self) -> Report:
+        """Read every part in full and say what is wrong with it; changes nothing."""
+        return verify(self.parts, self.damaged)
+
     def writer(self, **settings: Any) -> PartWriter:
         """For adding sequences, as a context manager; `settings` are those of `PartWriter`.
 
@@ -192,8 +197,10 @@ class Store:
             raise InputError([f"The store at {self.folder} lacks sequences and cannot be added to: {reason}."])
         return PartWriter(self, **settings)
 
-    def take_in(self, part: Part) -> None:
-        """Count a part that was just written."""
+    def take_in(self, part: Part, instead_of: Iterable[Part] = ()) -> None:
+        """Count a part that was just written, in the place of others that it was merged from."""
+        for merged in instead_of:
+            self._parts.pop(merged.path.name, None)
         self._parts[part.path.name] = part
         self._holdings = None
 

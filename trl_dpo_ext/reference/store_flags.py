@@ -35,4 +35,20 @@ class StoreFlags:
 
 def store_problems(args: Any, mixture: LossMixture) -> list[str]:
     """What is wrong with these flags, given the losses."""
-    return []
+    problems = []
+    limit = args.precompute_ref_max_tokens
+    if not args.precompute_ref_log_probs:
+        unused = {"ref_store": args.ref_store, "precompute_ref_max_tokens": limit}
+        problems += [
+            f"{name}={value!r} is used with precompute_ref_log_probs=True only, which is off."
+            for name, value in unused.items()
+            if value is not None
+        ]
+    elif args.sync_ref_model:
+        problems.append(
+            "precompute_ref_log_probs=True cannot be used with sync_ref_model=True: the reference would change while "
+            "its stored log-probs stay."
+        )
+    if limit is not None and limit < 1:
+        problems.append(f"precompute_ref_max_tokens must be at least 1; got {limit} (token positions per batch).")
+    return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from types import TracebackType
@@ -12,11 +13,12 @@ import numpy as np
 from ..errors import InputError
 from .keys import KEY_BYTES
 from .manifest import PARTS
-from .parts import write_part
+from .parts import DamagedPart, Part, merge_parts, write_part
 
 if TYPE_CHECKING:
     from .store import Store
 
+MERGED_AT, MERGED_SEQUENCES, MERGED_TOKENS = 32, 400_000, 16_000_000
 _BYTES_PER_TOKEN, _BYTES_PER_SEQUENCE = 4, 48
 
 
@@ -61,6 +63,7 @@ class PartWriter:
         self._store = store
         self._limits = sequences, tokens, seconds
         self._gathered: dict[bytes, tuple[int, np.ndarray]] = {}
+        self._own: list[Part] = []
         self._tokens = 0
         self._since = 0.0
         self.written = 0
@@ -142,8 +145,28 @@ class PartWriter:
         except OSError as error:
             raise StoreWriteError(self._not_written(error), len(rows)) from error
         self._store.take_in(part)
+        self._own.append(part)
         self.written += len(rows)
         self._gathered, self._tokens = {}, 0
+        if len(self._own) >= MERGED_AT:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Make one part of this writer's small ones, so that a pass of many hours does not leave thousands.
+
+        The new part is on the disk before the old ones go; a process that dies between leaves equal duplicates, and one
+        that has just opened an old one looks again (see `Store.load`).
+        """
+        some = _first_that_fit(self._own)
+        self._own = self._own[len(some) :]
+        if len(some) == 1:
+            return
+        with contextlib.suppress(OSError, DamagedPart):  # then they stay as they are
+            merged = merge_parts(some)
+            self._store.take_in(merged, instead_of=some)
+            for part in some:
+                part.path.unlink(missing_ok=True)
+            self._own.insert(0, merged)
 
     def _not_written(self, error: OSError) -> str:
         return (
@@ -151,3 +174,10 @@ class PartWriter:
             f"run are kept, the last {len(self._gathered)} are not. Run again when that is mended (free space?): only "
             "what is missing is computed."
         )
+
+
+def _first_that_fit(parts: list[Part]) -> list[Part]:
+    """As many, from the first, as one merged part may hold; at least one."""
+    sequences = np.cumsum([part.sequences for part in parts])
+    tokens = np.cumsum([part.tokens for part in parts])
+    return parts[: max(1, int(((sequences <= MERGED_SEQUENCES) & (tokens <= MERGED_TOKENS)).sum()))]

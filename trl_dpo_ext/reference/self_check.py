@@ -1,0 +1,61 @@
+"""The check at step 0: a policy that has not been trained must give the log-probs that are stored for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+# Root mean square of the difference per token, in nats. In float32 two batch shapes differ by rounding, 1e-5 or so;
+# with 8 bits of mantissa by a few hundredths. Another model, template or vocabulary is off by one half and more.
+_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
+_LOW_PRECISION_TOLERANCE = 0.25
+
+
+def tolerance(dtype: torch.dtype, quantised: bool) -> float:
+    """The largest root mean square difference per token that rounding explains, in nats."""
+    return _LOW_PRECISION_TOLERANCE if quantised else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
+
+
+def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference per token of policy and reference, a scalar in nats.
+
+    Args:
+        logps: policy, (rows, tokens) or summed (rows,).
+        ref_logps: reference, of the same shape.
+        mask: (rows, tokens) bool.
+    """
+    apart = (logps.detach().float() - ref_logps.float()).square()
+    if apart.dim() == 1:
+        return (apart / mask.sum(dim=1).clamp(min=1).square()).mean().sqrt()
+    return (apart.sum() / mask.sum().clamp(min=1)).sqrt()
+
+
+def unchecked_because(args: Any, config: Any, own_reference: bool) -> str | None:
+    """Why policy and stored reference need not agree at step 0; None where they must."""
+    if own_reference:
+        return "the reference is a model of its own"
+    if not args.disable_dropout or getattr(config, "attention_dropout", 0):
+        return "the policy is run with dropout"
+    if args.neftune_noise_alpha:
+        return "the policy is run with noise in its embeddings"
+    return None
+
+
+def check(measured: float, allowed: float, source: str) -> None:
+    """Stop a run whose stored reference is not the model that it trains.
+
+    Raises:
+        InputError: naming both numbers, and how to go on.
+    """
+    if not measured <= allowed:  # NaN is wrong too
+        raise InputError(
+            [
+                f"At step 0 the policy and its stored reference differ by {measured:.3g} nats per token (root mean "
+                f"square; {allowed:.3g} is what rounding explains), and they should be one model. The log-probs in "
+                f"{source} were made by another model, template or code. Compute them again (another --ref_store), or "
+                "go on with --ref_self_check false."
+            ]
+        )

@@ -1,0 +1,173 @@
+"""The stored reference of a trainer: which store it is, how it is filled, and the collator that reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from datasets import config as datasets_config
+
+from .. import _host
+from ..forward.branches import branch_rows
+from ..forward.masks import branch_problems
+from ..forward.scoring import score
+from .identity import Identity, identify
+from .lookup import ReferenceCollator
+from .plan import Batch
+from .precompute import PassReport, Processes, ReferencePass, default_max_tokens, spread
+from .sequences import Sequence, batch_sequences
+from .store import Store
+
+_ROWS_AT_ONCE = 256
+_SEQUENCES_PER_PASS = 100_000
+
+
+class StoredReference:
+    """What a trainer has stored of its reference.
+
+    Args:
+        folder: of the store; None for the default, which has one per identity.
+        identity: of the reference.
+        max_tokens: token positions per batch of the pass; None for the default.
+    """
+
+    def __init__(self, folder: str | None, identity: Identity, max_tokens: int | None = None) -> None:
+        self.store = Store.open(folder or default_folder(identity), identity)
+        self.max_tokens = max_tokens
+        self.report = PassReport()
+        self._keys: dict[bytes, None] | None = {}
+        self._collator: ReferenceCollator | None = None
+
+    def collator(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> ReferenceCollator:
+        """A collator that adds the stored log-probs to what `collator` builds."""
+        self._collator = ReferenceCollator(collator, self.store.load(self._keys), _host.REFERENCE_COLUMNS)
+        return self._collator
+
+    def fill(self, trainer: Any, dataset: Any, name: str, collator: Callable[..., Any], streams: bool = False) -> None:
+        """Compute what the store lacks of `dataset`, with all processes of the trainer.
+
+        Args:
+            trainer: its reference is run, if anything is missing.
+            dataset: tokenised, as `collator` takes it.
+            name: of the dataset, for the progress bar.
+            collator: without the stored log-probs.
+            streams: whether to read a streamed dataset to its end, too; otherwise it is looked up as it comes.
+        """
+        if isinstance(dataset, IterableDataset) and not streams:
+            self._keys = None  # all there are: which of them the stream holds shows as it comes
+            return
+        portions = _portions(dataset, _host.collated_columns(trainer), collator)
+        # Processes whose data differ in length still take each step together.
+        while any(_host.gather_object((wanted := next(portions, None)) is not None)):
+            self._fill(trainer, wanted or {}, name)
+            if self._keys is not None:
+                self._keys.update(dict.fromkeys(wanted or {}))
+        if self._collator is not None:
+            self._collator.logps = self.store.load(self._keys)
+
+    def _fill(self, trainer: Any, wanted: dict[bytes, Sequence], name: str) -> None:
+        processes = Processes(trainer.accelerator.process_index, trainer.accelerator.num_processes, _host.gather_object)
+        self.store.refresh()
+        if not any(processes.gather(len(self.store.missing(wanted, check_values=True)))):
+            self.report.found += len(wanted)
+            return
+        with _host.reference_for_pass(trainer) as (model, causal):
+            config = causal.config.get_text_config()
+            run = ReferencePass(
+                self.store,
+                _scorer(trainer, model, causal),
+                hidden_size=config.hidden_size,
+                max_tokens=self.max_tokens or default_max_tokens(trainer.accelerator.device, config, causal.dtype),
+                share=not branch_problems(causal),
+                lockstep=_host.is_sharded(trainer),
+                processes=processes,
+                label=name,
+            )
+            self.report.add(run.run(wanted))
+
+
+def _scorer(trainer: Any, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
+    pad = trainer.processing_class.pad_token_id or 0
+
+    def run(batch: Batch) -> list[Any]:
+        rows = branch_rows(
+            [row.sequences[0].prompt.tolist() for row in batch.rows],
+            [[sequence.completion.tolist() for sequence in row.sequences] for row in batch.rows],
+            pad,
+        )
+        logps = _host.as_reference(trainer, lambda: score(model, causal, rows))
+        lengths = [len(sequence.completion) for row in batch.rows for sequence in row.sequences]
+        return spread(logps.float().cpu().numpy(), lengths)
+
+    return run
+
+
+def _portions(dataset: Any, columns: list[str], collator: Callable[..., Any]) -> Iterator[dict[bytes, Sequence]]:
+    """The sequences of a dataset by key, in portions that fit in memory."""
+    wanted: dict[bytes, Sequence] = {}
+    for examples in _examples(dataset, columns):
+        for sequence in batch_sequences(collator(examples)):
+            if sequence is not None:
+                wanted.setdefault(sequence.key, sequence)
+        if len(wanted) >= _SEQUENCES_PER_PASS:
+            yield wanted
+            wanted = {}
+    if wanted:
+        yield wanted
+
+
+def _examples(dataset: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """A few hundred rows at a time, with what the collator reads of them."""
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None).select_columns([c for c in columns if c in dataset.column_names])
+    for batch in dataset.iter(batch_size=_ROWS_AT_ONCE):
+        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def has_reference_columns(dataset: Any) -> bool:
+    """Whether the user's dataset brings reference log-probs of its own."""
+    return set(_host.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
+
+
+def open_store(trainer: Any, source: str | None) -> StoredReference:
+    """The store of a trainer's reference; every process calls this.
+
+    Args:
+        trainer: made so far that its models are there, and not trained.
+        source: name or folder that the policy was loaded from; None where it was given as an instance.
+    """
+    return StoredReference(
+        trainer.args.ref_store, reference_identity(trainer, source), trainer.args.precompute_ref_max_tokens
+    )
+
+
+def reference_identity(trainer: Any, source: str | None) -> Identity:
+    """Which reference the trainer has: a model of its own, the policy's start, or the adapter that it started from."""
+    module = _host.reference_module(trainer)
+    causal = _host.causal_model(trainer, module)
+    if trainer.ref_model is not None or getattr(causal, "_hf_peft_config_loaded", False):
+        source = None  # what lies in memory is not what the files hold
+    compute_dtype = _host.compute_dtype(trainer, causal)
+    # One process reads the weights for all, but where each holds a part of them.
+    mine = None
+    if trainer.accelerator.is_main_process or (source is None and _host.is_sharded(trainer)):
+        mine = identify(
+            module,
+            source=source,
+            revision=(trainer.args.model_init_kwargs or {}).get("revision"),
+            adapter=_host.reference_adapter(trainer),
+            compute_dtype=compute_dtype,
+        )
+        if _host.casts_parameters(trainer):
+            mine = dataclasses.replace(mine, dtype=compute_dtype)
+    return _host.gather_object(mine)[0]
+
+
+def default_folder(identity: Identity) -> Path:
+    """A folder of its own for each reference, under the datasets cache."""
+    cache = Path(os.fspath(datasets_config.HF_DATASETS_CACHE))
+    return cache / "trl_dpo_ext" / "reference" / identity.fingerprint
