@@ -196,7 +196,7 @@ def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> Non
     assert cli.main(["train", "--config", config_file(tmp_path, **keys)]) == 0
     printed = capsys.readouterr().out
     assert "Loss: 1 x dpop(beta=0.1, dpop_lambda=50.0) + 1 x sft()" in printed
-    assert "Reference: LlamaForCausalLM in memory" in printed
+    assert "Reference: LlamaForCausalLM in float32, " in printed
     assert "Batch: 2 pairs per step (2 per process x 1 accumulated x 1 processes)" in printed
     assert (tmp_path / "out/model.safetensors").is_file()
     assert cli.main(["report", str(tmp_path / "out"), "--plot", str(tmp_path / "run.png")]) == 0

@@ -11,6 +11,7 @@ from .registry import get_loss, list_losses, register_loss
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
+    from .reference.quantized import load_reference
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
@@ -25,10 +26,11 @@ __all__ = [
     "get_loss",
     "implicit_reward",
     "list_losses",
+    "load_reference",
     "register_loss",
 ]
 
-_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer"}
+_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer", "load_reference": "reference.quantized"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.utils import get_config_model_id
 
 from .errors import InputError
+from .reference.placement import place_whole, shard_by_layer
 from .token_kl import Projection
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -122,6 +123,31 @@ def reference_entropy() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def placed_reference(whole: Any) -> Iterator[None]:
+    """Inside, TRL's constructor leaves the reference `whole` whole, and FSDP2 spreads any other layer by layer.
+
+    Seam: the reference goes through `prepare_fsdp` or `prepare_deepspeed` as found in the trainer's module, called with
+    it and the accelerator, and nothing else goes through `prepare_fsdp`.
+    """
+    saved = dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed
+
+    def prepare_fsdp(model: Any, accelerator: Any) -> Any:
+        if model is whole:
+            return place_whole(model, accelerator)
+        shard_by_layer(model, accelerator)
+        return saved[0](model, accelerator)
+
+    def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
+        return place_whole(model, accelerator) if model is whole else saved[1](model, accelerator)
+
+    dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = prepare_fsdp, prepare_deepspeed
+    try:
+        yield
+    finally:
+        dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = saved
+
+
+@contextlib.contextmanager
 def reference_from_batch(trainer: Any) -> Iterator[None]:
     """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
 
@@ -185,6 +211,25 @@ def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor
     recorder = Recorder(trainer.model if trainer.ref_model is None else trainer.ref_model)
     chosen, rejected = trainer.compute_ref_log_probs(recorder, inputs)
     return chosen, rejected, recorder.output
+
+
+def token_logps(trainer: Any, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Token log-probs of a model with a fused head, (rows, tokens), without gradient.
+
+    Seam: as `run_reference`; a model that is not the policy's own reference is run as it is.
+    """
+    recorder = Recorder(model)
+    trainer.compute_ref_log_probs(recorder, inputs)
+    return scored_tokens(recorder.output, inputs[COMPLETION_MASK].size(1) - 1)
+
+
+def with_head(model: Any) -> Any:
+    """A model that gives token log-probs as TRL asks for them.
+
+    Seam: `add_fused_lm_head(model)` changes the model's forward.
+    """
+    dpo_trainer.add_fused_lm_head(model)
+    return model
 
 
 def gather_object(value: Any) -> list[Any]:

@@ -57,6 +57,8 @@ class LossVariant:
     """Value i belongs to pair i. Losses that sort their batch are not aligned and cannot be weighted per pair."""
     f_divergence: bool
     """Reads the score of an f-divergence instead of the plain log-ratio."""
+    differences: bool
+    """A shift of reference log-probs that both sides share, per answer or per token, does not reach it."""
     hyperparameters: tuple[HyperParameter, ...]
     aliases: tuple[str, ...]
     evidence: Evidence
@@ -72,6 +74,11 @@ class LossVariant:
     def needs_reference(self) -> bool:
         """Whether it reads anything of a reference model."""
         return bool(self.needs.of_reference)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether it reads each side's reward by itself, so that a shift of the reference moves it."""
+        return self.needs_reference and not self.differences
 
     @property
     def doc(self) -> str:
@@ -141,6 +148,7 @@ def register_loss(
     per_pair: bool = True,
     aligned: bool = True,
     f_divergence: bool = False,
+    differences: bool | None = None,
     name: str | None = None,
     prefix: str | None = None,
     aliases: Iterable[str] = (),
@@ -157,6 +165,7 @@ def register_loss(
         per_pair: whether a pair's value depends on that pair alone.
         aligned: whether value i belongs to pair i.
         f_divergence: whether it reads the score and so takes `f_divergence_type`.
+        differences: whether a shift of the reference that both sides share cancels in it; as `f_divergence` by default.
         name: the name in `loss_type`; the function's name by default.
         prefix: what owned hyper-parameters start with; the variant's name by default. Variants of one family may share.
         aliases: other names of the same loss.
@@ -188,6 +197,7 @@ def register_loss(
             per_pair=per_pair,
             aligned=aligned,
             f_divergence=f_divergence,
+            differences=f_divergence if differences is None else differences,
             hyperparameters=hyperparameters,
             aliases=tuple(aliases),
             evidence=evidence,

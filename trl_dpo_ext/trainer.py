@@ -24,9 +24,13 @@ from .hyper import Hyper
 from .mixture import LossMixture, Term
 from .pairs import Need, Pairs
 from .reference import self_check
+from .reference.choice import choose_reference
+from .reference.footprint import describe_weights
 from .reference.lookup import REF_TOKEN_LOGPS
 from .reference.model_weights import adapters_alter_base
+from .reference.quantized import is_quantised, unpacked_on_cpu
 from .reference.stored import StoredReference, has_reference_columns, open_store
+from .reference.watch import DriftWatch, SaveDrift, watch_drift
 
 LOSS_STATE_FILE = "loss_state.json"
 
@@ -75,6 +79,11 @@ class DPOExtTrainer(DPOTrainer):
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
 
+        self.drift_watch: DriftWatch | None = None
+        if self.mixture.needs_reference:
+            ref_model = choose_reference(args, model, ref_model, keywords)
+            self.drift_watch = watch_drift(args, self.mixture, model, ref_model)
+        whole = ref_model if ref_model is not None and is_quantised(ref_model) else None
         self._policy_source = model if isinstance(model, str) else None
         self._own_reference = ref_model is not None
         self._start_checked = False
@@ -91,10 +100,12 @@ class DPOExtTrainer(DPOTrainer):
             ref_model, reference = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
         elif Need.REF_ENTROPY in self.mixture.needs:
             reference = _host.reference_entropy()
-        with reference, _host.constructing(args, self.mixture.host_names, self.mixture.host_weights):
+        losses = _host.constructing(args, self.mixture.host_names, self.mixture.host_weights)
+        with reference, _host.placed_reference(whole), losses:
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
+        unpacked_on_cpu(self.model)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
             problems = _host.projection_problems(self)
@@ -109,6 +120,8 @@ class DPOExtTrainer(DPOTrainer):
             self.ref_model = None  # it has been run on all there is to run it on
         if self.mixture.state_dict():
             self.add_callback(_SaveLossState(self.mixture))
+        if self.drift_watch is not None:
+            self.add_callback(SaveDrift(self.drift_watch))
 
     def describe_reference(self) -> str:
         """What the reference log-probs come from, in a few words."""
@@ -119,7 +132,7 @@ class DPOExtTrainer(DPOTrainer):
         if self.args.precompute_ref_log_probs:
             return "the dataset's own columns"
         if self.ref_model is not None:
-            return f"{type(self.ref_model).__name__} in memory"
+            return describe_weights(self.accelerator.unwrap_model(self.ref_model))
         return "the policy with its adapter off, or a frozen copy of the adapter it started from"
 
     def compute_loss(
@@ -131,8 +144,12 @@ class DPOExtTrainer(DPOTrainer):
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
         mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
         whole = Need.TOKEN_KL in self.mixture.needs
+        if self.drift_watch is not None and not self.drift_watch.over:
+            self.drift_watch.measure(self, model, self._reference, self._gather)
         with _host.caught_projection(self, self.ref_model or model, mask.size(1), whole) as ref_projections:
             ref_logps, ref_output = self._reference(inputs, mask, stored)
+        if self.drift_watch is not None:
+            ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
         recorder = _host.Recorder(model)
         scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
         catching = _host.caught_projection(self, model, mask.size(1), whole)
@@ -277,6 +294,8 @@ class DPOExtTrainer(DPOTrainer):
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint and self.mixture.state_dict():
             _load_loss_state(self.mixture, Path(checkpoint))
+        if checkpoint and self.drift_watch is not None:
+            self.drift_watch.resume(checkpoint)
         return super().train(resume_from_checkpoint, *positional, **keywords)
 
     def _checked(self, **datasets: Any) -> list[Any]:

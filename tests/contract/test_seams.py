@@ -121,6 +121,31 @@ def test_no_reference_is_legal(tmp_path) -> None:
     assert trainer.ref_model is None, seam("a reference of None is skipped in the constructor")
 
 
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_the_reference_is_prepared_by_functions_of_the_trainers_module(tmp_path, monkeypatch, engine: str) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(dpo_trainer, f"prepare_{engine}", lambda model, accelerator: calls.append(model) or model)
+    enabled = property(lambda self: "ref_model" in vars(self), lambda self, value: None)  # once it is to be prepared
+    reference = tiny.model(1).train()
+    monkeypatch.setattr(DPOTrainer, f"is_{engine}_enabled", enabled, raising=False)
+    for whole, prepared in ((None, [reference]), (reference, [])):
+        calls.clear()
+        with _host.placed_reference(whole):
+            trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=reference)
+        assert calls == prepared, seam(f"prepare_{engine}(reference, accelerator)")
+        assert trainer.ref_model is reference
+    assert not reference.training
+
+
+def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> None:
+    model = _host.with_head(tiny.model(2))
+    scored = _host.token_logps(host, model, batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    expected = logits[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    expected = expected * batch[_host.COMPLETION_MASK][:, 1:]
+    torch.testing.assert_close(scored, expected.detach(), msg=seam("add_fused_lm_head, and who calls it"))
+
+
 def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:
     stored = {name: torch.full((4,), -3.0) for name in _host.REFERENCE_COLUMNS}
     with _host.reference_from_batch(host):

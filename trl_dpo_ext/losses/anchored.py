@@ -60,6 +60,7 @@ def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     per_pair=False,
     name="bco_pair_delta",
     evidence="framework",
+    differences=True,
 )
 class BcoPairDelta:
     """BCO with its reward shift: a binary classifier of chosen against rejected around the mean reward so far.

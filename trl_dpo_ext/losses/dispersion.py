@@ -65,6 +65,7 @@ RainbowMean = Annotated[float, Hyper("Scale of the dispersion -log(entropy) of t
     paper="2410.04203",
     needs=Need.REFERENCE | Need.LENGTHS | Need.REF_ENTROPY,
     evidence="authors",
+    differences=True,
 )
 def rainbowpo(
     p: Pairs,

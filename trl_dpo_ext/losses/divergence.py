@@ -17,7 +17,7 @@ def _sequence_kl(side: Side) -> torch.Tensor:
     return side.token_kl.sum(dim=1).to(side.logps.dtype)
 
 
-@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors")
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors", differences=True)
 def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """TDPO1: DPO whose margin also counts how far each side has drifted from the reference, token by token.
 
@@ -48,7 +48,7 @@ def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
 Tdpo2Alpha = Annotated[float, Hyper("Weight of the drift from the reference; 0 is DPO.", ge=0)]
 
 
-@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors")
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors", differences=True)
 def tdpo2(p: Pairs, *, beta: Beta, tdpo2_alpha: Tdpo2Alpha = 0.5) -> torch.Tensor:
     """TDPO2: DPO that holds the rejected side's drift from the reference near the chosen side's, token by token.
 

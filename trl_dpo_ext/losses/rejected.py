@@ -224,7 +224,7 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
 HdpoAlpha = Annotated[float, Hyper("Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO.", gt=0)]
 
 
-@register_loss(paper="2411.07595", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2411.07595", needs=Need.REFERENCE, evidence="secondary", differences=True)
 def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     """H-DPO: DPO with a say over the policy's entropy, so that it can be sharper than the reference.
 

@@ -67,6 +67,7 @@ AlphaDpoAlpha = Annotated[
     per_pair=False,
     name="alpha_dpo",
     evidence="authors",
+    differences=True,
 )
 class AlphaDpo:
     """α-DPO: SimPO with a target margin per pair, larger where the policy has already moved away from the reference.

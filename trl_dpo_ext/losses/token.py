@@ -27,7 +27,7 @@ def _position(side: Side) -> torch.Tensor:
 D2poGamma = Annotated[float, Hyper("What each token weighs as a share of the one before it; 1 is DPO.", gt=0, le=1)]
 
 
-@register_loss(paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, evidence="authors")
+@register_loss(paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, evidence="authors", differences=True)
 def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     """D²PO: DPO in which early tokens count more than late ones.
 
@@ -66,6 +66,7 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     needs=Need.TOKENS | Need.TOKEN_REFERENCE | Need.STATE,
     name="sampo",
     evidence="read",
+    differences=True,
 )
 class SamPO:
     """SamPO: DPO on equally many tokens of both sides, so that a side cannot win by its length.
@@ -139,6 +140,7 @@ TOKEN_WEIGHT_COLUMNS = {
     needs=Need.TOKENS | Need.TOKEN_REFERENCE,
     columns=TOKEN_WEIGHT_COLUMNS,
     evidence="authors",
+    differences=True,
 )
 def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.

@@ -22,6 +22,7 @@ AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes to
     prefix="aot",
     evidence="framework",
     from_trl=True,
+    differences=True,
 )
 def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False) -> torch.Tensor:
     """AOT, paired: the sorted policy margins should dominate the sorted reference margins.
@@ -58,6 +59,7 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
     prefix="aot",
     evidence="framework",
     from_trl=True,
+    differences=True,
 )
 def aot_unpaired(
     p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False

@@ -1,0 +1,162 @@
+"""Which reference a run gets: what the flags ask for, checked before weights are read, and loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+from .from_memory import plain_model
+from .model_flags import absolute_reward_problems
+from .quantized import checkpoint, is_quantised, load_reference
+
+# Of what the policy is loaded with, what holds for a reference of another checkpoint too.
+_GENERAL = ("attn_implementation", "trust_remote_code", "token", "cache_dir", "local_files_only", "use_kernels")
+
+
+def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> Any:
+    """The reference that the flags describe, loaded; `given`, where they describe none.
+
+    Args:
+        args: the run's configuration.
+        policy: the policy, a model or its name.
+        given: the `ref_model` that the trainer was given, or None.
+        keywords: the trainer's other arguments, of which `peft_config` and `processing_class` count.
+
+    Raises:
+        InputError: listing everything wrong with that, before the weights of a model are read.
+    """
+    adapted = keywords.get("peft_config") is not None or hasattr(policy, "peft_config")
+    problems = _given_problems(args, given)
+    if problems:
+        raise InputError(problems)
+    if not args.describes_reference:
+        return given
+    if adapted and not args.changes_checkpoint:
+        warnings.warn(
+            "The policy trains an adapter, and its base with the adapter off is a reference that takes no memory: "
+            "ref_quantization and ref_dtype load another model here. Leave them out, or filter this warning.",
+            stacklevel=4,
+        )
+    problems = vocabulary_problems(args, policy, keywords.get("processing_class"))
+    if problems:
+        raise InputError(problems)
+    settings = reference_settings(args, policy)
+    return load_reference(
+        quantization=args.ref_quantization,
+        double_quant=args.ref_double_quant,
+        compute_dtype=args.ref_compute_dtype or _mixed_precision(args) if _is_4bit(args) else None,
+        skip_modules=args.ref_skip_modules or (),
+        device=reference_device(args),
+        **settings,
+    )
+
+
+def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
+    """What the reference is loaded from, and how, its quantisation apart: arguments of `load_reference`."""
+    load = dict(args.model_init_kwargs or {})
+    for name in ("quantization_config", "device_map"):
+        load.pop(name, None)
+    dtype = args.ref_dtype
+    if not isinstance(policy, str):
+        if not args.changes_checkpoint:
+            return {"model": policy, "dtype": dtype}
+        load = {"attn_implementation": policy.config._attn_implementation}
+        dtype = dtype or plain_model(policy).dtype
+    dtype = dtype or load.pop("dtype", None) or "float32"
+    load.pop("dtype", None)
+    load.setdefault("trust_remote_code", args.trust_remote_code)
+    name = args.ref_model_name_or_path or _name_of(policy)
+    revision = args.ref_model_revision
+    if args.ref_model_name_or_path in (None, _name_of(policy)):
+        revision = revision or load.pop("revision", None)
+    else:
+        load = {key: value for key, value in load.items() if key in _GENERAL}
+    load.pop("revision", None)
+    return {"model": name, "revision": revision, "dtype": None if dtype == "auto" else dtype, **load}
+
+
+def _name_of(policy: Any) -> str:
+    return policy if isinstance(policy, str) else policy.config._name_or_path
+
+
+def _is_4bit(args: Any) -> bool:
+    return args.ref_quantization in ("nf4", "fp4")
+
+
+def _mixed_precision(args: Any) -> str | None:
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+
+
+def reference_device(args: Any) -> Any:
+    """Where a reference is loaded: whole on its device, unless FSDP or ZeRO are to spread it from the CPU."""
+    spread = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
+    return "cpu" if spread and not args.ref_quantization else args.device
+
+
+def _given_problems(args: Any, given: Any) -> list[str]:
+    """What is wrong with a `ref_model` that the trainer was given."""
+    if given is None:
+        return []
+    if args.describes_reference:
+        flags = ("ref_quantization", "ref_dtype", "ref_model_name_or_path", "ref_model_revision")
+        named = ", ".join(flag for flag in flags if getattr(args, flag))
+        return [
+            f"ref_model is given, and {named} describe a reference to load: leave one out, or load it as "
+            "load_reference(...) with these settings and give that."
+        ]
+    if is_quantised(given) and not args.ref_calibrate:
+        return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model")
+    return []
+
+
+def vocabulary_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
+    """Why the reference's checkpoint cannot score the policy's tokens, read from configurations and tokenizers."""
+    if not args.changes_checkpoint:
+        return []
+    settings = reference_settings(args, policy)
+    name, revision = settings["model"], settings["revision"]
+    if not name:
+        return ["ref_model_revision needs a name to go with it: set ref_model_name_or_path, the policy has none."]
+    theirs = checkpoint(name, revision, settings)[0].get_text_config().vocab_size
+    load = args.model_init_kwargs or {}
+    if isinstance(policy, str):
+        ours = checkpoint(policy, load.get("revision"), load)[0].get_text_config().vocab_size
+        tokenizer = tokenizer or _tokenizer(policy, load.get("revision"))
+    else:
+        ours = policy.config.get_text_config().vocab_size
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    other = _tokenizer(name, revision)
+    if tokenizer is None or other is None:
+        return [] if ours == theirs else [f"The reference {name} knows {theirs} tokens and the policy {ours}. {_FIX}"]
+    return _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
+
+
+_FIX = "Take a reference of the policy's family: log-probs of other tokens cannot be compared."
+
+
+def _token_problems(name: str, ours: Mapping[str, int], theirs: Mapping[str, int], size: int) -> list[str]:
+    beyond = sum(index >= size for index in ours.values())
+    if beyond:
+        return [f"The reference {name} knows {size} tokens; {beyond} of the policy's lie beyond them. {_FIX}"]
+    by_index = {index: token for token, index in theirs.items()}
+    wrong = [
+        (i, token) for token, i in sorted(ours.items(), key=lambda item: item[1]) if by_index.get(i, token) != token
+    ]
+    if not wrong:
+        return []
+    index, token = wrong[0]
+    return [
+        f"The reference {name} means other tokens: number {index} is {by_index[index]!r} there and {token!r} for the "
+        f"policy ({len(wrong)} such numbers). {_FIX}"
+    ]
+
+
+def _tokenizer(name: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError):  # there is none, or none that loads without its own code
+        return None

@@ -1,0 +1,57 @@
+"""Where a reference's weights lie when several processes train: whole on each, or spread layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+
+def place_whole(reference: Any, accelerator: Any) -> Any:
+    """A frozen reference, kept whole on this process's device, that neither FSDP nor ZeRO touches."""
+    reference.to(accelerator.device)
+    if _zero_stage(accelerator) == 3:
+        _mark_gathered(reference)
+    return reference.eval()
+
+
+def _zero_stage(accelerator: Any) -> int:
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return plugin.zero_stage if plugin is not None else 0
+
+
+def _mark_gathered(reference: Any) -> None:
+    """Tell whoever gathers the output layer under ZeRO-3 that it is all here."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    head = reference.get_output_embeddings()
+    for parameter in (head.weight, head.bias):
+        if parameter is not None and not hasattr(parameter, "ds_status"):
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+
+
+def shard_by_layer(reference: Any, accelerator: Any) -> None:
+    """Under FSDP2, give each layer that the policy's wrapping names a unit of its own.
+
+    As one unit, every forward gathers the whole model on every process.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.fsdp_version != 2:
+        return
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    with contextlib.suppress(AttributeError):  # a plugin whose policy is set already
+        plugin.set_auto_wrap_policy(reference)
+    chosen = fsdp2_prepare_auto_wrap_policy(plugin, reference)
+    if chosen is None:
+        return
+    mesh = getattr(accelerator, "torch_device_mesh", None)
+    settings: dict[str, Any] = {
+        "reshard_after_forward": plugin.reshard_after_forward,
+        "offload_policy": plugin.cpu_offload,
+        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        "mesh": mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)] if mesh is not None else None,
+    }
+    for module in list(reference.modules()):
+        if module is not reference and chosen(module) and not isinstance(module, FSDPModule):
+            fully_shard(module, **settings)
