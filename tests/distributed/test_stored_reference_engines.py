@@ -1,0 +1,131 @@
+"""The store under every engine: filled by two processes as by one, read without a cast, and none the worse for a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import engines
+import numpy as np
+import pytest
+import tiny
+
+from trl_dpo_ext.reference.store import Store
+
+pytestmark = pytest.mark.distributed
+FLAGS = ["--mixed_precision", "no"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and an odd number of pairs, and the store that one process makes of them."""
+    folder = tmp_path_factory.mktemp("files")
+    tiny.saved_model(str(folder / "model"))
+    tiny.preferences(7).to_json(str(folder / "pairs.jsonl"))
+    return folder
+
+
+def job(tmp_path: Path, files: Path) -> Path:
+    folder = tmp_path / "job"
+    folder.mkdir(exist_ok=True)
+    for name in ("model", "pairs.jsonl"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(files / name)
+    return folder
+
+
+def stored(folder: Path) -> dict[bytes, np.ndarray]:
+    loaded = Store.read_only(folder).load()
+    keys = [part.words for part in Store.read_only(folder).parts]
+    words = np.unique(np.concatenate(keys), axis=0)
+    found = [row.astype(">u8").tobytes() for row in words]
+    return dict(zip(found, loaded.values(found), strict=True))
+
+
+@pytest.fixture(scope="module")
+def by_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, np.ndarray]:
+    folder = job(tmp_path_factory.mktemp("one"), files)
+    engines.launch(folder, "single_gpu", "storing:train", processes=1, flags=FLAGS)
+    return stored(folder / "refs")
+
+
+def assert_equal(ours: dict[bytes, np.ndarray], expected: dict[bytes, np.ndarray]) -> None:
+    assert ours.keys() == expected.keys()
+    for key, logps in expected.items():
+        np.testing.assert_allclose(ours[key], logps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", engines.engines())
+def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(engine, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    first = engines.launch(folder, engine, "storing:train", {"per_device_train_batch_size": 2}, flags=FLAGS)
+    assert_equal(stored(folder / "refs"), by_one)
+    assert first["report"]["computed"] == len(by_one)
+    assert first.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert first.steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+    again = engines.launch(folder, engine, "storing:train", {"seed": 3, "per_device_train_batch_size": 1}, flags=FLAGS)
+    assert again["report"]["computed"] == 0
+    assert again["report"]["found"] == len(by_one)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"in_memory": True},
+        {"accelerator_config": {"even_batches": False}},
+        {"accelerator_config": {"dispatch_batches": True}},
+        {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": 2},
+        {"lora": {"r": 2, "target_modules": ["q_proj"]}},
+        {"ref_store": "refs-{rank}"},
+    ],
+    ids=["data in memory", "uneven", "dispatched", "split", "LoRA", "a folder on each node"],
+)
+def test_two_processes_in_ways_that_trls_pass_does_not_survive(settings, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    record = engines.launch(folder, "multi_gpu", "storing:train", settings, flags=FLAGS)
+    assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    for name in ["refs"] if "ref_store" not in settings else ["refs-0", "refs-1"]:
+        assert_equal(stored(folder / name), by_one)
+
+
+def test_two_processes_share_the_work(tmp_path, files):
+    folder = job(tmp_path, files)
+    (folder / "pairs.jsonl").unlink()
+    many_pairs(folder / "pairs.jsonl", 200)
+    record = engines.launch(folder, "multi_gpu", "storing:train", {"precompute_ref_max_tokens": 200}, flags=FLAGS)
+    assert record["report"]["computed"] == len(Store.read_only(folder / "refs"))  # nothing twice
+    assert len(Store.read_only(folder / "refs").parts) > 1  # each process wrote parts
+
+
+def many_pairs(file: Path, pairs: int) -> None:
+    words, chance = tiny.SENTENCE.split(), random.Random(0)
+    rows = [
+        {
+            side: " " + " ".join(chance.choices(words, k=chance.randint(4, 15)))
+            for side in ("prompt", "chosen", "rejected")
+        }
+        for _ in range(pairs)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("engine", engines.engines("multi_gpu", "zero3"))
+def test_a_launched_pass_that_is_killed_goes_on_where_it_stopped(engine, tmp_path, files):
+    folder = job(tmp_path, files)
+    (folder / "pairs.jsonl").unlink()
+    many_pairs(folder / "pairs.jsonl", 1500)
+    slow = {"precompute_ref_max_tokens": 40}
+    running = engines.start(folder, engine, "storing:train", slow, flags=FLAGS)
+    deadline = time.monotonic() + 300
+    while not list((folder / "refs" / "parts").glob("*.parquet")):
+        assert time.monotonic() < deadline, running.printed[-3000:]
+        time.sleep(0.05)
+    running.kill()
+    kept = len(Store.read_only(folder / "refs"))
+    assert kept > 0
+    record = engines.launch(folder, engine, "storing:train", {"precompute_ref_max_tokens": 2000}, flags=FLAGS)
+    assert record["report"]["found"] == kept
+    assert record["report"]["found"] + record["report"]["computed"] == len(Store.read_only(folder / "refs"))
