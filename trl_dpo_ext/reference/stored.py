@@ -19,6 +19,7 @@ from .identity import Identity, identify
 from .lookup import ReferenceCollator
 from .plan import Batch
 from .precompute import PassReport, Processes, ReferencePass, default_max_tokens, spread
+from .quantized import source_of
 from .sequences import Sequence, batch_sequences
 from .store import Store
 
@@ -149,7 +150,11 @@ def reference_identity(trainer: Any, source: str | None) -> Identity:
     """Which reference the trainer has: a model of its own, the policy's start, or the adapter that it started from."""
     module = _host.reference_module(trainer)
     causal = _host.causal_model(trainer, module)
-    if trainer.ref_model is not None or getattr(causal, "_hf_peft_config_loaded", False):
+    revision = (trainer.args.model_init_kwargs or {}).get("revision")
+    if trainer.ref_model is not None:
+        made_of = source_of(causal)
+        source, revision = (made_of.name, made_of.revision) if made_of else (None, None)
+    elif getattr(causal, "_hf_peft_config_loaded", False):
         source = None  # what lies in memory is not what the files hold
     compute_dtype = _host.compute_dtype(trainer, causal)
     # One process reads the weights for all, but where each holds a part of them.
@@ -158,7 +163,7 @@ def reference_identity(trainer: Any, source: str | None) -> Identity:
         mine = identify(
             module,
             source=source,
-            revision=(trainer.args.model_init_kwargs or {}).get("revision"),
+            revision=revision,
             adapter=_host.reference_adapter(trainer),
             compute_dtype=compute_dtype,
         )
