@@ -15,7 +15,7 @@ STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "ma
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train from the store at `ref_store` below the job's folder, filling it before; "{rank}" in it is the process."""
-    ref_store = settings.pop("ref_store", "refs").format(rank=os.environ["RANK"])
+    ref_store = settings.pop("ref_store", "refs").format(rank=os.environ.get("RANK", "0"))
     settings = {**STORED, "ref_store": str(folder / ref_store), **settings}
     if settings.pop("in_memory", False):
         run = runs.trainer(
