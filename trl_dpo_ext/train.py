@@ -21,6 +21,7 @@ from trl import (
 )
 
 from .announce import announce
+from .checkpoints import checkpoint_to_resume
 from .config import DPOExtConfig, owned_hyperparameters
 from .cookbook import find_config
 from .errors import InputError
@@ -204,6 +205,7 @@ def parse_anywhere(argv: Sequence[str]) -> tuple[DPOExtConfig, ModelConfig]:
 def run(argv: Sequence[str], prog: str | None = None) -> None:
     """Train as `argv` says: parse, load, train, save."""
     script, args, model, mixture = TrainParser(prog=prog).parse(argv)
+    args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir))
     trainer = build_trainer(script, args, model, mixture)
     announce(trainer, model, config_of(argv))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from datasets import IterableDataset
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer
 
 from . import _host, stages
 from .assemble import Recorded, pair_weights, two_sides
 from .config import DPOExtConfig
 from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
+from .engines import check_launch
 from .errors import InputError
-from .forward.lengths import length_column
-from .forward.pair_forward import PairForward
 from .hyper import Hyper
 from .mixture import LossMixture, Term
+from .on_engines import OnEngines
+from .padding import RealPairs
 from .pairs import Need, Pairs
 from .reference import self_check
 from .reference.choice import choose_reference
@@ -32,12 +32,10 @@ from .reference.lookup import REF_TOKEN_LOGPS
 from .reference.model_weights import adapters_alter_base
 from .reference.quantized import is_quantised, unpacked_on_cpu
 from .reference.stored import StoredReference, has_reference_columns, open_store
-from .reference.watch import DriftWatch, SaveDrift, watch_drift
-
-LOSS_STATE_FILE = "loss_state.json"
+from .reference.watch import DriftWatch, watch_drift
 
 
-class DPOExtTrainer(DPOTrainer):
+class DPOExtTrainer(OnEngines, DPOTrainer):
     """Drop-in for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
@@ -76,8 +74,8 @@ class DPOExtTrainer(DPOTrainer):
             args = DPOExtConfig(_host.default_output_dir(model))
         elif not isinstance(args, DPOExtConfig):
             raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
+        check_launch(os.environ, args)
         self.mixture = args.loss_mixture()
-        self.forward = PairForward(args.share_prompt, args.padding_free, args.share_prompt_check)
         self.extra_columns = _extra_columns(args, self.mixture)
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
@@ -109,8 +107,6 @@ class DPOExtTrainer(DPOTrainer):
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
         unpacked_on_cpu(self.model)
-        longest, other = args.max_length, _host.not_plain_text(self)
-        self.forward.refuse_what_cannot_be_exact(_host.models_of(self), longest, other)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
             problems = _host.projection_problems(self)
@@ -123,10 +119,6 @@ class DPOExtTrainer(DPOTrainer):
         if self._stored is not None:
             self.data_collator = self._stored.collator(self.data_collator)
             self.ref_model = None  # it has been run on all there is to run it on
-        if self.mixture.state_dict():
-            self.add_callback(_SaveLossState(self.mixture))
-        if self.drift_watch is not None:
-            self.add_callback(SaveDrift(self.drift_watch))
 
     def describe_reference(self) -> str:
         """What the reference log-probs come from, in a few words."""
@@ -148,17 +140,16 @@ class DPOExtTrainer(DPOTrainer):
         stored = inputs.pop(REF_TOKEN_LOGPS, None)
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
         mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
-        self._check_forward(model, inputs)
-        whole, selected = Need.TOKEN_KL in self.mixture.needs, self.forward.active
+        whole = Need.TOKEN_KL in self.mixture.needs
         if self.drift_watch is not None and not self.drift_watch.over:
             self.drift_watch.measure(self, model, self._reference, self._gather)
-        with _host.caught_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
+        with _host.caught_projection(self, self.ref_model or model, mask.size(1), whole) as ref_projections:
             ref_logps, ref_output = self._reference(inputs, mask, stored)
         if self.drift_watch is not None:
             ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
-        recorder = _host.Recorder(self._call(model))
+        recorder = _host.Recorder(model)
         scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
-        catching = _host.caught_projection(self, model, mask, whole, selected)
+        catching = _host.caught_projection(self, model, mask.size(1), whole)
         with _host.reference_from_batch(self), scores, catching as projections:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
@@ -185,9 +176,10 @@ class DPOExtTrainer(DPOTrainer):
             training=_host.is_training(self),
             progress=self.state.global_step / max(self.state.max_steps, 1),
         )
+        real = None if pairs.training else RealPairs.of(self.accelerator, len(pairs.margin))
         weights = pair_weights(batch, self.args, columns)
-        loss, per_term = self.mixture(pairs, weights)
-        self._log_terms(per_term)
+        loss, per_term = self.mixture(pairs, real.weights(weights, mask.device) if real else weights)
+        self._log_terms(per_term, real.share if real else 1.0)
         self._log_rewards(pairs)
         loss = loss + host_loss
         return (loss, outputs) if return_outputs else loss
@@ -208,7 +200,7 @@ class DPOExtTrainer(DPOTrainer):
         if self.args.precompute_ref_log_probs:
             chosen, rejected = (inputs[column] for column in _host.REFERENCE_COLUMNS)
             return (chosen, rejected), None
-        chosen, rejected, output = _host.run_reference(self, inputs, self._call)
+        chosen, rejected, output = _host.run_reference(self, inputs)
         return (chosen, rejected), output
 
     def _check_start(self, batch: Recorded) -> None:
@@ -230,27 +222,15 @@ class DPOExtTrainer(DPOTrainer):
         worst = self._gather(measured.unsqueeze(0)).max().item()  # so that all processes stop, or none
         self_check.check(worst, self_check.tolerance(*_host.precision(self, causal)), self.describe_reference())
 
-    def _call(self, model: Any) -> Callable[..., Any]:
-        """What is called in a model's place: the model itself, or what feeds it fewer tokens."""
-        return self.forward.around(model, _host.causal_model(self, model)) if self.forward.active else model
-
-    def _check_forward(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        if self.forward.unchecked:
-            names = ("input_ids", "attention_mask")
-            batch = {**{name: inputs[name] for name in names}, "labels": _host.labels_of(inputs)}
-            models = {"policy": model, "reference": self.ref_model}
-            calls = {name: (m, _host.causal_model(self, m)) for name, m in models.items() if m is not None}
-            self.forward.check_once(calls, batch, self.args.bf16 or self.args.fp16, self._gather)
-
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
-        gathered = self.accelerator.gather(values.detach())
+        gathered = gather(values.detach())  # not the accelerator's, which leaves padding out in evaluation
         assert isinstance(gathered, torch.Tensor)
         return gathered
 
-    def _log_terms(self, per_term: Mapping[str, torch.Tensor]) -> None:
+    def _log_terms(self, per_term: Mapping[str, torch.Tensor], share: float) -> None:
         if per_term and len(per_term) + len(self.mixture.host_names) > 1:
             # All terms in one collective: (processes, terms).
-            means = self._gather(torch.stack(list(per_term.values())).unsqueeze(0)).mean(dim=0)
+            means = self._gather(share * torch.stack(list(per_term.values())).unsqueeze(0)).mean(dim=0)
             for label, value in zip(per_term, means.tolist(), strict=True):
                 _host.add_metric(self, f"loss/{label}", value)
 
@@ -259,7 +239,7 @@ class DPOExtTrainer(DPOTrainer):
         rewards = self.mixture.rewards(pairs)
         if rewards is None:
             return
-        chosen, rejected = (self._gather(reward) for reward in rewards)
+        chosen, rejected = (torch.as_tensor(self.accelerator.gather(reward)) for reward in rewards)
         _host.replace_metric(self, "rewards/chosen", chosen.mean().item())
         _host.replace_metric(self, "rewards/rejected", rejected.mean().item())
         _host.replace_metric(self, "rewards/margins", (chosen - rejected).mean().item())
@@ -268,12 +248,7 @@ class DPOExtTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         # TRL drops every column that it does not know before the collator sees it.
         super()._set_signature_columns_if_needed()
-        wanted = (*self.extra_columns, self.args.length_column_name)
-        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
-
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        # Transformers groups rows by a column of lengths, which preference data has not.
-        return length_column(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
+        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
@@ -310,16 +285,17 @@ class DPOExtTrainer(DPOTrainer):
         self._stored.fill(self, dataset, name, self._plain_collator or self.data_collator)
         return dataset
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
-        """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume."""
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-        if checkpoint and self.mixture.state_dict():
-            _load_loss_state(self.mixture, Path(checkpoint))
-        if checkpoint and self.drift_watch is not None:
+    def save_beside(self, checkpoint: Path) -> None:
+        """Write the losses' running state into a checkpoint, and what the reference's error was measured to be."""
+        super().save_beside(checkpoint)
+        if self.drift_watch is not None and self.drift_watch.drift is not None:
+            self.drift_watch.drift.save(checkpoint)
+
+    def restore_from(self, checkpoint: Path) -> None:
+        """Read what `save_beside` has written."""
+        super().restore_from(checkpoint)
+        if self.drift_watch is not None:
             self.drift_watch.resume(checkpoint)
-        return super().train(resume_from_checkpoint, *positional, **keywords)
 
     def _checked(self, **datasets: Any) -> list[Any]:
         """Each dataset in a layout that TRL takes.
@@ -396,26 +372,3 @@ def _pairs_compared(term: Term, args: DPOExtConfig) -> int:
     """How many pairs a term sees at a time: those of all processes, but for AOT, which TRL sorts process by process."""
     processes = 1 if term.hyper.get("aot_global") is False else args.world_size
     return args.per_device_train_batch_size * processes
-
-
-class _SaveLossState(TrainerCallback):
-    """Writes the losses' running state into every checkpoint."""
-
-    def __init__(self, mixture: LossMixture) -> None:
-        self.mixture = mixture
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the state beside what the trainer has just saved."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / LOSS_STATE_FILE).write_text(json.dumps(self.mixture.state_dict()))
-
-
-def _load_loss_state(mixture: LossMixture, checkpoint: Path) -> None:
-    file = checkpoint / LOSS_STATE_FILE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: the checkpoint was made with losses that keep no running state, and this run's do "
-            f"({', '.join(mixture.state_dict())}). Resume with the same loss_type."
-        )
-    mixture.load_state_dict(json.loads(file.read_text()))

@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 import pytest
+import tiny
 import torch
 import yaml
 
@@ -40,6 +41,9 @@ ENGINES = {
     "zero3": ("zero3", "DEEPSPEED", "DeepSpeedEngine"),
 }
 """Configuration in recipes/accelerate -> engine, accelerate's word for it, start of the wrapped model's class name."""
+
+FLOAT32 = ("--mixed_precision", "no")
+"""Flags against the bf16 of the recipes, for comparisons."""
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
@@ -96,10 +100,10 @@ class Job:
     def printed(self) -> str:
         return "".join(file.read_text(errors="replace") for file in sorted(self.folder.glob("printed-*.txt")))
 
-    def kill(self) -> None:
-        """End launchers and workers at once, as a power cut would."""
-        for launcher in self.launchers:
-            kill_tree(launcher)
+    def kill(self, *nodes: int) -> None:
+        """End launchers and workers of these nodes, or of all, at once, as a power cut would."""
+        for node in nodes or range(len(self.launchers)):
+            kill_tree(self.launchers[node])
 
     def wait(self, timeout: float = 300) -> Record:
         """Wait for the end, and check that the engine which was asked for did the work.
@@ -158,6 +162,17 @@ def kill_tree(launcher: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def prepared(folder: Path, rows: int = 16, held_out: int = 0) -> Path:
+    """A job's folder with the tiny model and pairs in files: TRL's precompute pass fails on data in memory."""
+    folder.mkdir()
+    tiny.saved_model(str(folder / "model"))
+    for name, count in {"pairs": rows, "held_out": held_out}.items():
+        if count:
+            margin = [0.25 * index for index in range(count)]
+            tiny.preferences(count, margin=margin).to_json(str(folder / f"{name}.jsonl"))
+    return folder
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -208,7 +223,7 @@ def start(
             arguments.
         settings: JSON for the function.
         processes: of all nodes together.
-        nodes: launchers, each of which stands for a machine.
+        nodes: launchers, each of which stands for a machine; several are started by recipes/accelerate/multi_node.sh.
         flags: more flags of `accelerate launch`, which win over the YAML's keys.
         variables: more environment variables.
     """
@@ -221,16 +236,17 @@ def start(
     launchers = []
     for node in range(nodes):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-        command += ["--num_processes", str(processes), "--main_process_port", str(port), *flags]
-        if nodes > 1:
-            command += ["--num_machines", str(nodes), "--machine_rank", str(node)]
-            command += ["--main_process_ip", "127.0.0.1", "--rdzv_backend", "c10d"]
-        command += [str(HERE / "on_cpu.py"), str(folder), *what]
+        command += ["--num_processes", str(processes), "--main_process_port", str(port)]
+        machine = {}
+        if nodes > 1:  # with the script that users are given
+            command = ["bash", str(RECIPES / "multi_node.sh"), str(file)]
+            machine = {"NODES": nodes, "GPUS": processes // nodes, "RANK": node, "HEAD": "127.0.0.1", "PORT": port}
+        command += [*flags, str(HERE / "on_cpu.py"), str(folder), *what]
         with (folder / f"printed-{node}.txt").open("wb") as printed:
             launchers.append(
                 subprocess.Popen(
                     command,
-                    env={**environment(), **(variables or {})},
+                    env={**environment(), **(variables or {}), **{key: str(value) for key, value in machine.items()}},
                     stdout=printed,
                     stderr=subprocess.STDOUT,
                     cwd=folder,

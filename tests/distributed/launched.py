@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import runs
 from datasets import load_dataset
+from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
 from trl_dpo_ext import DPOExtTrainer
@@ -28,14 +30,19 @@ def trainer(folder: Path, settings: dict[str, Any]) -> Any:
         from peft import LoraConfig
 
         data["peft_config"] = LoraConfig(task_type="CAUSAL_LM", **settings.pop("lora"))
-    return runs.trainer(folder / "out", kind, model=str(folder / "model"), **data, **settings)
+    if "reference" in settings:
+        data["ref_model"] = AutoModelForCausalLM.from_pretrained(folder / settings.pop("reference"))
+    output = folder / settings.pop("output", "out")
+    return runs.trainer(output, kind, model=str(folder / "model"), **data, **settings)
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train, and record the losses' running state."""
-    resume = settings.pop("resume", None)
+    """Train, save where `save` says, and record the losses' running state."""
+    resume, save = settings.pop("resume", None), settings.pop("save", None)
     run = trainer(folder, settings)
     run.train(resume_from_checkpoint=resume)
+    if save:
+        run.save_model(str(folder / save))
     return {"loss_state": run.mixture.state_dict() if isinstance(run, DPOExtTrainer) else {}}
 
 
@@ -43,3 +50,52 @@ def train_plain(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train as if accelerate had not been asked to split the model."""
     os.environ.pop("ACCELERATE_USE_FSDP")
     return train(folder, settings)
+
+
+def evaluate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate what one step at a learning rate of zero has wrapped and not changed."""
+    run = trainer(folder, {**settings, "learning_rate": 0.0, "max_steps": 1})
+    run.train()
+    return {"metrics": run.evaluate()}
+
+
+def train_watching_precision(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, and record in which precision the layers computed and the policy's log-probs arrived."""
+    run = trainer(folder, settings)
+    seen: dict[str, Any] = {}
+    projection = next(module for name, module in run.model.named_modules() if name.endswith("q_proj"))
+    projection.register_forward_hook(lambda _m, _i, output: seen.update(layer=str(output.dtype)))
+    compute_loss = run.compute_loss
+
+    def watching(model: Any, inputs: dict[str, Any], **keywords: Any) -> Any:
+        log_probs = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, **labelled(inputs)).log_probs
+        scored = log_probs[log_probs != 0].detach()
+        seen.update(log_probs=str(scored.dtype), rounded=(scored == scored.bfloat16()).float().mean().item())
+        return compute_loss(model, inputs, **keywords)
+
+    run.compute_loss = watching
+    run.train()
+    return seen
+
+
+def labelled(inputs: dict[str, Any]) -> dict[str, Any]:
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    return {"labels": labels, "fused_lm_head": True}
+
+
+def train_and_stop_while_saving(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train until the checkpoint of step `at`; its model is saved, and then nothing happens any more."""
+    at = settings.pop("at")
+    run = trainer(folder, settings)
+    save = run._save_optimizer_and_scheduler
+
+    def stop(output_dir: str) -> None:
+        if run.state.global_step == at:
+            run.accelerator.wait_for_everyone()
+            (folder / "stopped").touch()
+            time.sleep(600)
+        save(output_dir)
+
+    run._save_optimizer_and_scheduler = stop
+    run.train()
+    return {}

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import tiny
 import torch
-from engines import JobFailed, Record, engines, launch
-
-FLAGS = ["--mixed_precision", "no"]
-
-
-def prepared(folder: Path, rows: int = 16) -> Path:
-    folder.mkdir()
-    tiny.saved_model(str(folder / "model"))
-    tiny.preferences(rows, margin=[0.25 * index for index in range(rows)]).to_json(str(folder / "pairs.jsonl"))
-    return folder
+from engines import FLOAT32, JobFailed, Record, engines, launch, prepared
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Record:
     folder = prepared(tmp_path_factory.mktemp("alone") / "job")
     settings = {"per_device_train_batch_size": 4, "gradient_checkpointing": False, "loss_type": "dpop"}
-    return launch(folder, "single_gpu", "launched:train", settings, processes=1, flags=FLAGS)
+    return launch(folder, "single_gpu", "launched:train", settings, processes=1, flags=FLOAT32)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", engines())
 def test_two_processes_of_an_engine_train_as_one_process_does(tmp_path, alone: Record, engine: str) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "loss_type": "dpop"}
-    split = launch(prepared(tmp_path / "job"), engine, "launched:train", settings, flags=FLAGS)
+    split = launch(prepared(tmp_path / "job"), engine, "launched:train", settings, flags=FLOAT32)
     losses = [line["loss"] for line in alone.steps]
     assert len(losses) == 3
     assert [line["loss"] for line in split.steps] == pytest.approx(losses, abs=2e-4)
@@ -42,10 +30,10 @@ def test_two_processes_of_an_engine_train_as_one_process_does(tmp_path, alone: R
 @pytest.mark.distributed
 def test_a_job_that_fails_is_a_failure_with_its_reason(tmp_path) -> None:
     with pytest.raises(JobFailed, match="Unknown loss_type"):
-        launch(prepared(tmp_path / "job"), "multi_gpu", "launched:train", {"loss_type": "sigmod"}, flags=FLAGS)
+        launch(prepared(tmp_path / "job"), "multi_gpu", "launched:train", {"loss_type": "sigmod"}, flags=FLOAT32)
 
 
 @pytest.mark.distributed
 def test_another_engine_than_the_configuration_asks_for_is_a_failure(tmp_path) -> None:
     with pytest.raises(AssertionError, match=r"asked for fsdp2.*ran ddp"):
-        launch(prepared(tmp_path / "job"), "fsdp2", "launched:train_plain", {}, flags=FLAGS)
+        launch(prepared(tmp_path / "job"), "fsdp2", "launched:train_plain", {}, flags=FLOAT32)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from engines import Record, launch
+from engines import FLOAT32, Record, launch, prepared
 
 from trl_dpo_ext import Need, list_losses
 
@@ -17,13 +17,9 @@ MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1
 
 def train(folder: Path, processes: int, rows: int = 8, **settings: Any) -> Record:
     """Train the tiny model data-parallel, or alone."""
-    folder.mkdir()
-    tiny.saved_model(str(folder / "model"))
-    # From a file: TRL's own precompute pass fails on in-memory data with two processes.
-    tiny.preferences(rows, margin=[0.25 * index for index in range(rows)]).to_json(str(folder / "pairs.jsonl"))
     config = "multi_gpu" if processes > 1 else "single_gpu"
-    flags = ["--mixed_precision", "no"]
-    return launch(folder, config, "launched:train", settings, processes=processes, flags=flags)
+    prepared(folder, rows)
+    return launch(folder, config, "launched:train", settings, processes=processes, flags=FLOAT32)
 
 
 def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:

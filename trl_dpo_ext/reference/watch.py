@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from .. import _host
 from ..errors import InputError
@@ -109,18 +108,6 @@ class DriftWatch:
                     "ref_calibrate, and a trained policy is nothing to calibrate on. Resume without ref_calibrate."
                 ]
             )
-
-
-class SaveDrift(TrainerCallback):
-    """Writes the measurement, and with it the calibration, into every checkpoint."""
-
-    def __init__(self, watch: DriftWatch) -> None:
-        self.watch = watch
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the measurement beside what the trainer has just saved."""
-        if state.is_world_process_zero and self.watch.drift is not None:
-            self.watch.drift.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) -> DriftWatch | None:
