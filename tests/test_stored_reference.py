@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import runs
 import tiny
 import torch
 from datasets import concatenate_datasets
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -230,11 +234,74 @@ def test_columns_that_the_dataset_brings_are_taken_as_they_are(tmp_path, monkeyp
 
 
 def test_a_reference_model_that_was_given_is_run_and_let_go(tmp_path, store):
-    trainer = stored(tmp_path, store, ref_model=tiny.model(seed=5))
+    reference = tiny.model(seed=5)
+    held = weakref.ref(reference.model.embed_tokens)
+    trainer = stored(tmp_path, store, ref_model=reference)
+    del reference
+    gc.collect()
     assert trainer.ref_model is None
+    assert held() is None
     trainer.train()  # the start differs from the reference, and that is right here
     theirs = live(tmp_path, ref_model=tiny.model(seed=5))
     assert runs.logs(trainer)[0]["loss"] == pytest.approx(runs.logs(theirs)[0]["loss"], rel=1e-4)
+
+
+def test_the_adapter_that_training_started_from_is_the_reference_and_belongs_to_its_identity(tmp_path, store):
+    def policy(seed):
+        lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        model = tiny.model()
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora)
+
+    ours = stored(tmp_path, store, model=policy(1))
+    theirs = runs.trainer(tmp_path / "host", DPOTrainer, model=policy(1), **STORED)
+    for mine, column in zip(batch_sums(ours), ("ref_chosen_logps", "ref_rejected_logps"), strict=True):
+        torch.testing.assert_close(mine, torch.tensor(theirs.train_dataset[column][:]), rtol=1e-4, atol=1e-4)
+    ours.train()  # and the check at step 0 finds them equal
+    assert report(stored(tmp_path, store, model=policy(1))).computed == 0
+    with pytest.raises(InputError, match="adapter"):
+        stored(tmp_path, store, model=policy(2))
+    with pytest.raises(InputError, match="adapter"):
+        stored(tmp_path, store)
+
+
+def test_a_quantised_base_is_a_reference_of_its_own(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    folder = tiny.saved_model(str(tmp_path / "model"))
+
+    def qlora(**settings):
+        return {
+            "model": folder,
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+            "peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            **settings,
+        }
+
+    ours, theirs = stored(tmp_path, store, **qlora()), runs.trained(tmp_path / "live", **qlora())
+    ours.train()
+    for mine, live_one in zip(runs.logs(ours), runs.logs(theirs), strict=True):
+        assert mine.get("loss", 0) == pytest.approx(live_one.get("loss", 0), rel=1e-3, abs=1e-4)
+    assert report(stored(tmp_path, store, **qlora(seed=9))).computed == 0
+    with pytest.raises(InputError, match="quantization"):
+        stored(tmp_path, store, model=folder)
+
+
+def test_workers_of_the_data_loader_look_up_too(tmp_path, store):
+    ours = stored(tmp_path, store, dataloader_num_workers=1)
+    ours.train()
+    assert runs.logs(ours)[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_collator_of_ones_own_that_reads_more_columns_is_given_them(tmp_path, store):
+    host = DataCollatorForPreference(pad_token_id=0)
+
+    def collator(rows):
+        assert all("weight" in row for row in rows)
+        return host(rows)
+
+    data = tiny.preferences(weight=[1.0] * 8)
+    trainer = stored(tmp_path, store, train_dataset=data, data_collator=collator, remove_unused_columns=False)
+    assert report(trainer).computed > 0
 
 
 class Dropped(torch.nn.Dropout):

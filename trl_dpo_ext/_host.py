@@ -252,13 +252,26 @@ def no_model_hash() -> Iterator[None]:
         dpo_trainer.hash_module = hash_module
 
 
-def collated_columns(trainer: Any) -> list[str]:
-    """The dataset columns that the collator is given.
+def collated_columns(trainer: Any) -> list[str] | None:
+    """The dataset columns that the collator is given; None for all.
 
     Seam: `_signature_columns` lists them, once `_set_signature_columns_if_needed` has run.
     """
+    if not trainer.args.remove_unused_columns:
+        return None
     trainer._set_signature_columns_if_needed()
     return list(trainer._signature_columns)
+
+
+def let_go_of_reference(trainer: Any) -> None:
+    """Drop the trainer's reference model, so that its memory is free if nobody else holds it.
+
+    Seam: the trainer holds it as `ref_model`, and the accelerator that prepared it in `_models`.
+    """
+    reference = trainer.ref_model
+    trainer.ref_model = None
+    if reference is not None:
+        trainer.accelerator._models = [model for model in trainer.accelerator._models if model is not reference]
 
 
 def as_reference(trainer: Any, forward: Callable[[], Any]) -> Any:

@@ -85,6 +85,8 @@ class ReferencePass:
     """Whether a forward waits for those of the other processes, as under FSDP and ZeRO-3."""
     processes: Processes = field(default_factory=Processes)
     label: str = ""
+    """What the progress bar calls the data."""
+    silent: bool = False
 
     def run(self, wanted: dict[bytes, TokenSequence]) -> PassReport:
         """Fill the store with what it lacks of `wanted`; every process calls this with its own data."""
@@ -99,9 +101,13 @@ class ReferencePass:
             desc=f"Reference log-probs of {self.label}",
             unit=" tokens",
             unit_scale=True,
-            disable=self.processes.index > 0 or not batches,
+            disable=self.silent or self.processes.index > 0 or not batches,
         )
-        with self.store.writer() as writer, shown:
+        room = {
+            "expected_sequences": sum(len(row.keys) for batch in batches for row in batch.rows),
+            "expected_tokens": sum(batch.scored for batch in batches),
+        }
+        with self.store.writer(**room) as writer, shown:
             written = started
             for batch in batches:
                 self._compute(batch, writer, report)

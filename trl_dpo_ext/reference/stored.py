@@ -87,6 +87,7 @@ class StoredReference:
                 lockstep=_host.is_sharded(trainer),
                 processes=processes,
                 label=name,
+                silent=trainer.args.disable_tqdm,
             )
             self.report.add(run.run(wanted))
 
@@ -107,7 +108,7 @@ def _scorer(trainer: Any, model: Any, causal: Any) -> Callable[[Batch], list[Any
     return run
 
 
-def _portions(dataset: Any, columns: list[str], collator: Callable[..., Any]) -> Iterator[dict[bytes, Sequence]]:
+def _portions(dataset: Any, columns: list[str] | None, collator: Callable[..., Any]) -> Iterator[dict[bytes, Sequence]]:
     """The sequences of a dataset by key, in portions that fit in memory."""
     wanted: dict[bytes, Sequence] = {}
     for examples in _examples(dataset, columns):
@@ -121,10 +122,12 @@ def _portions(dataset: Any, columns: list[str], collator: Callable[..., Any]) ->
         yield wanted
 
 
-def _examples(dataset: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _examples(dataset: Any, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:
     """A few hundred rows at a time, with what the collator reads of them."""
     if isinstance(dataset, Dataset):
-        dataset = dataset.with_format(None).select_columns([c for c in columns if c in dataset.column_names])
+        dataset = dataset.with_format(None)
+        if columns is not None:
+            dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
     for batch in dataset.iter(batch_size=_ROWS_AT_ONCE):
         yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
