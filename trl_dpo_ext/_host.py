@@ -31,6 +31,10 @@ COMPLETION_IDS = {"chosen": "chosen_ids", "rejected": "rejected_ids"}
 """Seam: the columns in which TRL keeps a row's tokenised completions, EOS included."""
 
 
+TOKEN_IDS = ("prompt_ids", *COMPLETION_IDS.values())
+"""Seam: the columns in which TRL keeps a row's tokens."""
+
+
 def keeps_end(collator: Any) -> bool:
     """Whether a row that is too long loses its start instead of its end.
 
@@ -72,13 +76,14 @@ def constructing(args: Any, names: Sequence[str], weights: Sequence[float]) -> I
     """Inside, TRL's constructor sees only the losses it is to compute itself, usually none.
 
     Seam: an empty `loss_types` is legal and adds no loss; the constructor copies the names and is done with `args`.
+    TRL's constructor warns of `padding_free`, which it has dropped and we have not, so it does not see that either.
     """
-    saved = args.loss_type, args.loss_weights
-    args.loss_type, args.loss_weights = list(names), list(weights) or None
+    saved = args.loss_type, args.loss_weights, args.padding_free
+    args.loss_type, args.loss_weights, args.padding_free = list(names), list(weights) or None, False
     try:
         yield
     finally:
-        args.loss_type, args.loss_weights = saved
+        args.loss_type, args.loss_weights, args.padding_free = saved
 
 
 @contextlib.contextmanager
@@ -202,13 +207,17 @@ def plain_scores(trainer: Any) -> Iterator[None]:
         trainer.f_divergence_type = saved
 
 
-def run_reference(trainer: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def run_reference(
+    trainer: Any, inputs: Mapping[str, Any], forward: Callable[[Any], Callable[..., Any]]
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Summed reference log-probs of both sides, each (pairs,), and the reference's recorded output.
+
+    `forward` gives what is called in the model's place.
 
     Seam: `compute_ref_log_probs(model, inputs)` calls the model it is given, and switches adapters where that model is
     the policy itself.
     """
-    recorder = Recorder(trainer.model if trainer.ref_model is None else trainer.ref_model)
+    recorder = Recorder(forward(trainer.model if trainer.ref_model is None else trainer.ref_model))
     chosen, rejected = trainer.compute_ref_log_probs(recorder, inputs)
     return chosen, rejected, recorder.output
 
@@ -375,8 +384,13 @@ def causal_model(trainer: Any, model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def caught_projection(trainer: Any, model: Any, tokens: int, wanted: bool) -> Iterator[list[Projection]]:
+def caught_projection(
+    trainer: Any, model: Any, mask: torch.Tensor, wanted: bool, selected: bool = False
+) -> Iterator[list[Projection]]:
     """The list that the first forward of `model` inside fills, where it is wanted.
+
+    `mask` is true on completion tokens, (rows, tokens); `selected` says that the head is given these alone, by
+    `backbone_seeing`.
 
     Seam: a fused head calls the backbone `base_model` as a module and projects its `last_hidden_state` but the last
     position through the weights of `get_output_embeddings()`, as they are at that time (an adapter may be off).
@@ -388,8 +402,12 @@ def caught_projection(trainer: Any, model: Any, tokens: int, wanted: bool) -> It
     causal = causal_model(trainer, model)
 
     def catch(_module: Any, _inputs: Any, output: Any) -> None:
-        head = causal.get_output_embeddings()
-        caught.append(Projection(output.last_hidden_state[:, -tokens - 1 : -1], head.weight, head.bias))
+        head, hidden = causal.get_output_embeddings(), output.last_hidden_state
+        if selected:
+            hidden = hidden.new_zeros(*mask.shape, hidden.size(-1)).masked_scatter(mask.unsqueeze(-1), hidden)
+        else:
+            hidden = hidden[:, -mask.size(1) - 1 : -1]
+        caught.append(Projection(hidden, head.weight, head.bias))
 
     handle = causal.base_model.register_forward_hook(catch)
     try:
@@ -418,6 +436,31 @@ def projection_problems(trainer: Any) -> list[str]:
         if not causal.get_output_embeddings().weight.is_floating_point():
             problems.append(f"the output layer of {type(causal).__name__} is quantised")
     return list(dict.fromkeys(problems))
+
+
+def models_of(trainer: Any) -> dict[str, Any]:
+    """Policy and live reference as the losses call them, without what training has wrapped around them.
+
+    Seam: `ref_model` is None where the policy is its own reference, or where there is none.
+    """
+    models = {"policy": trainer.model, "reference": trainer.ref_model}
+    return {name: trainer.accelerator.unwrap_model(model) for name, model in models.items() if model is not None}
+
+
+def not_plain_text(trainer: Any) -> list[str]:
+    """What keeps a batch from being whole sequences of tokens and nothing else.
+
+    Seam: `_is_vision_dataset`; context and sequence parallelism cut the batch before the loss sees it.
+    """
+    problems = ["the dataset has images, which stand in the prompt"] if trainer._is_vision_dataset else []
+    parallel = trainer.accelerator.parallelism_config
+    split = [name for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
+    return problems + [f"{name}={getattr(parallel, name)} cuts sequences into parts" for name in split]
+
+
+def labels_of(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The labels that TRL gives a model, (rows, tokens): token ids in completions, -100 elsewhere."""
+    return inputs["input_ids"].masked_fill(inputs[COMPLETION_MASK] == 0, -100)
 
 
 def vocabulary_size(trainer: Any) -> int:
@@ -525,3 +568,15 @@ def backbone_seeing(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def in_rows(output: Any, mask: torch.Tensor) -> Any:
+    """A scored output whose fields are (1, scored), with fields of the shape of `mask`, zero outside it.
+
+    Seam: of a scored output, `loss` and `aux_loss` are scalars and all else is per token.
+    """
+    for name, value in list(output.items()):
+        if name not in ("loss", "aux_loss") and value is not None:
+            there = mask.to(value.device)
+            output[name] = value.new_zeros(there.shape).masked_scatter(there, value[0])
+    return output

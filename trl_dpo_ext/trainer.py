@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from .config import DPOExtConfig
 from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
 from .engines import check_launch
 from .errors import InputError
+from .forward.lengths import length_column
+from .forward.pair_forward import PairForward
 from .hyper import Hyper
 from .mixture import LossMixture, Term
 from .on_engines import OnEngines
@@ -76,6 +78,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
         check_launch(os.environ, args)
         self.mixture = args.loss_mixture()
+        self.forward = PairForward(args.share_prompt, args.padding_free, args.share_prompt_check)
         self.extra_columns = _extra_columns(args, self.mixture)
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
@@ -107,6 +110,8 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
         unpacked_on_cpu(self.model)
+        longest, other = args.max_length, _host.not_plain_text(self)
+        self.forward.refuse_what_cannot_be_exact(_host.models_of(self), longest, other)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
             problems = _host.projection_problems(self)
@@ -140,16 +145,17 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         stored = inputs.pop(REF_TOKEN_LOGPS, None)
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
         mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
-        whole = Need.TOKEN_KL in self.mixture.needs
+        self._check_forward(model, inputs)
+        whole, selected = Need.TOKEN_KL in self.mixture.needs, self.forward.active
         if self.drift_watch is not None and not self.drift_watch.over:
             self.drift_watch.measure(self, model, self._reference, self._gather)
-        with _host.caught_projection(self, self.ref_model or model, mask.size(1), whole) as ref_projections:
+        with _host.caught_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
             ref_logps, ref_output = self._reference(inputs, mask, stored)
         if self.drift_watch is not None:
             ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
-        recorder = _host.Recorder(model)
+        recorder = _host.Recorder(self._call(model))
         scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
-        catching = _host.caught_projection(self, model, mask.size(1), whole)
+        catching = _host.caught_projection(self, model, mask, whole, selected)
         with _host.reference_from_batch(self), scores, catching as projections:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
@@ -200,7 +206,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         if self.args.precompute_ref_log_probs:
             chosen, rejected = (inputs[column] for column in _host.REFERENCE_COLUMNS)
             return (chosen, rejected), None
-        chosen, rejected, output = _host.run_reference(self, inputs)
+        chosen, rejected, output = _host.run_reference(self, inputs, self._call)
         return (chosen, rejected), output
 
     def _check_start(self, batch: Recorded) -> None:
@@ -221,6 +227,18 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             measured = self_check.difference(batch.tokens(), batch.ref_tokens(), batch.mask)
         worst = self._gather(measured.unsqueeze(0)).max().item()  # so that all processes stop, or none
         self_check.check(worst, self_check.tolerance(*_host.precision(self, causal)), self.describe_reference())
+
+    def _call(self, model: Any) -> Callable[..., Any]:
+        """What is called in a model's place: the model itself, or what feeds it fewer tokens."""
+        return self.forward.around(model, _host.causal_model(self, model)) if self.forward.active else model
+
+    def _check_forward(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        if self.forward.unchecked:
+            names = ("input_ids", "attention_mask")
+            batch = {**{name: inputs[name] for name in names}, "labels": _host.labels_of(inputs)}
+            models = {"policy": model, "reference": self.ref_model}
+            calls = {name: (m, _host.causal_model(self, m)) for name, m in models.items() if m is not None}
+            self.forward.check_once(calls, batch, self.args.bf16 or self.args.fp16, self._gather)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = gather(values.detach())  # not the accelerator's, which leaves padding out in evaluation
@@ -248,7 +266,12 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         # TRL drops every column that it does not know before the collator sees it.
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.extra_columns if name not in self._signature_columns]
+        wanted = (*self.extra_columns, self.args.length_column_name)
+        self._signature_columns += [name for name in wanted if name not in self._signature_columns]
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        # Transformers groups rows by a column of lengths, which preference data has not.
+        return length_column(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""

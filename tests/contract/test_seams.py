@@ -173,7 +173,7 @@ def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, 
 
 
 def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) -> None:
-    chosen, rejected, output = _host.run_reference(host, batch)
+    chosen, rejected, output = _host.run_reference(host, batch, lambda model: model)
     assert chosen.shape == rejected.shape == (4,), seam("compute_ref_log_probs returns (pairs,) twice")
     torch.testing.assert_close(output.log_probs.sum(1), torch.cat([chosen, rejected]), msg=seam("sums of log_probs"))
 
@@ -208,7 +208,7 @@ def test_weighting_asks_the_head_for_what_wpo_needs(tmp_path) -> None:
 def test_the_references_head_is_asked_for_through_the_trainers_module(tmp_path) -> None:
     with _host.reference_entropy():
         trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1))
-    chosen, _, output = _host.run_reference(trainer, next(iter(trainer.get_train_dataloader())))
+    chosen, _, output = _host.run_reference(trainer, next(iter(trainer.get_train_dataloader())), lambda model: model)
     assert chosen.shape == (4,)
     assert output.entropy is not None, seam("add_fused_lm_head gives the reference its head")
     assert output.entropy.shape == output.log_probs.shape, seam("entropy is per token")
@@ -222,9 +222,9 @@ def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict
 
 
 def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host: Any, batch: dict) -> None:
-    tokens = batch["input_ids"].size(1) - 1
+    mask = batch[_host.COMPLETION_MASK][:, 1:].bool()
     recorder = _host.Recorder(host.model)
-    with _host.caught_projection(host, host.model, tokens, wanted=True) as caught:
+    with _host.caught_projection(host, host.model, mask, wanted=True) as caught:
         host.compute_loss(recorder, batch)
     assert len(caught) == 1, seam("the fused head calls base_model as a module")
     logits = torch.nn.functional.linear(caught[0].hidden, caught[0].weight, caught[0].bias)
@@ -253,6 +253,54 @@ def test_the_backbone_takes_another_mask_and_the_head_scores_what_it_is_given(ho
     )
     assert not backbone._forward_hooks
     assert not backbone._forward_pre_hooks
+
+
+def test_of_a_scored_output_all_but_the_losses_is_per_token(host: Any, batch: dict) -> None:
+    recorder = _host.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    output, mask = recorder.output, batch[_host.COMPLETION_MASK][:, 1:].bool()
+    per_token = {name: value for name, value in output.items() if name not in ("loss", "aux_loss")}
+    assert all(value.shape == mask.shape for value in per_token.values()), seam("fields of the fused head's output")
+    assert {"log_probs", "entropy", "mean_logits", "is_top1", "label_mask"} <= set(per_token), seam("its names")
+    compact = type(output)(**{name: value[mask][None] for name, value in per_token.items()})
+    restored = _host.in_rows(compact, mask)
+    for name, value in per_token.items():
+        assert torch.equal(getattr(restored, name), value), seam("fields are zero outside the completion")
+
+
+def test_the_labels_are_the_completion_tokens(host: Any, batch: dict) -> None:
+    spy = Spy(host.model)
+    host.compute_loss(spy, batch)
+    assert torch.equal(spy.calls[0]["labels"], _host.labels_of(batch)), seam("labels")
+    batch_keys = set(spy.calls[0]) - {"labels", "fused_lm_head"}
+    assert batch_keys <= {"input_ids", "attention_mask", "use_cache", "output_router_logits"}, seam("keywords")
+
+
+def test_the_constructor_alone_reads_padding_free(tmp_path, caplog) -> None:
+    args = runs.config(tmp_path, DPOConfig, padding_free=True)
+    with _host.constructing(args, ["sigmoid"], []):
+        DPOTrainer(
+            tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
+        )
+    assert "padding_free" not in caplog.text, seam("padding_free is read in the constructor")
+    assert args.padding_free
+
+
+def test_tokenised_data_has_the_columns_that_lengths_are_made_of(host: Any) -> None:
+    assert set(_host.TOKEN_IDS) <= set(host.train_dataset.column_names), seam("prompt_ids, chosen_ids, rejected_ids")
+    parameters = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
+    assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"], seam("_prepare_dataset")
+
+
+def test_policy_and_reference_are_found_and_are_text(host: Any) -> None:
+    assert _host.models_of(host) == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
+    assert _host.not_plain_text(host) == []
+    parallel = SimpleNamespace(cp_size=2, sp_size=1)
+    vision = SimpleNamespace(_is_vision_dataset=True, accelerator=SimpleNamespace(parallelism_config=parallel))
+    images, parts = _host.not_plain_text(vision)
+    assert "images" in images
+    assert "cp_size=2" in parts
+    assert host._is_vision_dataset is False, seam("_is_vision_dataset")
 
 
 def test_virtual_tokens_stand_in_front() -> None:

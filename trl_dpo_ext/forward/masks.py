@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils.generic import is_flash_attention_requested
 
 from .branches import PADDING, TRUNK
 
 # How far back a layer looks: everything, a sliding window, or its own chunk.
 _LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
-_ATTENTION = ("sdpa", "eager", "flex_attention")
+_KNOWN_ATTENTION = "sdpa, flex_attention or eager"
 
 AttentionMask = Any
 """None, a 4-D tensor, a BlockMask, or a dict of these by layer type."""
@@ -73,7 +74,9 @@ def attention_mask(
     Returns:
         One mask, or a dict by layer type where the layers differ.
     """
-    form = _FORMS[config._attn_implementation]
+    form = _FORMS.get(config._attn_implementation)
+    if form is None:  # flash attention, which tells packed sequences apart by their positions
+        return None
     masks = {
         kind: form(Sight(branch, position_ids, segment, *_reach(config, kind)), dtype) for kind in _layer_kinds(config)
     }
@@ -136,9 +139,14 @@ def branch_problems(model: Any, longest: int | None = None) -> list[str]:
     Returns:
         Each problem in words that name what to change.
     """
+    return [*_mask_problems(model), *packing_problems(model, longest)]
+
+
+def packing_problems(model: Any, longest: int | None = None) -> list[str]:
+    """Why several sequences in one row cannot give this model's own log-probs; see `branch_problems`."""
+    causal = _causal(model)
     adapters = getattr(model, "peft_config", {})
     adapters = adapters.values() if isinstance(adapters, dict) else [adapters]
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     config, name = causal.config.get_text_config(), type(causal).__name__
     problems = [
         f"{adapter.peft_type.value} puts virtual tokens in front of every row; use LoRA or another adapter of weights"
@@ -150,22 +158,28 @@ def branch_problems(model: Any, longest: int | None = None) -> list[str]:
             f"{name} names no backbone (its base_model is itself), which TRL's head needs; load its text model"
         )
         return problems
-    problems += _attention_problems(config, name)
+    attention = config._attn_implementation
+    if attention not in _FORMS and not is_flash_attention_requested(config):
+        problems.append(f"attn_implementation={attention!r} is not known; set it to {_KNOWN_ATTENTION}")
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        problems.append(f"{name} attends to both sides, so one sequence would change another; use another model")
     problems += _state_problems(causal, config, name)
     problems += _position_problems(causal.base_model, config, name, longest)
     return problems
 
 
-def _attention_problems(config: Any, name: str) -> list[str]:
-    problems = []
-    if config._attn_implementation not in _ATTENTION:
-        problems.append(
-            f"attn_implementation={config._attn_implementation!r} takes no mask but the causal one; set it to "
-            f"{', '.join(_ATTENTION[:-1])} or {_ATTENTION[-1]} (model_init_kwargs or --attn_implementation)"
-        )
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
-        problems.append(f"{name} attends to both sides, so a branch would change its trunk; there is no setting for it")
-    return problems
+def _mask_problems(model: Any) -> list[str]:
+    config = _causal(model).config.get_text_config()
+    if not is_flash_attention_requested(config):
+        return []
+    return [
+        f"attn_implementation={config._attn_implementation!r} takes no mask but the causal one; set it to "
+        f"{_KNOWN_ATTENTION} (model_init_kwargs or --attn_implementation)"
+    ]
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _state_problems(causal: Any, config: Any, name: str) -> list[str]:
