@@ -99,3 +99,16 @@ def train_and_stop_while_saving(folder: Path, settings: dict[str, Any]) -> dict[
     run._save_optimizer_and_scheduler = stop
     run.train()
     return {}
+
+
+def identify_trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, and identify the model as its engine has split it over the processes."""
+    from trl_dpo_ext.reference.identity import identify
+
+    run = trainer(folder, settings)
+    run.train()
+    for parameter in run.model.parameters():
+        if hasattr(parameter, "ds_id"):
+            parameter.partition()  # ZeRO-3 leaves parameters as small as these whole
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in run.model.parameters())
+    return {"identity": identify(run.model).keyed, "held": held}
