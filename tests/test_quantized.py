@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -113,6 +114,8 @@ def test_fused_experts_of_an_instance_arrive_unchanged() -> None:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
     policy = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
     torch.testing.assert_close(logits(load_reference(policy, dtype="float32")), logits(policy))
+    with pytest.warns(UserWarning, match=r"nf4 leaves 8\d% of the weights as they are"):
+        load_reference(policy, quantization="nf4")
 
 
 def test_named_layers_stay_as_they_are() -> None:
@@ -423,6 +426,55 @@ def test_qlora_keeps_its_gradients_after_an_evaluation(folder, tmp_path) -> None
 def test_a_reference_that_is_given(tmp_path, policy, given: dict, flags: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         runs.trainer(tmp_path, ref_model=load_reference(tiny.model(1), **given), **flags)
+
+
+@pytest.mark.parametrize(
+    ("version", "dtype", "storage", "refused"),
+    [
+        ("1", "bfloat16", "uint8", True),
+        ("1", None, "bfloat16", True),
+        ("1", "bfloat16", "bfloat16", False),
+        ("2", None, "uint8", False),
+    ],
+)
+def test_qlora_under_fsdp1_needs_one_dtype(tmp_path, no_weights, monkeypatch, version, dtype, storage, refused) -> None:
+    args = runs.config(tmp_path, model_init_kwargs={"dtype": dtype} if dtype else None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=storage)
+    (tmp_path / "policy").mkdir()
+    if refused:
+        with pytest.raises(
+            InputError, match=r"FSDP1 splits a 4-bit policy only where .*Set both to bfloat16, or take FSDP2"
+        ):
+            choice.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
+    else:
+        assert choice.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4}) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [({"ref_dtype": "bfloat16"}, True), ({"ref_dtype": "float32"}, False), ({"ref_quantization": "nf4"}, False)],
+)
+def test_zero3_keeps_what_it_splits_in_its_own_dtype(tmp_path, flags: dict, refused: bool) -> None:
+    args = runs.config(tmp_path, **flags)
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    if refused:
+        with pytest.raises(InputError, match=r"ref_dtype='bfloat16' cannot be had under ZeRO-3.*\(float32\)"):
+            choice.choose_reference(args, tiny.model(), None, {})
+    else:
+        assert choice.choose_reference(args, tiny.model(), None, {}) is not None
+
+
+def test_under_zero2_a_reference_of_another_dtype_stays_out_of_an_engine_that_would_cast_it(tmp_path) -> None:
+    args = runs.config(tmp_path, ref_dtype="bfloat16")
+    reference = tiny.model(1)
+    assert not choice.kept_whole(args, reference)
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    assert choice.kept_whole(args, reference)
+    args.ref_dtype = None
+    assert not choice.kept_whole(args, reference)
+    assert choice.kept_whole(args, load_reference(reference, quantization="nf4"))
 
 
 def test_a_reference_in_words(folder, tmp_path) -> None:

@@ -28,11 +28,11 @@ from .on_engines import OnEngines
 from .padding import RealPairs
 from .pairs import Need, Pairs
 from .reference import self_check
-from .reference.choice import choose_reference
+from .reference.choice import choose_reference, kept_whole
 from .reference.footprint import describe_weights
 from .reference.lookup import REF_TOKEN_LOGPS
 from .reference.model_weights import adapters_alter_base
-from .reference.quantized import is_quantised, unpacked_on_cpu
+from .reference.quantized import unpacked_on_cpu
 from .reference.stored import StoredReference, has_reference_columns, open_store
 from .reference.watch import DriftWatch, watch_drift
 
@@ -87,7 +87,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         if self.mixture.needs_reference:
             ref_model = choose_reference(args, model, ref_model, keywords)
             self.drift_watch = watch_drift(args, self.mixture, model, ref_model)
-        whole = ref_model if ref_model is not None and is_quantised(ref_model) else None
+        whole = ref_model if kept_whole(args, ref_model) else None
         self._policy_source = model if isinstance(model, str) else None
         self._own_reference = ref_model is not None
         self._start_checked = False
@@ -301,6 +301,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL's place for the reference pass: ours fills the store, and leaves the dataset as it is."""
+        unpacked_on_cpu(self.model)
         if has_reference_columns(dataset):
             return dataset
         if self._stored is None:

@@ -33,7 +33,8 @@ def trainer(folder: Path, settings: dict[str, Any]) -> Any:
     if "reference" in settings:
         data["ref_model"] = AutoModelForCausalLM.from_pretrained(folder / settings.pop("reference"))
     output = folder / settings.pop("output", "out")
-    return runs.trainer(output, kind, model=str(folder / "model"), **data, **settings)
+    model = settings.pop("model", str(folder / "model"))
+    return runs.trainer(output, kind, model=model, **data, **settings)
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

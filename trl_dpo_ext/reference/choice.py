@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,8 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
         InputError: listing everything wrong with that, before the weights of a model are read.
     """
     adapted = keywords.get("peft_config") is not None or hasattr(policy, "peft_config")
-    problems = _given_problems(args, given)
+    problems = [*_given_problems(args, given), *storage_problems(args, keywords.get("quantization_config"))]
+    problems += _zero3_problems(args)
     if problems:
         raise InputError(problems)
     if not args.describes_reference:
@@ -109,6 +111,50 @@ def _given_problems(args: Any, given: Any) -> list[str]:
     if is_quantised(given) and not args.ref_calibrate:
         return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model")
     return []
+
+
+def kept_whole(args: Any, reference: Any) -> bool:
+    """Whether a reference stays out of FSDP's and ZeRO's hands: a quantised one, and under ZeRO-1 and 2, where it would
+    not be split but cast to the policy's dtype, one that was asked for in another."""
+    if reference is None:
+        return False
+    return is_quantised(reference) or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
+
+
+def _zero_stage(args: Any) -> int:
+    return getattr(args.deepspeed_plugin, "zero_stage", 0) if args.deepspeed_plugin is not None else 0
+
+
+def _zero3_problems(args: Any) -> list[str]:
+    dtype = _mixed_precision(args) or "float32"
+    if _zero_stage(args) != 3 or args.ref_quantization or args.ref_dtype in (None, dtype):
+        return []
+    return [
+        f"ref_dtype={args.ref_dtype!r} cannot be had under ZeRO-3, which keeps what it splits in the dtype it "
+        f"computes in ({dtype}). Leave it out, or keep the reference whole and small with ref_quantization."
+    ]
+
+
+def storage_problems(args: Any, quantization: Any) -> list[str]:
+    """Why FSDP1 cannot split a QLoRA policy: it flattens a layer's weights into one tensor, so all need one dtype."""
+    if not getattr(quantization, "load_in_4bit", False) or not _is_fsdp1(args):
+        return []
+    dtype = str((args.model_init_kwargs or {}).get("dtype") or "float32").removeprefix("torch.")
+    storage = str(quantization.bnb_4bit_quant_storage).removeprefix("torch.")
+    if (dtype, storage) == ("bfloat16", "bfloat16"):
+        return []
+    return [
+        f"FSDP1 splits a 4-bit policy only where all its weights are kept in one dtype, and TRL keeps the adapter in "
+        f"bfloat16; got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or take FSDP2 "
+        "(fsdp_version: 2)."
+    ]
+
+
+def _is_fsdp1(args: Any) -> bool:
+    plugin = args.fsdp_plugin_args
+    if plugin is not None:
+        return int(plugin["fsdp_version"]) == 1
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") == "1"
 
 
 def vocabulary_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import logging
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,20 +94,45 @@ def load_reference(
     if problems:
         raise InputError(problems)
     plain = as_dtype(dtype) or (torch.float32 if by_name else plain_model(model).dtype)
-    settings = {"dtype": plain, "device_map": {"": place}, **from_pretrained}
+    settings = {"dtype": plain, **from_pretrained}
+    if not _is_zero3():  # which spreads an unquantised model by itself
+        settings["device_map"] = {"": place}
     if quantization:
         skipped = skipped_layers(kind, config, skip_modules)
+        settings["device_map"] = {"": place}
         settings["quantization_config"] = _bnb_config(
             quantization, double_quant, as_dtype(compute_dtype) or plain, skipped
         )
-    if by_name:
-        reference = kind.from_pretrained(model, revision=revision, **settings)
-        source = Source(name=model, revision=revision)
-    else:
-        reference = from_memory(kind, model, settings)
-        source = Source(instance=weakref.ref(model))
+    with loaded_whole() if quantization else contextlib.nullcontext():
+        if by_name:
+            reference = kind.from_pretrained(model, revision=revision, **settings)
+            source = Source(name=model, revision=revision)
+        else:
+            reference = from_memory(kind, model, settings)
+            source = Source(instance=weakref.ref(model))
     setattr(reference, _SOURCE, source)
+    if quantization:
+        _warn_of_the_rest(reference, quantization)
     return frozen(reference)
+
+
+def _warn_of_the_rest(reference: Any, quantization: str) -> None:
+    """Say so where most weights are in no linear layer, as in models that fuse their experts into one tensor."""
+    embeddings = {id(reference.get_input_embeddings().weight), id(reference.get_output_embeddings().weight)}
+    rest = sum(p.numel() for p in reference.parameters() if p.is_floating_point() and id(p) not in embeddings)
+    layers = sum(
+        module.in_features * module.out_features
+        for module in reference.modules()
+        if isinstance(module, torch.nn.Linear) and not module.weight.is_floating_point()
+    )
+    if rest > layers:
+        warnings.warn(
+            f"{quantization} leaves {rest / (rest + layers):.0%} of the weights as they are, besides embeddings: "
+            f"bitsandbytes quantises linear layers, and {type(reference).__name__} keeps most weights elsewhere, or "
+            "ref_skip_modules names most. Memory falls little; a stored reference (precompute_ref_log_probs) "
+            "takes none.",
+            stacklevel=3,
+        )
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -258,6 +284,12 @@ def loaded_whole() -> Iterator[None]:
         os.environ.pop(_LEAN)
         if lean is not None:
             os.environ[_LEAN] = lean
+
+
+def _is_zero3() -> bool:
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
 
 
 _LEAN = "FSDP_CPU_RAM_EFFICIENT_LOADING"
