@@ -58,7 +58,10 @@ def shape_of(config: Any, peft_config: Any = None) -> ModelShape:
     """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    from ..reference.quantized import loaded_whole
+
+    # Under ZeRO-3 a model is made by all processes together, and this one is only looked at, perhaps by one of them.
+    with torch.device("meta"), loaded_whole():
         model: Any = AutoModelForCausalLM.from_config(config)
     output = model.get_output_embeddings()
     linear = [
