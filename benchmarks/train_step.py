@@ -36,9 +36,9 @@ from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny
 
-# Median and mean of a log-normal distribution, in tokens. Anthropic's HH harmless test split with SmolLM2's tokenizer has
-# prompts of median 122, mean 149 and at most 880, completions of mean 42 and 52; their medians here follow from an assumed
-# sigma of 0.8. UltraFeedback's medians are about 170 and 240; its means here are assumed.
+# Median and mean of a log-normal distribution, in tokens. Anthropic's HH harmless test split with SmolLM2's tokenizer
+# has prompts of median 122, mean 149 and at most 880, completions of mean 42 and 52; their medians here follow from an
+# assumed sigma of 0.8. UltraFeedback's medians are about 170 and 240; its means here are assumed.
 LENGTHS: dict[str, dict[str, tuple[float, float]]] = {
     "hh": {"prompt": (122, 149), "chosen": (30, 42), "rejected": (38, 52)},
     "ultrafeedback": {"prompt": (170, 220), "chosen": (240, 290), "rejected": (240, 290)},
