@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import warnings
 
+import peft
 import pytest
 import runs
 import tiny
 import torch
 
-from trl_dpo_ext.checkpoints import checkpoint_to_resume, is_complete
+from trl_dpo_ext.checkpoints import checkpoint_to_resume, is_complete, names_without_wrappers
 from trl_dpo_ext.errors import InputError
 
 
@@ -85,3 +86,27 @@ def test_the_losses_state_is_there_before_a_checkpoint_counts_as_complete(tmp_pa
         run.train()
     assert (tmp_path / "checkpoint-1/loss_state.json").is_file()
     assert not is_complete(tmp_path / "checkpoint-1")
+
+
+def test_an_adapter_is_found_in_a_model_whose_layers_fsdp1_has_wrapped() -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Module) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = layer
+
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny.model(), lora)
+    state = model.state_dict()  # FSDP's has no trace of its wrappers
+    expected = set(peft.get_peft_model_state_dict(model, state))
+    layers = model.get_base_model().model.layers
+    layers[0] = Wrapper(layers[0])
+    with names_without_wrappers(model):
+        assert set(peft.get_peft_model_state_dict(model, state)) == expected
+        assert len(expected) == 4
+    assert "named_modules" not in vars(model)
+    assert any("_fsdp_wrapped_module" in name for name, _ in model.named_modules())
+    around = Wrapper(model)
+    around.peft_config = model.peft_config
+    with names_without_wrappers(around):  # as the trainer's own model is wrapped
+        assert set(peft.get_peft_model_state_dict(model, state)) == expected
+        assert not any("_fsdp_wrapped_module" in name for name, _ in around.named_modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import warnings
@@ -100,17 +101,22 @@ def names_without_wrappers(model: Any) -> Iterator[None]:
     peft selects an adapter's weights by the names of its modules, and strips FSDP's prefix at the start of a name only;
     each wrapped layer adds one in the middle, and the adapter is saved empty (peft 0.21).
     """
-    named_modules = type(model).named_modules
-
-    def plain(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Any]]:
-        for name, module in named_modules(model, memo, prefix, remove_duplicate):
-            yield (name if prefix else name.replace(_WRAPPER, "")), module
-
-    model.named_modules = plain
+    adapted = [module for module in model.modules() if module is model or hasattr(module, "peft_config")]
+    for module in adapted:
+        module.named_modules = functools.partial(_plain_names, module)
     try:
         yield
     finally:
-        del model.named_modules
+        for module in adapted:
+            del module.named_modules
+
+
+def _plain_names(
+    model: Any, memo: Any = None, prefix: str = "", remove_duplicate: bool = True
+) -> Iterator[tuple[str, Any]]:
+    for name, module in type(model).named_modules(model, memo, prefix, remove_duplicate):
+        # With a prefix, it is a model around this one that asks.
+        yield (name if prefix else name.replace(_WRAPPER, "")), module
 
 
 def gathered_weights(accelerator: Any, model: Any) -> dict[str, Any] | None:

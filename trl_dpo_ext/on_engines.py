@@ -81,3 +81,7 @@ class OnEngines(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with checkpoints.names_without_wrappers(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with checkpoints.names_without_wrappers(self.model):
+            super()._load_best_model()

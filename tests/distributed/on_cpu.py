@@ -28,7 +28,8 @@ TRAINERS: list[Any] = []
 
 
 def stand_in_for_gpus() -> None:
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") == "1":
+    fsdp1 = os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION") == "1"
+    if fsdp1:
         os.environ.update(FSDP1_ON_CPU)
     import accelerate.state
     import transformers.training_args
@@ -41,14 +42,8 @@ def stand_in_for_gpus() -> None:
 
     accelerate.state.PartialState._prepare_backend = prepare_backend
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-    full = fsdp.FullStateDictConfig.__init__
-
-    def on_the_device(self: Any, *args: Any, **kwargs: Any) -> None:
-        full(
-            self, *args, **{**kwargs, "offload_to_cpu": False}
-        )  # FSDP1 crashes when it offloads from the CPU to the CPU
-
-    fsdp.FullStateDictConfig.__init__ = on_the_device
+    if fsdp1:  # crashes when it offloads from the CPU to the CPU, which accelerate asks for at every save
+        fsdp.StateDictConfig.offload_to_cpu = property(lambda _: False, lambda _, value: None)
 
 
 def no_repacking() -> None:
