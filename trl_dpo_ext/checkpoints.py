@@ -16,7 +16,7 @@ from .mixture import LossMixture
 
 LOSS_STATE_FILE = "loss_state.json"
 _STATE_FILE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
-_WRAPPER = "_fsdp_wrapped_module."
+_WRAPPER = "_fsdp_wrapped_module"
 
 
 def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | None:
@@ -116,7 +116,7 @@ def _plain_names(
 ) -> Iterator[tuple[str, Any]]:
     for name, module in type(model).named_modules(model, memo, prefix, remove_duplicate):
         # With a prefix, it is a model around this one that asks.
-        yield (name if prefix else name.replace(_WRAPPER, "")), module
+        yield (name if prefix else ".".join(part for part in name.split(".") if part != _WRAPPER)), module
 
 
 def gathered_weights(accelerator: Any, model: Any) -> dict[str, Any] | None:
