@@ -174,6 +174,31 @@ def test_a_run_with_shared_prompts_is_the_run_without(tmp_path, name: str) -> No
     assert not moved or max(moved) > 1e-3
 
 
+def test_a_mixture_of_experts_has_the_same_auxiliary_loss(tmp_path) -> None:
+    def run(name: str, **flags: Any) -> list[dict]:
+        models = [architectures.build("mixtral", seed=seed) for seed in (0, 1)]
+        models[0].config.router_aux_loss_coef = 0.5
+        settings = {"gradient_checkpointing": False, "learning_rate": 1e-3}
+        return runs.logs(runs.trained(tmp_path / name, model=models[0], ref_model=models[1], **settings, **flags))
+
+    plain, shared = run("plain"), run("shared", share_prompt=True)
+    assert all("aux_loss" in line for line in plain[:3])
+    for ours, theirs in zip(shared, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_precision_differs_by_its_rounding(tmp_path, attention: str) -> None:
+    def run(name: str, **flags: Any) -> list[float]:
+        models = [architectures.construct("Llama", {"attn_implementation": attention}, seed=seed) for seed in (0, 1)]
+        settings = {"gradient_checkpointing": True, "bf16": True, "learning_rate": 1e-3}
+        done = runs.trained(tmp_path / name, model=models[0], ref_model=models[1], **settings, **flags)
+        return [line["logps/chosen"] for line in runs.logs(done)[:3]]
+
+    # Sums of up to 6 tokens of 4 nats each, rounded to 8 bits on their way.
+    assert run("shared", share_prompt=True) == pytest.approx(run("plain"), abs=0.1)
+
+
 def test_trl_is_called_with_fewer_tokens(tmp_path) -> None:
     run = runs.trainer(tmp_path, share_prompt=True, ref_model=tiny.model(1), share_prompt_check=False)
     seen = []

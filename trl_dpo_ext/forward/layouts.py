@@ -104,12 +104,13 @@ def lay_out(
     source, token, branch = _origin(way, measured, row, place)
     branch = torch.where(inside, branch, PADDING)
     token = torch.where(inside, token, 0)
-    scored = labels[:, 1:] != UNSCORED
+    shifted = labels[:, 1:].flatten()
+    scored = (shifted != UNSCORED).nonzero().squeeze(1)  # the host waits for their number, once
     slots = _slots(way, measured, starts, input_ids.size(1))
     return Layout(
         input_ids=torch.where(inside, input_ids[source, token], 0),
-        labels=labels[:, 1:][scored],
-        scored=slots[:, :-1][scored],
+        labels=shifted[scored],
+        scored=slots[:, :-1].flatten()[scored],
         slots=torch.where(torch.arange(input_ids.size(1), device=slots.device) < measured.fed[:, None], slots, 0),
         position_ids=None if plain else token,
         branch=None if plain else branch,
