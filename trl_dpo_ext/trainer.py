@@ -238,7 +238,8 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             batch = {**{name: inputs[name] for name in names}, "labels": _host.labels_of(inputs)}
             models = {"policy": model, "reference": self.ref_model}
             calls = {name: (m, _host.causal_model(self, m)) for name, m in models.items() if m is not None}
-            self.forward.check_once(calls, batch, self.args.bf16 or self.args.fp16, self._gather)
+            lowest = max((_host.precision(self, c)[0] for _, c in calls.values()), key=lambda d: torch.finfo(d).eps)
+            self.forward.check_once(calls, batch, torch.finfo(lowest).bits < 32, self._gather)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = gather(values.detach())  # not the accelerator's, which leaves padding out in evaluation

@@ -37,7 +37,6 @@ def check_first_batch(
     """
     problems = []
     for name, model in models.items():
-        half = half or model.causal.dtype in (torch.bfloat16, torch.float16)
         with torch.no_grad(), _evaluating(model.causal):
             found = torch.stack(_differences(model, inputs))
         *differences, noise = gather(found.unsqueeze(0)).amax(dim=0).tolist()
