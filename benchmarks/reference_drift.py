@@ -9,10 +9,12 @@ Run: python benchmarks/reference_drift.py --model demo/work/model
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from transformers import AutoTokenizer
 
 from trl_dpo_ext import load_reference
-from trl_dpo_ext.reference.drift import answer_errors, shift_per_token
+from trl_dpo_ext.reference.drift import SHIFT, TOKENS, answer_errors, shift_per_token
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from demo.evaluate import read_pairs
@@ -33,12 +35,35 @@ KINDS: dict[str, dict[str, Any]] = {
     "int8": {"quantization": "int8"},
     "bf16": {"dtype": "bfloat16"},
 }
-SIDES = ("chosen", "rejected")
-Answer = dict[str, torch.Tensor]
-"""Of one answer: `logp` of its tokens, the `entropy` before each, and the `position` of each."""
-Pair = tuple[Answer, Answer]
-Estimator = Callable[[list[tuple[Pair, Pair]]], Callable[[Answer], torch.Tensor]]
-"""From measured pairs (quantised, exact) to the correction of an answer's tokens."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Answers of some pairs: fields of their tokens, each (rows, tokens); rows = 2 x pairs, chosen half first."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    mask: torch.Tensor
+    exact: torch.Tensor | None = None
+    """Log-probs of the model that the reference stands for."""
+
+    @property
+    def position(self) -> torch.Tensor:
+        """Place of every token in its answer, from 0 on."""
+        return (self.mask.cumsum(dim=1) - 1).double()
+
+    def pairs(self, indices: list[int]) -> Scored:
+        """Some of the pairs."""
+        rows = indices + [index + len(self.logp) // 2 for index in indices]
+        return Scored(self.logp[rows], self.entropy[rows], self.mask[rows], self.exact[rows])
+
+    def errors(self, correction: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """`answer_errors` of the package, (pairs, 2, 3), after a correction of every token."""
+        return answer_errors(self.logp + correction, self.exact, self.mask)
+
+
+Estimator = Callable[[Scored], Callable[[Scored], torch.Tensor]]
+"""From measured pairs to the correction of any pairs' tokens, (rows, tokens)."""
 
 
 def tokens_of(tokenizer: Any, pair: Mapping[str, Any], side: str) -> tuple[list[int], int]:
@@ -47,8 +72,10 @@ def tokens_of(tokenizer: Any, pair: Mapping[str, Any], side: str) -> tuple[list[
 
 
 @torch.inference_mode()
-def scored(model: Any, rows: list[tuple[list[int], int]], batch_size: int = 16) -> list[Answer]:
-    found: dict[int, Answer] = {}
+def scored(model: Any, rows: list[tuple[list[int], int]], batch_size: int = 16) -> Scored:
+    answers = max(len(whole) - prompt for whole, prompt in rows)
+    logp, entropy = torch.zeros(2, len(rows), answers, dtype=torch.float64)
+    mask = torch.zeros(len(rows), answers, dtype=torch.bool)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -56,65 +83,55 @@ def scored(model: Any, rows: list[tuple[list[int], int]], batch_size: int = 16) 
         hidden = model.base_model(input_ids=ids).last_hidden_state  # padding stands at the right
         for row, index in enumerate(batch):
             whole, prompt = rows[index]
+            length = len(whole) - prompt
             logps = model.lm_head(hidden[row, prompt - 1 : len(whole) - 1]).float().log_softmax(-1)
-            picked = logps.gather(-1, ids[row, prompt : len(whole), None]).squeeze(-1).double()
-            entropy = -(logps.exp() * logps).sum(-1).double()
-            found[index] = {"logp": picked, "entropy": entropy, "position": torch.arange(len(picked)).double()}
-    return [found[index] for index in range(len(rows))]
+            logp[index, :length] = logps.gather(-1, ids[row, prompt : len(whole), None]).squeeze(-1).double()
+            entropy[index, :length] = -(logps.exp() * logps).sum(-1).double()
+            mask[index, :length] = True
+    return Scored(logp, entropy, mask)
 
 
-def in_pairs(answers: list[Answer]) -> list[Pair]:
-    return list(zip(answers[::2], answers[1::2], strict=True))
+def no_correction(_: Scored) -> Callable[[Scored], torch.Tensor]:
+    return lambda answers: torch.zeros_like(answers.logp)
 
 
-def errors(pairs: list[tuple[Pair, Pair]], correction: Callable[[Answer], torch.Tensor] | None = None) -> torch.Tensor:
-    """`answer_errors` of the package, (pairs, 2, 3), after a correction."""
-    found = []
-    for quantised, exact in pairs:
-        width = max(len(answer["logp"]) for answer in exact)
-        rows = torch.zeros(2, 2, width, dtype=torch.float64)
-        for side in range(2):
-            logp = quantised[side]["logp"] + (correction(quantised[side]) if correction else 0.0)
-            rows[0, side, : len(logp)], rows[1, side, : len(logp)] = logp, exact[side]["logp"]
-        mask = torch.stack([torch.arange(width) < len(answer["logp"]) for answer in exact])
-        found.append(answer_errors(rows[0], rows[1], mask))
-    return torch.cat(found)
+def mean_per_answer(measured: Scored) -> Callable[[Scored], torch.Tensor]:
+    shift = measured.errors()[..., SHIFT].mean()
+    return lambda answers: -shift / answers.mask.sum(dim=1, keepdim=True).expand_as(answers.logp)
 
 
-def no_correction(_: list[tuple[Pair, Pair]]) -> Callable[[Answer], torch.Tensor]:
-    return lambda answer: torch.zeros_like(answer["logp"])
+def mean_per_token(measured: Scored) -> Callable[[Scored], torch.Tensor]:
+    found = measured.errors()
+    shift = found[..., SHIFT].sum() / found[..., TOKENS].sum()
+    return lambda answers: torch.zeros_like(answers.logp) - shift
 
 
-def mean_per_answer(measured: list[tuple[Pair, Pair]]) -> Callable[[Answer], torch.Tensor]:
-    shift = errors(measured)[..., 1].mean()
-    return lambda answer: torch.full_like(answer["logp"], -float(shift) / len(answer["logp"]))
+def per_token_and_answer(measured: Scored) -> Callable[[Scored], torch.Tensor]:
+    """A shift per token and one per answer, by least squares on answers, each weighed by 1 / its length."""
+    found = measured.errors().flatten(0, 1)
+    lengths, sums = found[:, TOKENS], found[:, SHIFT]
+    x = torch.stack([lengths, torch.ones_like(lengths)], dim=1) / lengths.sqrt().unsqueeze(1)
+    token, answer = torch.linalg.lstsq(x, (sums / lengths.sqrt()).unsqueeze(1)).solution.squeeze(1)
+    return lambda answers: -token - answer / answers.mask.sum(dim=1, keepdim=True).expand_as(answers.logp)
 
 
-def mean_per_token(measured: list[tuple[Pair, Pair]]) -> Callable[[Answer], torch.Tensor]:
-    found = errors(measured)
-    shift = found[..., 1].sum() / found[..., 0].sum()
-    return lambda answer: torch.full_like(answer["logp"], -float(shift))
+def package(measured: Scored) -> Callable[[Scored], torch.Tensor]:
+    shift = shift_per_token(measured.errors())
+    return lambda answers: torch.zeros_like(answers.logp) - shift
 
 
-def package(measured: list[tuple[Pair, Pair]]) -> Callable[[Answer], torch.Tensor]:
-    shift = shift_per_token(errors(measured))
-    return lambda answer: torch.full_like(answer["logp"], -shift)
-
-
-def regression(features: Callable[[Answer], list[torch.Tensor]], ridge: float = 0.0) -> Estimator:
+def regression(features: Callable[[Scored], list[torch.Tensor]], ridge: float = 0.0) -> Estimator:
     """Least squares of a token's error on features of the quantised model; `ridge` shrinks all but the constant."""
 
-    def columns(answer: Answer) -> torch.Tensor:
-        return torch.stack([torch.ones_like(answer["logp"]), *features(answer)], dim=1)
+    def columns(answers: Scored) -> torch.Tensor:
+        return torch.stack([torch.ones_like(answers.logp), *features(answers)], dim=-1)
 
-    def estimator(measured: list[tuple[Pair, Pair]]) -> Callable[[Answer], torch.Tensor]:
-        seen = [(q, e) for quantised, exact in measured for q, e in zip(quantised, exact, strict=True)]
-        x = torch.cat([columns(quantised) for quantised, _ in seen])
-        y = torch.cat([exact["logp"] - quantised["logp"] for quantised, exact in seen])
+    def estimator(measured: Scored) -> Callable[[Scored], torch.Tensor]:
+        x, y = columns(measured)[measured.mask], (measured.exact - measured.logp)[measured.mask]
         penalty = ridge * torch.eye(x.size(1), dtype=x.dtype)
         penalty[0, 0] = 0
         weights = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
-        return lambda answer: columns(answer) @ weights
+        return lambda answers: columns(answers) @ weights
 
     return estimator
 
@@ -124,33 +141,32 @@ ESTIMATORS: dict[str, Estimator] = {
     "mean shift per answer": mean_per_answer,
     "mean shift per token": mean_per_token,
     "mean shift per token, shrunk (kept)": package,
-    "affine in the log-prob": regression(lambda a: [a["logp"]]),
-    "the same, ridge 300": regression(lambda a: [a["logp"]], 300.0),
-    "affine in log-prob and entropy": regression(lambda a: [a["logp"], a["entropy"]]),
-    "log-prob, entropy, probability": regression(lambda a: [a["logp"], a["entropy"], a["logp"].exp()]),
-    "log-prob, entropy, 1 / position": regression(lambda a: [a["logp"], a["entropy"], 1 / (1 + a["position"])]),
-    "log-prob in pieces": regression(lambda a: [a["logp"], *(torch.relu(-a["logp"] - k) for k in (2.0, 4.0, 8.0))]),
+    "shift per token and per answer": per_token_and_answer,
+    "affine in the log-prob": regression(lambda a: [a.logp]),
+    "the same, ridge 300": regression(lambda a: [a.logp], 300.0),
+    "affine in log-prob and entropy": regression(lambda a: [a.logp, a.entropy]),
+    "log-prob, entropy, probability": regression(lambda a: [a.logp, a.entropy, a.logp.exp()]),
+    "log-prob, entropy, 1 / position": regression(lambda a: [a.logp, a.entropy, 1 / (1 + a.position)]),
+    "log-prob in pieces": regression(lambda a: [a.logp, *(torch.relu(-a.logp - k) for k in (2.0, 4.0, 8.0))]),
 }
 
 
 def summary(found: torch.Tensor) -> list[float]:
-    sums = found[..., 1]
+    sums = found[..., SHIFT]
     margins = sums[:, 0] - sums[:, 1]
     return [float(v) for v in (sums.mean(), sums.std(), margins.mean(), margins.std(), margins.square().mean().sqrt())]
 
 
-def judged(
-    estimator: Estimator, train: list[tuple[Pair, Pair]], held_out: list[tuple[Pair, Pair]], pairs: int, draws: int
-) -> list[float]:
+def judged(estimator: Estimator, train: Scored, held_out: Scored, pairs: int, draws: int) -> list[float]:
     """Mean over draws: mean and spread of an answer's error, and mean, spread and root mean square of a margin's, on
     training pairs not drawn; and the last three on the held-out pairs."""
     rows = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(draws):
-        order = torch.randperm(len(train), generator=generator).tolist()
-        correction = estimator([train[index] for index in order[:pairs]])
-        same = summary(errors([train[index] for index in order[pairs:]], correction))
-        rows.append([*same, *summary(errors(held_out, correction))[2:]])
+        order = torch.randperm(len(train.logp) // 2, generator=generator).tolist()
+        correction, rest = estimator(train.pairs(order[:pairs])), train.pairs(order[pairs:])
+        held_out_errors = held_out.errors(correction(held_out))
+        rows.append([*summary(rest.errors(correction(rest))), *summary(held_out_errors)[2:]])
     return [statistics.mean(column) for column in zip(*rows, strict=True)]
 
 
@@ -163,22 +179,22 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     pairs = [*read_pairs(DATA / "train.jsonl")[: options.train], *read_pairs(DATA / "test.jsonl")]
-    rows = [tokens_of(tokenizer, pair, side) for pair in pairs for side in SIDES]
-    exact = in_pairs(scored(load_reference(options.model, dtype="float32"), rows))
+    rows = [tokens_of(tokenizer, pair, side) for side in ("chosen", "rejected") for pair in pairs]
+    exact = scored(load_reference(options.model, dtype="float32"), rows).logp
     measured = {}
     for name, settings in KINDS.items():
         reference = load_reference(options.model, **settings)
-        measured[name] = list(zip(in_pairs(scored(reference, rows)), exact, strict=True))
+        measured[name] = dataclasses.replace(scored(reference, rows), exact=exact)
         del reference
         gc.collect()
     print(tables(measured, options))
 
 
-def tables(measured: dict[str, list[tuple[Pair, Pair]]], options: argparse.Namespace) -> str:
+def tables(measured: dict[str, Scored], options: argparse.Namespace) -> str:
     lines = ["| reference | per token | per answer | margin |", "|---|---|---|---|"]
     for name, found in measured.items():
-        all_errors = errors(found)
-        tokens, sums, squares = (all_errors[..., which] for which in range(3))
+        all_errors = found.errors()
+        tokens, sums, squares = all_errors.unbind(dim=-1)
         mean = sums.sum() / tokens.sum()
         spread = (squares.sum() / tokens.sum() - mean.square()).sqrt()
         answer, answer_std, margin, margin_std, _ = summary(all_errors)
@@ -190,7 +206,10 @@ def tables(measured: dict[str, list[tuple[Pair, Pair]]], options: argparse.Names
         lines += ["", f"### {name}, calibrated on {options.pairs} pairs", ""]
         lines.append("| calibration | per answer | margin | margin, rms | held-out margin | held-out margin, rms |")
         lines.append("|---|---|---|---|---|---|")
-        train, held_out = measured[name][: options.train], measured[name][options.train :]
+        count = len(measured[name].logp) // 2
+        train, held_out = (
+            measured[name].pairs(list(part)) for part in (range(options.train), range(options.train, count))
+        )
         for estimator, fit in ESTIMATORS.items():
             a, a_std, m, m_std, rms, h, h_std, h_rms = judged(fit, train, held_out, options.pairs, options.draws)
             lines.append(

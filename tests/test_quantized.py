@@ -375,6 +375,16 @@ def test_a_vocabulary_that_does_not_fit_is_named_before_weights_are_read(folder,
         runs.trainer(tmp_path / "out", model=folder, ref_model_name_or_path=str(tmp_path / "small"))
 
 
+def test_a_checkpoint_that_is_quantised_already_is_a_reference_for_losses_of_differences(folder, tmp_path) -> None:
+    other = str(tmp_path / "nf4")
+    load_reference(folder, quantization="nf4").save_pretrained(other)
+    run = runs.trained(tmp_path / "out", model=folder, ref_model_name_or_path=other)
+    assert torch.equal(logits(run.ref_model), logits(load_reference(folder, quantization="nf4")))
+    assert run.drift_watch is None  # its unquantised form is not known
+    with pytest.raises(InputError, match=r"The quantised checkpoint .* cannot be used with dpop.*Name the unquantised"):
+        runs.trainer(tmp_path / "b", model=folder, ref_model_name_or_path=other, loss_type="dpop")
+
+
 def test_tokens_with_other_numbers_are_named() -> None:
     ours, theirs = {"a": 0, "b": 1, "c": 2}, {"a": 0, "c": 1, "b": 2}
     (problem,) = choice._token_problems("other", ours, theirs, size=3)
@@ -420,7 +430,12 @@ def test_qlora_keeps_its_gradients_after_an_evaluation(folder, tmp_path) -> None
     ("policy", "given", "flags", "message"),
     [
         (None, {}, {"ref_quantization": "nf4"}, "ref_model is given, and ref_quantization describe"),
-        (None, {"quantization": "nf4"}, {"loss_type": "dpop"}, "A quantised ref_model cannot be used with dpop"),
+        (
+            None,
+            {"quantization": "nf4"},
+            {"loss_type": "dpop"},
+            "A quantised ref_model cannot be used with dpop.*Leave it out and set",
+        ),
     ],
 )
 def test_a_reference_that_is_given(tmp_path, policy, given: dict, flags: dict, message: str) -> None:

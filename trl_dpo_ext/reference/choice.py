@@ -41,7 +41,7 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
             "ref_quantization and ref_dtype load another model here. Leave them out, or filter this warning.",
             stacklevel=4,
         )
-    problems = vocabulary_problems(args, policy, keywords.get("processing_class"))
+    problems = checkpoint_problems(args, policy, keywords.get("processing_class"))
     if problems:
         raise InputError(problems)
     settings = reference_settings(args, policy)
@@ -108,8 +108,9 @@ def _given_problems(args: Any, given: Any) -> list[str]:
             f"ref_model is given, and {named} describe a reference to load: leave one out, or load it as "
             "load_reference(...) with these settings and give that."
         ]
-    if is_quantised(given) and not args.ref_calibrate:
-        return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model")
+    if is_quantised(given):
+        remedy = "Leave it out and set ref_quantization with ref_calibrate=True"
+        return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model", remedy)
     return []
 
 
@@ -157,26 +158,33 @@ def _is_fsdp1(args: Any) -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") == "1"
 
 
-def vocabulary_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
-    """Why the reference's checkpoint cannot score the policy's tokens, read from configurations and tokenizers."""
+def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
+    """Why another checkpoint cannot be the reference, read from configurations and tokenizers alone."""
     if not args.changes_checkpoint:
         return []
     settings = reference_settings(args, policy)
     name, revision = settings["model"], settings["revision"]
     if not name:
         return ["ref_model_revision needs a name to go with it: set ref_model_name_or_path, the policy has none."]
-    theirs = checkpoint(name, revision, settings)[0].get_text_config().vocab_size
+    config = checkpoint(name, revision, settings)[0]
+    theirs = config.get_text_config().vocab_size
     load = args.model_init_kwargs or {}
     if isinstance(policy, str):
         ours = checkpoint(policy, load.get("revision"), load)[0].get_text_config().vocab_size
         tokenizer = tokenizer or _tokenizer(policy, load.get("revision"))
     else:
         ours = policy.config.get_text_config().vocab_size
+    problems = []
+    if getattr(config, "quantization_config", None) and not args.ref_quantization:
+        remedy = "Name the unquantised checkpoint and set ref_quantization with ref_calibrate=True"
+        problems += absolute_reward_problems(args.loss_mixture(), f"The quantised checkpoint {name}", remedy)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     other = _tokenizer(name, revision)
-    if tokenizer is None or other is None:
-        return [] if ours == theirs else [f"The reference {name} knows {theirs} tokens and the policy {ours}. {_FIX}"]
-    return _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
+    if tokenizer is not None and other is not None:
+        problems += _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
+    elif ours != theirs:
+        problems.append(f"The reference {name} knows {theirs} tokens and the policy {ours}. {_FIX}")
+    return problems
 
 
 _FIX = "Take a reference of the policy's family: log-probs of other tokens cannot be compared."

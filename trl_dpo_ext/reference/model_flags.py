@@ -137,16 +137,22 @@ def _drift_problems(args: Any) -> list[str]:
     return problems
 
 
-def absolute_reward_problems(mixture: LossMixture, reference: str) -> list[str]:
-    """Losses that a shift common to both sides moves, as quantisation does; `reference` says what is used."""
+def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str = "Set ref_calibrate=True") -> list[str]:
+    """Losses that a shift common to both sides moves, as quantisation does.
+
+    Args:
+        mixture: the run's losses.
+        reference: what is used, in words.
+        remedy: how to have the shift removed.
+    """
     absolute = [term.variant.name for term in mixture.terms if term.variant.absolute]
     absolute += [f"trl:{name}" for name in mixture.host_names if not _reads_differences(name)]
     if not absolute or mixture.reference_free:
         return []
     return [
         f"{reference} cannot be used with {', '.join(absolute)} as it is: they read each side's reward, which "
-        "quantisation shifts by several nats (in a difference of two rewards most of that cancels). Set "
-        "ref_calibrate=True to remove the shift that is measured, or store an unquantised reference "
+        "quantisation shifts by several nats (in a difference of two rewards most of that cancels). "
+        f"{remedy} to remove the shift that is measured, or store an unquantised reference "
         "(precompute_ref_log_probs)."
     ]
 

@@ -128,8 +128,8 @@ def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) ->
     start = None
     revision = (args.model_init_kwargs or {}).get("revision")
     if not source.is_start_of(policy, revision):
-        if not args.changes_checkpoint:
-            return None  # a model of the user's own, of which we know no unquantised form
+        if not args.changes_checkpoint or not args.ref_quantization:
+            return None  # a model or checkpoint of the user's own, of which we know no unquantised form
         start = _loader(args, policy)
     beta = drift.loudest_beta(mixture.terms, args.beta)
     return DriftWatch(args.ref_drift_pairs, args.ref_calibrate, beta, start)
