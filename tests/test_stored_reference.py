@@ -17,6 +17,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_dpo_ext import DPOExtTrainer, Need, list_losses
 from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reference.identity import identify
+from trl_dpo_ext.reference.planned import PlannedReference
 from trl_dpo_ext.reference.sequences import batch_sequences
 from trl_dpo_ext.reference.store import Store
 
@@ -283,6 +285,46 @@ def test_a_quantised_base_is_a_reference_of_its_own(tmp_path, store, monkeypatch
         assert mine.get("loss", 0) == pytest.approx(live_one.get("loss", 0), rel=1e-3, abs=1e-4)
     assert report(stored(tmp_path, store, **qlora(seed=9))).computed == 0
     with pytest.raises(InputError, match="quantization"):
+        stored(tmp_path, store, model=folder)
+
+
+DESCRIBED = [
+    {"ref_quantization": "nf4", "ref_double_quant": True},
+    {"ref_quantization": "nf4", "ref_dtype": "bfloat16"},
+    {"ref_quantization": "int8", "ref_dtype": "float16", "ref_skip_modules": ["v_proj"]},
+    {"ref_dtype": "bfloat16"},
+    {"ref_model_name_or_path": "other"},
+]
+
+
+@pytest.mark.parametrize("flags", DESCRIBED, ids=lambda flags: ",".join(map(str, flags.values())))
+def test_a_described_reference_is_loaded_only_where_something_is_missing(tmp_path, store, flags, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    folder = tiny.saved_model(str(tmp_path / "model"))
+    if "ref_model_name_or_path" in flags:
+        flags = {"ref_model_name_or_path": tiny.saved_model(str(tmp_path / "other"), seed=4)}
+    settings = {"model": folder, "ref_drift_pairs": 0, **flags}
+    first = stored(tmp_path, store, **settings)
+    assert first.ref_model is None
+    assert report(first).computed > 0
+
+    def loaded_again(*_, **__):
+        pytest.fail("the reference was loaded")
+
+    plan = first._planned_reference
+    assert plan is not None
+    whole = identify(
+        plan.load(), source=plan.settings["model"], compute_dtype=first._stored.store.identity.compute_dtype
+    )
+    assert whole == first._stored.store.identity
+    monkeypatch.setattr(PlannedReference, "load", loaded_again)
+    again = stored(tmp_path, store, **settings)
+    again.train()
+    monkeypatch.undo()
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    beside = runs.trained(tmp_path / "live", **settings)
+    assert runs.logs(again)[0]["loss"] == pytest.approx(runs.logs(beside)[0]["loss"], rel=2e-2)
+    with pytest.raises(InputError, match="in the store and"):
         stored(tmp_path, store, model=folder)
 
 

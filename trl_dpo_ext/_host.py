@@ -152,6 +152,16 @@ def placed_reference(whole: Any) -> Iterator[None]:
         dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = saved
 
 
+def placed(trainer: Any, reference: Any, whole: bool) -> Any:
+    """A loaded reference where TRL's constructor would have placed it, or `whole` on its device."""
+    with placed_reference(reference if whole else None):
+        if trainer.is_deepspeed_enabled:
+            return dpo_trainer.prepare_deepspeed(reference, trainer.accelerator)
+        if trainer.is_fsdp_enabled:
+            return dpo_trainer.prepare_fsdp(reference, trainer.accelerator)
+    return reference.to(trainer.accelerator.device)
+
+
 @contextlib.contextmanager
 def reference_from_batch(trainer: Any) -> Iterator[None]:
     """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
@@ -306,22 +316,26 @@ def is_sharded(trainer: Any) -> bool:
 
 
 @contextlib.contextmanager
-def reference_for_pass(trainer: Any) -> Iterator[tuple[Any, Any]]:
-    """The reference to call and the causal model in it, in evaluation mode: a model of its own or the untrained policy.
+def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> Iterator[tuple[Any, Any]]:
+    """The reference to call and the causal model in it, in evaluation mode.
 
-    Seam: before training the policy is whole on its device, unless DeepSpeed is to place it (`_precompute_engine`), and
-    under FSDP it is not wrapped.
+    It is a model of its own, what `load` gives, or the policy.
+
+    Seam: before training the policy is whole on its device, unless DeepSpeed is to place it, and under FSDP it is not
+    wrapped; `prepare_deepspeed` and `prepare_fsdp`, as found in the trainer's module, do that for models that only run.
     """
-    model = trainer.ref_model
-    if model is None and not is_adapted(trainer) and trainer.state.global_step > 0:
+    ours = trainer.ref_model is None and load is None  # the policy is the reference
+    if ours and not is_adapted(trainer) and trainer.state.global_step > 0:
         raise InputError([_GONE])
-    if model is None and trainer.is_deepspeed_enabled:
-        if trainer._precompute_engine is None:
-            trainer._precompute_engine = dpo_trainer.prepare_deepspeed(trainer.model, trainer.accelerator)
-        model = trainer._precompute_engine
-    elif model is None and trainer.is_fsdp_enabled and not trainer.state.global_step:
+    model, engine = trainer.ref_model, None
+    if load is not None:
+        model = engine = load()
+    elif ours and trainer.is_deepspeed_enabled and trainer.deepspeed is None:
+        model = engine = dpo_trainer.prepare_deepspeed(trainer.model, trainer.accelerator)
+    elif ours and trainer.is_fsdp_enabled and trainer.model_wrapped is trainer.model and not trainer.state.global_step:
         model = dpo_trainer.prepare_fsdp(copy.deepcopy(trainer.model), trainer.accelerator)
-    model = trainer.model if model is None else model
+    elif ours:
+        model = trainer.model_wrapped
     causal = causal_model(trainer, model)
     training = [module for module in causal.modules() if module.training]
     causal.eval()
@@ -330,6 +344,8 @@ def reference_for_pass(trainer: Any) -> Iterator[tuple[Any, Any]]:
     finally:
         for module in training:
             module.training = True
+        if engine is not None and hasattr(engine, "destroy"):  # a second engine of DeepSpeed's on one model would record each forward
+            engine.destroy()
 
 
 _GONE = (
@@ -347,7 +363,12 @@ def casts_parameters(trainer: Any) -> bool:
 def compute_dtype(trainer: Any, causal: Any) -> str:
     """The dtype of the reference's forward by name, such as "bfloat16": that of autocast, or of the parameters."""
     parameters = str(causal.dtype).removeprefix("torch.")
-    return {"bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision, parameters)
+    return autocast_dtype(trainer) or parameters
+
+
+def autocast_dtype(trainer: Any) -> str | None:
+    """The dtype of mixed precision by name; None without."""
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision)
 
 
 def precision(trainer: Any, causal: Any) -> tuple[torch.dtype, bool]:

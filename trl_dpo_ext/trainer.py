@@ -32,6 +32,7 @@ from .reference.choice import choose_reference, kept_whole
 from .reference.footprint import describe_weights
 from .reference.lookup import REF_TOKEN_LOGPS
 from .reference.model_weights import adapters_alter_base
+from .reference.planned import PlannedReference
 from .reference.quantized import unpacked_on_cpu
 from .reference.stored import StoredReference, has_reference_columns, open_store
 from .reference.watch import DriftWatch, watch_drift
@@ -84,12 +85,17 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
 
         self.drift_watch: DriftWatch | None = None
+        self._planned_reference: PlannedReference | None = None
         if self.mixture.needs_reference:
-            ref_model = choose_reference(args, model, ref_model, keywords)
-            self.drift_watch = watch_drift(args, self.mixture, model, ref_model)
+            planned = choose_reference(args, model, ref_model, keywords)
+            if planned is not None and args.precompute_ref_log_probs and planned.by_name:
+                self._planned_reference = planned  # loaded when something is missing in the store
+            elif planned is not None:
+                ref_model = planned.load()
+            self.drift_watch = watch_drift(args, self.mixture, model, self._planned_reference or ref_model)
         whole = ref_model if kept_whole(args, ref_model) else None
         self._policy_source = model if isinstance(model, str) else None
-        self._own_reference = ref_model is not None
+        self._own_reference = ref_model is not None or self._planned_reference is not None
         self._start_checked = False
         self._stored: StoredReference | None = None
         self._plain_collator: Any = None
@@ -306,7 +312,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         if has_reference_columns(dataset):
             return dataset
         if self._stored is None:
-            self._stored = open_store(self, self._policy_source)
+            self._stored = open_store(self, self._policy_source, self._planned_reference)
         self._stored.fill(self, dataset, name, self._plain_collator or self.data_collator)
         return dataset
 

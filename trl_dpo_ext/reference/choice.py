@@ -1,4 +1,4 @@
-"""Which reference a run gets: what the flags ask for, checked before weights are read, and loaded."""
+"""Which reference a run gets: what the flags ask for, checked before weights are read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from ..errors import InputError
 from .from_memory import plain_model
 from .model_flags import absolute_reward_problems
-from .quantized import checkpoint, is_quantised, load_reference
+from .planned import PlannedReference
+from .quantized import checkpoint, is_quantised
 
 # Of what the policy is loaded with, what holds for a reference of another checkpoint too.
 _GENERAL = ("attn_implementation", "trust_remote_code", "token", "cache_dir", "local_files_only", "use_kernels")
 
 
-def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> Any:
-    """The reference that the flags describe, loaded; `given`, where they describe none.
+def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> PlannedReference | None:
+    """The reference that the flags describe, not loaded yet; None where they describe none.
 
     Args:
         args: the run's configuration.
@@ -34,7 +35,7 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
     if problems:
         raise InputError(problems)
     if not args.describes_reference:
-        return given
+        return None
     if adapted and not args.changes_checkpoint:
         warnings.warn(
             "The policy trains an adapter, and its base with the adapter off is a reference that takes no memory: "
@@ -45,13 +46,15 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
     if problems:
         raise InputError(problems)
     settings = reference_settings(args, policy)
-    return load_reference(
-        quantization=args.ref_quantization,
-        double_quant=args.ref_double_quant,
-        compute_dtype=args.ref_compute_dtype or _mixed_precision(args) if _is_4bit(args) else None,
-        skip_modules=args.ref_skip_modules or (),
-        device=reference_device(args),
-        **settings,
+    return PlannedReference(
+        {
+            "quantization": args.ref_quantization,
+            "double_quant": args.ref_double_quant,
+            "compute_dtype": args.ref_compute_dtype or _mixed_precision(args) if _is_4bit(args) else None,
+            "skip_modules": args.ref_skip_modules or (),
+            "device": reference_device(args),
+            **settings,
+        }
     )
 
 
@@ -119,7 +122,8 @@ def kept_whole(args: Any, reference: Any) -> bool:
     not be split but cast to the policy's dtype, one that was asked for in another."""
     if reference is None:
         return False
-    return is_quantised(reference) or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
+    quantised = reference.quantised if isinstance(reference, PlannedReference) else is_quantised(reference)
+    return quantised or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
 
 
 def _zero_stage(args: Any) -> int:

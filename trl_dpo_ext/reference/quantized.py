@@ -100,7 +100,7 @@ def load_reference(
     if quantization:
         skipped = skipped_layers(kind, config, skip_modules)
         settings["device_map"] = {"": place}
-        settings["quantization_config"] = _bnb_config(
+        settings["quantization_config"] = bnb_config(
             quantization, double_quant, as_dtype(compute_dtype) or plain, skipped
         )
     with loaded_whole() if quantization else contextlib.nullcontext():
@@ -207,7 +207,8 @@ def _device_problems(quantization: str | None, device: torch.device) -> list[str
     ]
 
 
-def _bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, skipped: list[str]) -> Any:
+def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, skipped: list[str]) -> Any:
+    """What transformers is to quantise with."""
     from transformers import BitsAndBytesConfig
 
     if quantization not in FOUR_BIT:

@@ -15,9 +15,11 @@ from .. import _host
 from ..forward.branches import branch_rows
 from ..forward.masks import branch_problems
 from ..forward.scoring import score
+from .choice import kept_whole
 from .identity import Identity, identify
 from .lookup import ReferenceCollator
 from .plan import Batch
+from .planned import PlannedReference
 from .precompute import PassReport, Processes, ReferencePass, default_max_tokens, spread
 from .quantized import source_of
 from .sequences import Sequence, batch_sequences
@@ -34,11 +36,19 @@ class StoredReference:
         folder: of the store; None for the default, which has one per identity.
         identity: of the reference.
         max_tokens: token positions per batch of the pass; None for the default.
+        load: gives the reference where something is missing; None where the trainer has it.
     """
 
-    def __init__(self, folder: str | None, identity: Identity, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | None,
+        identity: Identity,
+        max_tokens: int | None = None,
+        load: Callable[[], Any] | None = None,
+    ) -> None:
         self.store = Store.open(folder or default_folder(identity), identity)
         self.max_tokens = max_tokens
+        self.load = load
         self.report = PassReport()
         self._keys: dict[bytes, None] | None = {}
         self._collator: ReferenceCollator | None = None
@@ -76,7 +86,7 @@ class StoredReference:
         if not any(processes.gather(len(self.store.missing(wanted, check_values=True)))):
             self.report.found += len(wanted)
             return
-        with _host.reference_for_pass(trainer) as (model, causal):
+        with _host.reference_for_pass(trainer, self.load) as (model, causal):
             config = causal.config.get_text_config()
             run = ReferencePass(
                 self.store,
@@ -137,16 +147,37 @@ def has_reference_columns(dataset: Any) -> bool:
     return set(_host.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
 
 
-def open_store(trainer: Any, source: str | None) -> StoredReference:
+def open_store(trainer: Any, source: str | None, planned: PlannedReference | None) -> StoredReference:
     """The store of a trainer's reference; every process calls this.
 
     Args:
         trainer: made so far that its models are there, and not trained.
         source: name or folder that the policy was loaded from; None where it was given as an instance.
+        planned: the reference, where it is described and not loaded.
     """
-    return StoredReference(
-        trainer.args.ref_store, reference_identity(trainer, source), trainer.args.precompute_ref_max_tokens
-    )
+    args = trainer.args
+
+    def load() -> Any:
+        assert planned is not None
+        return _host.placed(trainer, _host.with_head(planned.load()), kept_whole(args, planned))
+
+    identity = None
+    if planned is not None:
+        mine = planned.identity(_host.autocast_dtype(trainer)) if trainer.accelerator.is_main_process else None
+        identity = _host.gather_object(mine)[0]
+    if planned is not None and identity is None:
+        trainer.ref_model = load()  # its files are still to come
+    if identity is None:
+        return StoredReference(args.ref_store, reference_identity(trainer, source), args.precompute_ref_max_tokens)
+    identity = identity if kept_whole(args, planned) else _cast(trainer, identity)
+    return StoredReference(args.ref_store, identity, args.precompute_ref_max_tokens, load)
+
+
+def _cast(trainer: Any, identity: Identity) -> Identity:
+    """The identity of a reference whose parameters the trainer's engine keeps in the dtype of the forward."""
+    if not _host.casts_parameters(trainer):
+        return identity
+    return dataclasses.replace(identity, dtype=identity.compute_dtype)
 
 
 def reference_identity(trainer: Any, source: str | None) -> Identity:
@@ -170,9 +201,9 @@ def reference_identity(trainer: Any, source: str | None) -> Identity:
             adapter=_host.reference_adapter(trainer),
             compute_dtype=compute_dtype,
         )
-        if _host.casts_parameters(trainer):
-            mine = dataclasses.replace(mine, dtype=compute_dtype)
-    return _host.gather_object(mine)[0]
+    identity = _host.gather_object(mine)[0]
+    whole = trainer.ref_model is not None and kept_whole(trainer.args, trainer.ref_model)
+    return identity if whole else _cast(trainer, identity)
 
 
 def default_folder(identity: Identity) -> Path:

@@ -17,6 +17,7 @@ from ..mixture import LossMixture
 from . import drift
 from .choice import reference_device, reference_settings
 from .lookup import REF_TOKEN_LOGPS
+from .planned import PlannedReference
 from .quantized import is_quantised, load_reference, loaded_whole, source_of
 
 Reference = Callable[[Mapping[str, Any], torch.Tensor, Any], tuple[Any, Any]]
@@ -117,12 +118,14 @@ def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) ->
         args: the run's configuration.
         mixture: its losses.
         policy: the policy, a model or its name.
-        reference: the model that TRL is given as reference, or None.
+        reference: the model that TRL is given as reference, the plan of one that is not loaded, or None.
     """
     if reference is None or not args.ref_drift_pairs:
         return None
-    inexact = is_quantised(reference) or (args.ref_dtype and not args.changes_checkpoint)
-    source = source_of(reference)
+    planned = isinstance(reference, PlannedReference)
+    quantised = reference.quantised if planned else is_quantised(reference)
+    inexact = quantised or (args.ref_dtype and not args.changes_checkpoint)
+    source = reference.source if planned else source_of(reference)
     if not inexact or source is None:
         return None
     start = None
