@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from transformers import LlamaForCausalLM
 
 from trl_dpo_ext import cli
 from trl_dpo_ext.reference.store import Store
@@ -113,6 +114,30 @@ def test_a_store_filled_by_the_command_serves_the_training_command(tmp_path, cap
     assert found > 0
     assert cli.main(["precompute", *arguments(tmp_path, data)]) == 0
     assert counts(capsys.readouterr().out) == (found, 0)
+
+
+def test_a_described_reference_is_stored_without_the_policy_and_read_beside_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    data = pairs_file(tmp_path, pairs=6)
+    nf4 = ["--ref_quantization", "nf4", "--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
+    loaded = []
+    load = LlamaForCausalLM.from_pretrained.__func__
+    monkeypatch.setattr(
+        LlamaForCausalLM,
+        "from_pretrained",
+        classmethod(lambda cls, *a, **k: loaded.append(k.get("quantization_config")) or load(cls, *a, **k)),
+    )
+    assert cli.main(["precompute", *arguments(tmp_path, data, *nf4)]) == 0
+    assert counts(capsys.readouterr().out) == (0, 12)
+    assert len(loaded) == 1  # the reference, and no policy
+    assert loaded[0] is not None
+    steps = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--save_strategy", "no"]
+    train = ["train", *arguments(tmp_path, data, "--precompute_ref_log_probs", *nf4, *steps)]
+    assert cli.main(train) == 0
+    printed = capsys.readouterr().out
+    assert counts(printed) == (12, 0)
+    assert len(loaded) == 2  # the policy, and no reference
+    assert loaded[1] is None
 
 
 def test_a_stream_is_read_to_its_end(tmp_path, capsys):

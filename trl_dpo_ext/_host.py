@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object as gather_objects
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import get_config_model_id
 
@@ -102,6 +103,30 @@ def no_reference_model(policy_by_name: bool) -> Iterator[None]:
         return load(*args, **kwargs) if policy_by_name and calls == 1 else None
 
     dpo_trainer.create_model_from_path = load_policy_only
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = load
+
+
+@contextlib.contextmanager
+def no_policy() -> Iterator[None]:
+    """Inside, TRL's constructor gets a policy of a few kilobytes under the name that it asks for: nobody will run it.
+
+    Seam: a policy given by name is loaded through `create_model_from_path(name, ...)` as found in the trainer's module,
+    and its tokenizer by the name in its configuration.
+    """
+    load = dpo_trainer.create_model_from_path
+
+    def stand_in(name: str, *_: Any, **__: Any) -> Any:
+        config = LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        model: Any = LlamaForCausalLM(config)
+        model.config._name_or_path = model.name_or_path = name
+        return model
+
+    dpo_trainer.create_model_from_path = stand_in
     try:
         yield
     finally:
@@ -344,7 +369,8 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
     finally:
         for module in training:
             module.training = True
-        if engine is not None and hasattr(engine, "destroy"):  # a second engine of DeepSpeed's on one model would record each forward
+        # Left alone, a second engine of DeepSpeed's on one model would take part in every forward of training.
+        if engine is not None and hasattr(engine, "destroy"):
             engine.destroy()
 
 

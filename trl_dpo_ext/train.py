@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from trl import (
     get_quantization_config,
 )
 
+from . import _host
 from .announce import announce
 from .checkpoints import checkpoint_to_resume
 from .config import DPOExtConfig, owned_hyperparameters
@@ -222,7 +224,11 @@ def run_precompute(argv: Sequence[str], prog: str | None = None) -> None:
     script, args, model, mixture = TrainParser(prog=prog).parse([*argv, "--precompute_ref_log_probs", "true"])
     if script.dataset_streaming and args.max_steps < 1:
         args.max_steps = 1  # transformers asks for a length that a stream does not have, and nothing is trained here
-    trainer = build_trainer(script, args, model, mixture)
+    policy: Any = contextlib.nullcontext()
+    if args.describes_reference:  # which alone is run: the policy would only take memory
+        policy, model.use_peft, model.load_in_4bit, model.load_in_8bit = _host.no_policy(), False, False, False
+    with policy:
+        trainer = build_trainer(script, args, model, mixture)
     trainer.precompute_reference()
     trainer.accelerator.print(f"Reference: {trainer.describe_reference()}")
     trainer.accelerator.end_training()

@@ -419,3 +419,17 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
     assert all(len(first[name]) == 3 for name in pairs)
     host._metrics["eval"].clear()
     host.model.train()
+
+
+def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(tmp_path) -> None:
+    folder = tiny.saved_model(str(tmp_path / "model"))
+    with _host.no_policy(), _host.no_reference_model(policy_by_name=True):
+        trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert trainer.model.num_parameters() < 2000, seam("create_model_from_path, looked up in the trainer's module")
+
+
+def test_the_accelerator_holds_what_it_has_prepared(tmp_path) -> None:
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(seed=1))
+    assert any(model is trainer.ref_model for model in trainer.accelerator._models), seam("accelerator._models")
+    _host.let_go_of_reference(trainer)
+    assert trainer.ref_model is None

@@ -16,7 +16,6 @@ STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "ma
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train from the store at `ref_store` below the job's folder, filling it before; "{rank}" in it is the process."""
     ref_store = settings.pop("ref_store", "refs").format(rank=os.environ.get("RANK", "0"))
-    fill_only = settings.pop("fill_only", False)
     settings = {**STORED, "ref_store": str(folder / ref_store), **settings}
     if settings.pop("in_memory", False):
         run = runs.trainer(
@@ -25,8 +24,5 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     else:
         run = launched.trainer(folder, settings)
     report = vars(run._stored.report).copy()
-    if fill_only:
-        run.accelerator.prepare(run.model)  # what on_cpu.py reads the engine from
-    else:
-        run.train()
+    run.train()
     return {"report": report}
