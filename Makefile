@@ -9,7 +9,7 @@ OLDEST := $(VENV)-oldest
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-distributed test-oldest check docs clean
+.PHONY: help demo test test-model test-distributed test-recipes test-oldest check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,13 +38,16 @@ demo: $(VENV)/model ## Train a real model on a real preference set, with what it
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
-	$(PY) -m pytest -q -m "not distributed and not model"
+	$(PY) -m pytest -q -m "not distributed and not recipes and not model"
 
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
 
 test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q -m distributed
+
+test-recipes: $(VENV)/deepspeed ## Launch every recipe in small, with its own accelerate config (needs g++ for DeepSpeed)
+	$(PY) -m pytest -q -m recipes
 
 # TRL 1.15 scores on the CPU only through Triton's interpreter.
 $(OLDEST)/made: pyproject.toml constraints.txt
@@ -55,7 +58,7 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed and not model"
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed and not recipes and not model"
 
 check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
 	$(PY) -m ruff check .

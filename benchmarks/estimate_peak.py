@@ -42,7 +42,7 @@ ROW = 512
 
 
 def pairs(rows: int) -> Dataset:
-    words = [word for word in tiny.SENTENCE.split()]
+    words = tiny.SENTENCE.split()
     long = " ".join(words[index % len(words)] for index in range(2 * ROW))
     return Dataset.from_dict(
         {"prompt": ["what is"] * rows, "chosen": [f" {long}"] * rows, "rejected": [f" {long} no"] * rows}
@@ -57,7 +57,7 @@ def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
     tiny.tokenizer().save_pretrained(folder / "model")
     del network
     pairs(64).to_json(str(folder / "pairs.jsonl"))
-    argv = f"--model_name_or_path {folder / 'model'} --dataset_name {folder / 'pairs.jsonl'} --output_dir {folder / 'out'} "
+    argv = f"--model_name_or_path {folder}/model --dataset_name {folder}/pairs.jsonl --output_dir {folder}/out "
     argv += f"--max_length {ROW} --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 3 "
     argv += f"--report_to none --save_strategy no --bf16 true {flags}"
     script, args, given, mixture = TrainParser().parse(argv.split())

@@ -341,7 +341,7 @@ def test_training_says_what_will_run_and_warns_like_the_estimate(tmp_path, capsy
     assert any("the recipe's 128. Set gradient_accumulation_steps: 64" in message for message in said)
     printed = capsys.readouterr().out
     assert "at the first step 0.6931" in printed
-    assert "Reference: LlamaForCausalLM in memory, 0 MiB per process" in printed
+    assert "Reference: LlamaForCausalLM in float32, 0.0 MiB of weights on this process" in printed
     assert "Batch: 4 pairs per step" in printed
     assert "Steps: 2 (1 epochs of 2)" in printed
     state = json.loads((Path(keys["output_dir"]) / "trainer_state.json").read_text())

@@ -45,7 +45,7 @@ def lines(trainer: Any, training: Training, engine: Engine, shape: ModelShape | 
     pairs = per_device * accumulation * args.world_size
     said = [
         f"Loss: {trainer.mixture.describe()}; at the first step {_first_loss(trainer, training)}",
-        f"Reference: {trainer.describe_reference()}{_cost(training, engine, shape)}",
+        f"Reference: {trainer.describe_reference()}{_cost(training)}",
         f"Batch: {pairs} pairs per step ({per_device} per process x {accumulation} accumulated x "
         f"{args.world_size} processes)",
         f"Steps: {_steps(trainer)}",
@@ -64,12 +64,9 @@ def _first_loss(trainer: Any, training: Training) -> str:
     return expected if exact or not expected[0].isdigit() else f"near {expected}"
 
 
-def _cost(training: Training, engine: Engine, shape: ModelShape | None) -> str:
-    if training.reference.kind != "loaded" or shape is None:
-        return "" if training.reference.kind == "none" else ", no memory of its own"
-    memory = estimate(shape, training, engine).reference
-    size = f"{memory / GIB:.1f} GiB" if memory >= GIB else f"{memory / 2**20:.0f} MiB"
-    return f", {size} per process"
+def _cost(training: Training) -> str:
+    """What the description of a reference leaves out: that it takes no memory."""
+    return ", no memory of its own" if training.reference.kind in ("stored", "adapter off") else ""
 
 
 def _shape(trainer: Any) -> ModelShape | None:

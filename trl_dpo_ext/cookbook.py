@@ -41,6 +41,12 @@ class Recipe:
         return found[1] if found else ""
 
     @property
+    def processes(self) -> int | None:
+        """How many processes its launch line asks for, where that is not what the accelerate configuration has."""
+        found = re.search(r"--num_processes (\d+)", self.header.get("Launch", ""))
+        return int(found[1]) if found else None
+
+    @property
     def batch(self) -> int | None:
         """Pairs per optimiser step, as its header has it."""
         found = re.match(r"(\d+) pairs", self.header.get("Batch", ""))
@@ -133,6 +139,7 @@ def as_markdown() -> str:
     for r in list_recipes():
         hardware, memory, first, source = (_first(r.header.get(key, "")) for key in _SHOWN)
         config = f"[{r.accelerate}]({ACCELERATE}/{r.accelerate}.yaml)"
+        first = first.removeprefix("loss = ")
         lines.append(
             f"| [{r.name}]({r.name}.yaml) | {r.title} | {hardware} | {config} | {memory} | {first} | {source} |"
         )
@@ -143,8 +150,8 @@ _SHOWN = ("Hardware", "Memory", "First step", "Source")
 
 
 def _first(text: str) -> str:
-    """The first sentence, or what stands before a bracket or a semicolon."""
-    return re.split(r"[;\n]|\. | \(", " ".join(text.split("\n")) if "\n" in text else text)[0].strip().rstrip(".")
+    """What stands before a bracket, a comma, a semicolon or the end of a sentence."""
+    return re.split(r"[;,]|\. | \(", text.replace("\n", " "))[0].strip().rstrip(".")
 
 
 def describe(name: str) -> str:

@@ -83,9 +83,9 @@ def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | N
     except ValueError as error:
         raise InputError([f"{model.model_name_or_path} is not a causal language model: {error}"]) from None
     own = engine_for(read_engine(find_accelerate(chosen)), args) if chosen else None
-    gpus = given.get("gpus") or (own.processes if own and own.processes > 1 else 8)
-    if own and given.get("gpus"):
-        own = own.over(gpus)
+    wanted = given.get("gpus") or (recipe.processes if recipe and chosen == recipe.accelerate else None)
+    own = own.over(wanted) if own and wanted else own
+    gpus = wanted or (own.processes if own and own.processes > 1 else 8)
     rows = [Row(Path(chosen).stem, own, estimate(shape, training, own), own=True)] if own and chosen else []
     rows += [r for r in _others(shape, training, args, gpus) if not own or r.engine != own]
     engine = own or rows[0].engine

@@ -56,11 +56,11 @@ def _reference(args: Any, model: Any, mixture: Any, dtype: str) -> Reference:
         return Reference("none")
     if args.precompute_ref_log_probs:
         return Reference("stored")
-    if model.use_peft and not getattr(args, "describes_reference", False):
+    if model.use_peft and not args.describes_reference:
         return Reference("adapter off")
-    kind = getattr(args, "ref_quantization", None)
+    kind = args.ref_quantization
     quantised = Quantised(8 if kind == "int8" else 4, args.ref_double_quant) if kind else None
-    return Reference("loaded", getattr(args, "ref_dtype", None) or dtype, quantised)
+    return Reference("loaded", args.ref_dtype or dtype, quantised)
 
 
 def engine_for(engine: Engine, args: Any) -> Engine:
