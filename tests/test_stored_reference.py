@@ -466,6 +466,13 @@ def test_a_stream_that_is_not_stored_names_the_first_missing_sequence(tmp_path, 
     trainer.train()
 
 
+def test_a_folder_that_cannot_be_a_store_is_named_before_a_model_is_loaded(tmp_path, store):
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"refs is no store and holds other things \(notes.txt\)"):
+        stored(tmp_path, store, model="no/such-model")
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

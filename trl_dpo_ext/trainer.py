@@ -31,6 +31,7 @@ from .reference import self_check
 from .reference.choice import choose_reference, kept_whole
 from .reference.footprint import describe_weights
 from .reference.lookup import REF_TOKEN_LOGPS
+from .reference.manifest import check_folder
 from .reference.model_weights import adapters_alter_base
 from .reference.planned import PlannedReference
 from .reference.quantized import unpacked_on_cpu
@@ -78,6 +79,8 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         elif not isinstance(args, DPOExtConfig):
             raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
         check_launch(os.environ, args)
+        if args.precompute_ref_log_probs and args.ref_store:
+            check_folder(Path(args.ref_store))
         self.mixture = args.loss_mixture()
         self.forward = PairForward(args.share_prompt, args.padding_free, args.share_prompt_check)
         self.extra_columns = _extra_columns(args, self.mixture)

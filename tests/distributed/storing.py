@@ -16,6 +16,7 @@ STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "ma
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train from the store at `ref_store` below the job's folder, filling it before; "{rank}" in it is the process."""
     ref_store = settings.pop("ref_store", "refs").format(rank=os.environ.get("RANK", "0"))
+    fill_only = settings.pop("fill_only", False)
     settings = {**STORED, "ref_store": str(folder / ref_store), **settings}
     if settings.pop("in_memory", False):
         run = runs.trainer(
@@ -24,5 +25,8 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     else:
         run = launched.trainer(folder, settings)
     report = vars(run._stored.report).copy()
-    run.train()
+    if fill_only:
+        run.model_wrapped = run.accelerator.prepare(run.model)  # as training would, so that the engine can be told
+    else:
+        run.train()
     return {"report": report}

@@ -75,9 +75,9 @@ def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(e
     "settings",
     [
         {"in_memory": True},
-        # Two steps, so that training does not meet the odd pair; and one width, which dispatching needs to train.
+        # Two steps, so that training does not meet the odd pair; dispatched batches TRL cannot train on at all.
         {"accelerator_config": {"even_batches": False}, "per_device_train_batch_size": 1},
-        {"accelerator_config": {"dispatch_batches": True}, "pad_to_multiple_of": 64},
+        {"accelerator_config": {"dispatch_batches": True}, "fill_only": True},
         {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": 2},
         {"lora": {"r": 2, "target_modules": ["q_proj"]}},
         {"ref_store": "refs-{rank}"},
@@ -87,7 +87,8 @@ def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(e
 def test_two_processes_in_ways_that_trls_pass_does_not_survive(settings, tmp_path, files, by_one):
     folder = job(tmp_path, files)
     record = engines.launch(folder, "multi_gpu", "storing:train", settings, flags=FLAGS)
-    assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    if "fill_only" not in settings:
+        assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     for name in ["refs"] if "ref_store" not in settings else ["refs-0", "refs-1"]:
         assert_equal(stored(folder / name), by_one)
 

@@ -73,6 +73,10 @@ class Identity:
         """32 hexadecimal digits, equal where nothing that is compared differs."""
         return hashlib.blake2b(canonical(self.keyed).encode(), digest_size=16).hexdigest()
 
+    @property
+    def _named_weights(self) -> str:
+        return self.weights + (f" ({self.source})" if self.source else "")
+
     @classmethod
     def from_json(cls, keyed: Mapping[str, Any], recorded: Mapping[str, Any]) -> Identity:
         """What `keyed` and `recorded` were made of.
@@ -86,11 +90,11 @@ class Identity:
 
     def differences(self, store: Identity) -> list[str]:
         """In words, what is compared and differs between this run and a store; empty for the same reference."""
-        theirs, ours = store.keyed, self.keyed
+        theirs, ours = ({**one.keyed, "weights": one._named_weights} for one in (store, self))
         found = [
             f"{name} is {theirs[name]} in the store and {ours[name]} in this run ({_REMEDIES[name]})"
             for name in ours
-            if name != "config" and theirs[name] != ours[name]
+            if name != "config" and getattr(store, name) != getattr(self, name)
         ]
         return found + _config_differences(theirs["config"], ours["config"])
 
