@@ -32,6 +32,7 @@ def stand_in_for_gpus() -> None:
     if fsdp1:
         os.environ.update(FSDP1_ON_CPU)
     import accelerate.state
+    import torch
     import transformers.training_args
     from torch.distributed import fsdp
 
@@ -44,6 +45,7 @@ def stand_in_for_gpus() -> None:
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if fsdp1:  # crashes when it offloads from the CPU to the CPU, which accelerate asks for at every save
         fsdp.StateDictConfig.offload_to_cpu = property(lambda _: False, lambda _, value: None)
+    torch.Tensor.pin_memory = lambda self, *_, **__: self  # what is offloaded from the CPU is in its memory already
 
 
 def no_repacking() -> None:
@@ -85,9 +87,10 @@ def engine_of(trainer: Any) -> str:
     return "single"
 
 
-def record(folder: Path, rank: int, more: dict[str, Any] | None) -> None:
+def record(folder: Path, more: dict[str, Any] | None) -> None:
     import torch
 
+    rank = int(os.environ.get("RANK", 0))
     kept = dict(more or {})
     if TRAINERS:
         trainer = TRAINERS[-1]
@@ -135,7 +138,7 @@ def main() -> int:
             if exit.code:
                 raise
             more = None
-        record(folder, int(os.environ.get("RANK", 0)), more)
+        record(folder, more)
         if TRAINERS:
             TRAINERS[-1].accelerator.wait_for_everyone()
         return 0
