@@ -204,6 +204,33 @@ def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> Non
     assert (tmp_path / "run.png").stat().st_size > 1000
 
 
+def test_auto_starts_a_run_and_goes_on_with_it_from_its_newest_complete_checkpoint(tmp_path, capsys) -> None:
+    keys = {
+        "model_name_or_path": tiny.saved_model(str(tmp_path / "model")),
+        "dataset_name": write_data(tmp_path, ".jsonl"),
+        "output_dir": str(tmp_path / "out"),
+        "resume_from_checkpoint": "auto",
+        "save_steps": 1,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+    }
+    file = config_file(tmp_path, **keys)
+    assert cli.main(["train", "--config", file, "--max_steps", "2"]) == 0
+    (tmp_path / "out/checkpoint-2/trainer_state.json").unlink()
+    first = (tmp_path / "out/checkpoint-1").stat().st_mtime_ns
+    with pytest.warns(UserWarning, match="checkpoint-2; resuming from checkpoint-1"):
+        assert cli.main(["train", "--config", file, "--max_steps", "3"]) == 0
+    state = json.loads((tmp_path / "out/checkpoint-3/trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    assert (tmp_path / "out/checkpoint-1").stat().st_mtime_ns == first
+    assert (tmp_path / "out/checkpoint-2/trainer_state.json").is_file()
+    missing = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true"]
+    assert cli.main(["train", "--config", file, *missing]) == 2
+    assert "There is no complete checkpoint in" in capsys.readouterr().err
+
+
 def test_wrong_input_ends_with_status_two_and_no_traceback(capsys) -> None:
     assert cli.main(["train", *BASE, "--loss_type", "sigmod"]) == 2
     captured = capsys.readouterr()
