@@ -363,6 +363,12 @@ def test_the_policys_loading_flags_hold_for_its_reference(folder, tmp_path) -> N
     assert run.ref_model.model.layers[0].self_attn.q_proj.compute_dtype == torch.bfloat16
 
 
+def test_dtype_auto_is_that_of_the_checkpoint_for_the_reference_too(folder, tmp_path) -> None:
+    tiny.model().to(torch.bfloat16).save_pretrained(folder)
+    run = runs.trainer(tmp_path / "out", model=folder, model_init_kwargs={"dtype": "auto"}, ref_quantization="nf4")
+    assert run.model.dtype == run.ref_model.dtype == torch.bfloat16
+
+
 def test_a_vocabulary_that_does_not_fit_is_named_before_weights_are_read(folder, tmp_path, no_weights) -> None:
     torch.manual_seed(0)
     small = tiny.model().config

@@ -16,12 +16,15 @@ IDS = torch.arange(4, 34).view(2, 15)
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train with the settings of the test, of which `instance` and `qlora` say how the policy is given."""
-    if settings.pop("qlora", False):
+    """Train with the settings of the test, of which `instance` and `qlora` (its storage) say how the policy is given."""
+    if storage := settings.pop("qlora", None):
         from transformers import BitsAndBytesConfig
 
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype="float32",
+            bnb_4bit_quant_storage=storage,
         )
     if settings.pop("instance", False):
         settings["model"] = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)

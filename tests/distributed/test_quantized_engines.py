@@ -75,7 +75,7 @@ def test_a_quantised_reference_beside_lora(tmp_path, alone: dict[str, Record], e
 
 @pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp2", "zero3"))
 def test_a_quantised_reference_beside_qlora(tmp_path, engine: str) -> None:
-    split = run(tmp_path / "job", engine, **NF4, **LORA, qlora=True)
+    split = run(tmp_path / "job", engine, **NF4, **LORA, qlora="uint8")
     assert all(line["grad_norm"] > 0 for line in split.steps)
     is_whole_and_unchanged(split)
     assert abs(split["drift"]["sequence_mean"]) < 0.05  # the same 4-bit weights
@@ -102,3 +102,10 @@ def test_an_unquantised_reference_keeps_its_dtype(tmp_path, alone: dict[str, Rec
 @pytest.mark.parametrize("engine", engines("fsdp2"))
 def test_trls_own_reference_is_split_layer_by_layer_too(tmp_path, engine: str) -> None:
     assert run(tmp_path / "job", engine)["units"] == ["", "model.layers.0"]
+
+
+@pytest.mark.parametrize("engine", engines("fsdp1"))
+def test_qlora_under_fsdp1_trains_where_all_weights_have_one_dtype(tmp_path, engine: str) -> None:
+    one = {"qlora": "bfloat16", "model_init_kwargs": {"dtype": "bfloat16"}}
+    split = run(tmp_path / "job", engine, **LORA, **one)
+    assert all(line["grad_norm"] > 0 for line in split.steps)

@@ -79,7 +79,9 @@ def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
     else:
         load = {key: value for key, value in load.items() if key in _GENERAL}
     load.pop("revision", None)
-    return {"model": name, "revision": revision, "dtype": None if dtype == "auto" else dtype, **load}
+    if dtype == "auto":
+        dtype = checkpoint(name, revision, load)[0].dtype
+    return {"model": name, "revision": revision, "dtype": dtype, **load}
 
 
 def _name_of(policy: Any) -> str:

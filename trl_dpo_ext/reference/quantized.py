@@ -118,7 +118,8 @@ def load_reference(
 
 def _warn_of_the_rest(reference: Any, quantization: str) -> None:
     """Say so where most weights are in no linear layer, as in models that fuse their experts into one tensor."""
-    embeddings = {id(reference.get_input_embeddings().weight), id(reference.get_output_embeddings().weight)}
+    outer = (reference.get_input_embeddings(), reference.get_output_embeddings())
+    embeddings = {id(layer.weight) for layer in outer if layer is not None}
     rest = sum(p.numel() for p in reference.parameters() if p.is_floating_point() and id(p) not in embeddings)
     layers = sum(
         module.in_features * module.out_features
