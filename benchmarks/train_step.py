@@ -101,6 +101,7 @@ class Contestant:
 def model(shape: str, options: argparse.Namespace, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     config, kind, sizes = SHAPES[shape]
+    sizes = {name: getattr(options, name, None) or size for name, size in sizes.items()}
     with torch.device(options.device):
         made = kind(config(max_position_embeddings=8192, **sizes)).to(getattr(torch, options.dtype))
     return made
@@ -278,6 +279,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model-shape", default="small", choices=sorted(SHAPES))
+    for size in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
+        parser.add_argument(f"--{size.replace('_', '-')}", type=int, help="in place of the shape's own")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--lengths", default="hh", choices=sorted(LENGTHS))
     parser.add_argument("--micro-batch", type=int, default=4)
