@@ -14,6 +14,7 @@ Run: python benchmarks/train_step.py                                       # two
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import random
 import statistics
@@ -181,6 +182,7 @@ def peak_bytes(device: str, run: Callable[[], object]) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # else what the last step freed, and the allocator kept, would not be counted
     done, seen = threading.Event(), [resident()]
 
     def watch() -> None:
