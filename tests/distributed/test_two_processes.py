@@ -78,4 +78,6 @@ def test_two_processes_equal_trl_in_more_configurations(tmp_path, settings: dict
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": True, "rows": 16, **settings}
     host = train(tmp_path / "host", 2, kind="trl", **settings)
     ours = train(tmp_path / "ours", 2, **settings)
-    assert all(torch.equal(tensor, ours.weights[name]) for name, tensor in host.weights.items())
+    exact = "precompute_ref_log_probs" not in settings  # our pass has batches of another shape
+    for name, tensor in host.weights.items():
+        torch.testing.assert_close(ours.weights[name], tensor, **({"rtol": 0, "atol": 0} if exact else {}))
