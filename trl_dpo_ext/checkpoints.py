@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from .errors import InputError
 from .mixture import LossMixture
 
@@ -116,7 +119,39 @@ def _plain_names(
 ) -> Iterator[tuple[str, Any]]:
     for name, module in type(model).named_modules(model, memo, prefix, remove_duplicate):
         # With a prefix, it is a model around this one that asks.
-        yield (name if prefix else ".".join(part for part in name.split(".") if part != _WRAPPER)), module
+        yield (name if prefix else _without_wrapper(name)), module
+
+
+def _without_wrapper(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part and part != _WRAPPER)
+
+
+def load_wrapped_adapter(model: Any, checkpoint: Path) -> None:
+    """Copy a checkpoint's adapter into a model that FSDP1 has wrapped; nothing for other models and checkpoints.
+
+    peft finds the adapter's places in the whole state dict, which FSDP1 gives to the first process alone: the other
+    processes would keep their shards as they are. Every process has to call this.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    file = checkpoint / "adapter_model.safetensors"
+    if not isinstance(model, FullyShardedDataParallel) or not file.is_file():
+        return
+    adapter = f".{getattr(model, 'active_adapter', 'default')}"
+    saved = load_file(file)
+    left = set(saved)
+    units = {_without_wrapper(n): m for n, m in model.named_modules() if isinstance(m, FullyShardedDataParallel)}
+    for unit_name, unit in units.items():
+        inner = tuple(f"{name}." for name in units if name != unit_name and f"{name}.".startswith(unit_name))
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=False), torch.no_grad():
+            for name, parameter in unit.named_parameters():
+                name = _without_wrapper(f"{unit_name}.{name}")
+                key = name.replace(adapter, "")
+                if key in left and not name.startswith(inner):  # those of units inside are still split
+                    parameter.copy_(saved[key])
+                    left.remove(key)
+    if left:
+        raise InputError([f"{file} holds weights that this run's adapter has no place for: {', '.join(sorted(left))}."])
 
 
 def gathered_weights(accelerator: Any, model: Any) -> dict[str, Any] | None:

@@ -79,8 +79,10 @@ class OnEngines(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with checkpoints.names_without_wrappers(self.model if model is None else model):
+        model = self.model if model is None else model
+        with checkpoints.names_without_wrappers(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         with checkpoints.names_without_wrappers(self.model):
