@@ -158,12 +158,16 @@ def test_each_way_of_saving_memory_saves_it() -> None:
     assert offloaded.host == pytest.approx(16 * 7615616512)
 
 
-def test_a_reference_under_fsdp2_is_gathered_whole() -> None:
+def test_a_reference_is_split_where_the_policy_is_and_4_bits_never() -> None:
     shape = shape_of(MODELS["llama-3.1-70b"][0]())
-    training = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16"))
-    in_one = formulas.reference_model(shape, training, Engine("fsdp2", 64))
-    by_layer = formulas.reference_model(shape, training, Engine("fsdp1", 64))
-    assert in_one - by_layer == 2 * shape.parameters
+    loaded = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16"))
+    by_engine = {
+        kind: formulas.reference_model(shape, loaded, Engine(kind, 8)) for kind in ("ddp", "zero2", "zero3", "fsdp2")
+    }  # type: ignore[arg-type]
+    whole = 2 * shape.parameters
+    assert by_engine == {"ddp": whole, "zero2": whole, "zero3": whole / 8, "fsdp2": whole / 8}
+    nf4 = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16", Quantised(4, True)))
+    assert formulas.reference_model(shape, nf4, Engine("fsdp2", 8)) == formulas.reference_model(shape, nf4, SINGLE)
 
 
 def test_every_shipped_accelerate_config_is_read() -> None:
@@ -194,11 +198,10 @@ def test_the_engine_is_read_from_an_accelerate_config(tmp_path, keys: dict[str, 
 FULL_BF16 = Training(dtype="bfloat16")
 LORA_BF16 = Training(dtype="bfloat16", adapter=True)
 QLORA = Training(dtype="bfloat16", adapter=True, quantised=Quantised(4, True))
-LOADED = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16"))
 
 
 def situation(**changes: Any) -> Situation:
-    given = {"training": Training(), "engine": SINGLE, "parameters": 10**9, "learning_rate": 5e-7, "batch": 128}
+    given = {"training": Training(), "engine": SINGLE, "learning_rate": 5e-7, "batch": 128}
     return Situation(**{**given, "losses": (("sigmoid", {"beta": 0.1}),), **changes})
 
 
@@ -206,7 +209,6 @@ WALKS_IN = {
     "bf16_weights": {"training": FULL_BF16},
     "float32_base": {"training": Training(adapter=True)},
     "small_beta": {"losses": (("sigmoid_norm", {"beta": 0.1}),)},
-    "gathered_reference": {"training": LOADED, "engine": Engine("fsdp2", 8), "parameters": 70 * 10**9},
     "unprepared_policy": {"training": LORA_BF16, "engine": Engine("fsdp2", 8), "precomputes": True},
     "whole_4bit_weights": {"training": QLORA, "engine": Engine("fsdp2", 8)},
     "other_batch": {"published_batch": 64},
@@ -218,7 +220,6 @@ STAYS_OUT = {
         {"training": Training(adapter=True), "engine": Engine("single", 1, on_cpu=True)},
     ],
     "small_beta": [{"losses": (("sigmoid_norm", {"beta": 5.0}),)}],
-    "gathered_reference": [{"training": LOADED, "engine": Engine("zero3", 8), "parameters": 70 * 10**9}],
     "unprepared_policy": [{"training": LORA_BF16, "engine": Engine("fsdp2", 8)}],
     "whole_4bit_weights": [{"training": QLORA}],
     "other_batch": [{"published_batch": 128}, {"published_batch": None}],
@@ -262,7 +263,7 @@ def test_the_command_says_what_fits_from_a_config_file_alone(model_config, capsy
 def test_the_smallest_that_fits_is_the_simplest(model_config) -> None:
     full = [*RUN, "--dtype", "bfloat16", "--per_device_train_batch_size", "1", "--ignore_traps", "bf16_weights"]
     assert plan(full, 80, model_config=model_config).smallest.name == "zero1"
-    assert plan(full, 40, model_config=model_config).smallest.name in ("zero2", "zero3", "fsdp1")
+    assert plan(full, 40, model_config=model_config).smallest.name == "fsdp2"
     adapter = [*full, "--use_peft", "--lora_target_modules", "all-linear"]
     assert plan(adapter, 24, model_config=model_config).smallest.name == "single_gpu"
     nothing = plan(full, 1, model_config=model_config)

@@ -33,7 +33,7 @@ def announce(trainer: Any, model: Any, recipe: Path | None) -> None:
     print("\n".join(lines(trainer, training, engine, shape)), flush=True)
     if shape is not None:
         published = read_recipe(recipe).batch if recipe else None
-        situation = situation_of(args, trainer.mixture, training, engine, shape, published)
+        situation = situation_of(args, trainer.mixture, training, engine, published)
         for trap in find_traps(situation, args.ignore_traps):
             warnings.warn(trap, stacklevel=3)
 

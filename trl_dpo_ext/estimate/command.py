@@ -89,7 +89,7 @@ def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | N
     rows = [Row(Path(chosen).stem, own, estimate(shape, training, own), own=True)] if own and chosen else []
     rows += [r for r in _others(shape, training, args, gpus) if not own or r.engine != own]
     engine = own or rows[0].engine
-    situation = situation_of(args, mixture, training, engine, shape, recipe.batch if recipe else None)
+    situation = situation_of(args, mixture, training, engine, recipe.batch if recipe else None)
     return Plan(
         shape,
         training,
@@ -106,7 +106,9 @@ def _others(shape: ModelShape, training: Training, args: Any, gpus: int) -> list
     rows: dict[Engine, Row] = {}
     for name, file in accelerate_configs().items():
         engine = engine_for(read_engine(file).over(gpus), args)
-        wrong_fsdp1 = engine.kind == "fsdp1" and (training.quantised or (name == "fsdp1_lora") != training.adapter)
+        # FSDP1 flattens weights together, which have to be of one type.
+        flat = not training.quantised or (training.quantised.shardable and training.dtype == "bfloat16")
+        wrong_fsdp1 = engine.kind == "fsdp1" and (not flat or (name == "fsdp1_lora") != training.adapter)
         if not engine.on_cpu and not wrong_fsdp1:
             rows.setdefault(engine, Row(name, engine, estimate(shape, training, engine)))
     return sorted(rows.values(), key=_simplicity)

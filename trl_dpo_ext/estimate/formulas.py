@@ -197,8 +197,8 @@ def _in_32_bit(name: str) -> str:
 def reference_model(shape: ModelShape, t: Training, engine: Engine) -> float:
     """The reference while training: nothing, a whole copy, or a part of one. Source F.
 
-    ZeRO-1 and 2 replicate it. FSDP2 wraps it as one unit, so that each of its forward passes gathers all of it in half
-    precision. A quantised one stays whole on each GPU.
+    ZeRO-1 and 2 replicate it, what splits the policy's weights splits it too, layer by layer (plain TRL makes one unit
+    of it under FSDP2, and gathers all of it for each pass). A quantised one stays whole on each GPU.
     """
     ref = t.reference
     if ref.kind != "loaded":
@@ -209,10 +209,9 @@ def reference_model(shape: ModelShape, t: Training, engine: Engine) -> float:
         return ref.quantised.bytes * shape.linear + size * (base - shape.linear)
     if engine.kind.startswith("zero") and engine.half:
         size = 2
-    gathered = 2.0 * base if engine.kind == "fsdp2" else 0.0
     if engine.offload:
-        return gathered
-    return size * base / (engine.splits if engine.shards_weights else 1) + gathered
+        return 0.0
+    return size * base / (engine.splits if engine.shards_weights else 1)
 
 
 def activations(shape: ModelShape, t: Training, engine: Engine) -> tuple[float, float]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from .engine import Engine
 from .formulas import BYTES, Quantised, Reference, Training
-from .shape import ModelShape
 from .traps import Situation
 
 DEFAULT_TOKENS = 2048
@@ -68,15 +67,12 @@ def engine_for(engine: Engine, args: Any) -> Engine:
     return replace(engine, half=bool(args.bf16 or args.fp16))
 
 
-def situation_of(
-    args: Any, mixture: Any, training: Training, engine: Engine, shape: ModelShape, published_batch: int | None
-) -> Situation:
+def situation_of(args: Any, mixture: Any, training: Training, engine: Engine, published_batch: int | None) -> Situation:
     """What the checks look at."""
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     return Situation(
         training=training,
         engine=engine,
-        parameters=shape.parameters,
         learning_rate=args.learning_rate,
         losses=tuple((term.variant.name, dict(term.hyper)) for term in mixture.terms),
         precomputes=args.precompute_ref_log_probs,

@@ -13,7 +13,6 @@ from .engine import Engine
 from .formulas import Training
 
 BF16_FROZEN_BELOW = 2e-5
-LARGE = 14e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +21,6 @@ class Situation:
 
     training: Training
     engine: Engine
-    parameters: int
     learning_rate: float
     losses: tuple[tuple[str, dict[str, Any]], ...]
     """Name and hyper-parameters of every loss."""
@@ -93,18 +91,6 @@ def small_beta(s: Situation) -> Iterator[str]:
                 f"beta={hyper['beta']:g} with sigmoid_norm: the score is a mean per token, some hundred times smaller "
                 "than DPO's sum, and the loss hardly pulls. Tülu 3 and OLMo 2 use beta 5."
             )
-
-
-@_check
-def gathered_reference(s: Situation) -> Iterator[str]:
-    """TRL wraps a reference under FSDP2 as one unit (`prepare_fsdp`)."""
-    ref = s.training.reference
-    if s.engine.kind == "fsdp2" and ref.kind == "loaded" and not ref.quantised and s.parameters >= LARGE:
-        gathered = 2 * s.parameters / 2**30
-        yield (
-            f"Under FSDP2 the reference is one unit: each of its forward passes gathers all of it, {gathered:.0f} GiB "
-            "on every GPU. Use precompute_ref_log_probs, zero3, fsdp1, or an adapter."
-        )
 
 
 @_check
