@@ -179,6 +179,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def wait_until_listening(port: int, launcher: subprocess.Popen[bytes], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while launcher.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as knocking:
+            if knocking.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+
+
 def expected_engine(config: Path, processes: int) -> tuple[str, str, str]:
     keys = yaml.safe_load(config.read_text())
     kind = keys["distributed_type"]
@@ -253,6 +262,10 @@ def start(
                     start_new_session=True,
                 )
             )
+        if nodes > 1 and node == 0:
+            wait_until_listening(
+                port, launchers[0]
+            )  # or another node, on the same machine here, takes the place of the first
     return Job(folder, launchers, processes, expected_engine(file, processes))
 
 
