@@ -1,6 +1,6 @@
-"""One test for each seam of `trl_dpo_ext/_host.py`: a fact about TRL's inside that this package leans on.
+"""One test for each seam of `trl_dpo_ext/_host`: a fact about TRL's inside that this package leans on.
 
-A failure here means that the installed TRL has moved the seam that the failing test's message names; mend `_host.py`.
+A failure here means that the installed TRL has moved the seam that the failing test's message names; mend `_host`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def batch(host: Any) -> dict[str, torch.Tensor]:
 
 
 def seam(name: str) -> str:
-    return f"TRL has moved the seam {name!r}: mend it in trl_dpo_ext/_host.py"
+    return f"TRL has moved the seam {name!r}: mend it in trl_dpo_ext/_host"
 
 
 class Spy:
