@@ -117,6 +117,8 @@ def check_folder(folder: Path) -> None:
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError as error:
         raise InputError([f"The store at {folder} cannot be read: {error.strerror}."]) from error
+    if MANIFEST in names:  # another process has made the store meanwhile
+        return
     if names - ({PARTS, CARD} if PARTS in names else set()):
         raise InputError(
             [f"{folder} is no store and holds other things ({_some(names)}). Name another folder as --ref_store."]
