@@ -38,7 +38,7 @@ demo: $(VENV)/model ## Train a real model on a real preference set, with what it
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
-	$(PY) -m pytest -q -m "not distributed and not recipes and not model"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "not distributed and not recipes and not model"
 
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
