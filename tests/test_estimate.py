@@ -211,6 +211,7 @@ WALKS_IN = {
     "small_beta": {"losses": (("sigmoid_norm", {"beta": 0.1}),)},
     "unprepared_policy": {"training": LORA_BF16, "engine": Engine("fsdp2", 8), "precomputes": True},
     "whole_4bit_weights": {"training": QLORA, "engine": Engine("fsdp2", 8)},
+    "unsaved_states": {"training": Training(optimiser="adamw_bnb_8bit"), "engine": Engine("fsdp1", 8)},
     "other_batch": {"published_batch": 64},
 }
 STAYS_OUT = {
@@ -222,6 +223,7 @@ STAYS_OUT = {
     "small_beta": [{"losses": (("sigmoid_norm", {"beta": 5.0}),)}],
     "unprepared_policy": [{"training": LORA_BF16, "engine": Engine("fsdp2", 8)}],
     "whole_4bit_weights": [{"training": QLORA}],
+    "unsaved_states": [{"training": Training(optimiser="adamw_bnb_8bit")}, {"engine": Engine("fsdp1", 8)}],
     "other_batch": [{"published_batch": 128}, {"published_batch": None}],
 }
 

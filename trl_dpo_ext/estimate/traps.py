@@ -115,6 +115,15 @@ def whole_4bit_weights(s: Situation) -> Iterator[str]:
 
 
 @_check
+def unsaved_states(s: Situation) -> Iterator[str]:
+    """Launched on two CPU processes: FSDP1 raises in the first checkpoint, FSDP2 in the first step."""
+    name = s.training.optimiser
+    if s.engine.is_fsdp and any(word in name for word in ("bnb", "8bit", "paged")):
+        when = "fails when its states are first saved" if s.engine.kind == "fsdp1" else "cannot step"
+        yield f"optim: {name} is bitsandbytes', which {when} under {s.engine.kind.upper()}. Use adamw_torch."
+
+
+@_check
 def other_batch(s: Situation) -> Iterator[str]:
     """The learning rate of a recipe belongs to its number of pairs per step."""
     if s.published_batch is None or s.batch == s.published_batch:
