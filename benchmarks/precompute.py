@@ -199,11 +199,12 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     model = AutoModelForCausalLM.from_pretrained(options.model) if options.model else smollm2_shape()
     model = model.to(device, dtype)
+    name = Path(options.model).name if options.model else "random weights"
     text = [
         f"{platform.machine()}, {torch.get_num_threads()} threads"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device),
-        f"model: {options.model or 'random weights'}, {model.num_parameters() / 1e6:.0f}M parameters, {options.dtype}; "
+        f"model: {name}, {model.num_parameters() / 1e6:.0f}M parameters, {options.dtype}; "
         f"{options.pairs} pairs; TRL's batch size {TRL_BATCH_SIZE}; median of {options.repeats}",
     ]
     with tempfile.TemporaryDirectory() as folder:

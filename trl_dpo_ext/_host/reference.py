@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -212,7 +212,7 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
     ours = trainer.ref_model is None and load is None  # the policy is the reference
     if ours and not is_adapted(trainer) and trainer.state.global_step > 0:
         raise InputError([_GONE])
-    model, engine = trainer.ref_model, None
+    model, engine = trainer.ref_model, cast(Any, None)
     if load is not None:
         model = engine = load()
     elif ours and trainer.is_deepspeed_enabled and trainer.deepspeed is None:

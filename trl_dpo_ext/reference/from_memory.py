@@ -82,7 +82,7 @@ def _gathered(model: Any) -> Iterator[None]:
     if not spread:
         yield
         return
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingImports]  (an extra)
 
     with deepspeed.zero.GatheredParameters(spread):
         yield

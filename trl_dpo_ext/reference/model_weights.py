@@ -170,7 +170,7 @@ def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _gathered(tensor: torch.Tensor) -> Any:
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingImports]  (an extra)
 
     return deepspeed.zero.GatheredParameters([tensor])  # without it, TRL hashes every model alike
 

@@ -21,7 +21,7 @@ def _zero_stage(accelerator: Any) -> int:
 
 def _mark_gathered(reference: Any) -> None:
     """Tell whoever gathers the output layer under ZeRO-3 that it is all here."""
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # pyright: ignore[reportMissingImports]
 
     head = reference.get_output_embeddings()
     for parameter in (head.weight, head.bias):
