@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -212,7 +212,7 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
     ours = trainer.ref_model is None and load is None  # the policy is the reference
     if ours and not is_adapted(trainer) and trainer.state.global_step > 0:
         raise InputError([_GONE])
-    model, engine = trainer.ref_model, cast(Any, None)
+    model, engine = trainer.ref_model, None
     if load is not None:
         model = engine = load()
     elif ours and trainer.is_deepspeed_enabled and trainer.deepspeed is None:
@@ -230,8 +230,9 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
         for module in training:
             module.training = True
         # Left alone, a second engine of DeepSpeed's on one model would take part in every forward of training.
-        if engine is not None and hasattr(engine, "destroy"):
-            engine.destroy()
+        destroy: Any = getattr(engine, "destroy", None)
+        if destroy is not None:
+            destroy()
 
 
 _GONE = (
