@@ -82,6 +82,16 @@ def keep_precision(accelerator: Any) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
 
 
+def keep_checkpointing(args: Any) -> None:
+    """Let transformers see the checkpointing options that TRL has set, under their newer name.
+
+    For an adapter under ZeRO-3 TRL asks for reentrant checkpointing, without which the backward pass fails. It writes
+    `gradient_checkpointing_kwargs`, of which newer versions of transformers read a copy made before.
+    """
+    if hasattr(args, "activation_checkpointing_kwargs"):
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs
+
+
 def split_uncast(
     inputs: Mapping[str, Any], columns: Collection[str], device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,6 +22,7 @@ class OnEngines(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; FSDP2 is kept from rounding log-probs."""
+        engines.keep_checkpointing(self.args)
         super().create_accelerator_and_postprocess()
         engines.keep_precision(self.accelerator)
 

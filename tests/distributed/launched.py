@@ -102,6 +102,14 @@ def train_and_stop_while_saving(folder: Path, settings: dict[str, Any]) -> dict[
     return {}
 
 
+def train_and_tell_checkpointing(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, and tell how layers were run again in the backward pass."""
+    run = trainer(folder, settings)
+    run.train()
+    layer = next(module for module in run.model.modules() if hasattr(module, "_gradient_checkpointing_func"))
+    return {"reentrant": layer._gradient_checkpointing_func.keywords["use_reentrant"]}
+
+
 def identify_trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, and identify the model as its engine has split it over the processes."""
     from trl_dpo_ext.reference.identity import identify

@@ -9,6 +9,9 @@ from typing import Any
 import launched
 import runs
 import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "max_steps": 2}
 
@@ -30,3 +33,11 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     else:
         run.train()
     return {"report": report}
+
+
+def train_on(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, as above, on an adapter that is there already."""
+    torch.manual_seed(1)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora)
+    return train(folder, {**settings, "model": adapted})

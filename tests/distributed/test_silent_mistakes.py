@@ -101,6 +101,17 @@ def test_an_adapter_is_saved_with_its_weights(tmp_path, engine: str) -> None:
     assert all(torch.equal(reloaded[name].float(), tensor.float()) for name, tensor in trained.items())
 
 
+@pytest.mark.parametrize("engine", engines("zero3"))
+def test_an_adapter_under_zero3_is_checkpointed_as_trl_means_it_to_be(tmp_path, engine: str) -> None:
+    folder = prepared(tmp_path / "job")
+    settings = {**SHORT, **LORA, "gradient_checkpointing": True, "precompute_ref_log_probs": True, "max_steps": 1}
+    ours = launch(folder, engine, "launched:train_and_tell_checkpointing", settings, flags=FLOAT32)
+    assert ours["reentrant"] is True
+    assert ours.steps[0]["grad_norm"] > 0
+    theirs = {**settings, "kind": "trl"}  # sets it, under a name that transformers no longer reads
+    assert launch(folder, engine, "launched:train_and_tell_checkpointing", theirs, flags=FLOAT32)["reentrant"] is False
+
+
 @pytest.mark.parametrize("engine", ["fsdp1", "fsdp2"])
 @pytest.mark.parametrize("more", [{}, LORA], ids=["full", "lora"])
 def test_sharded_state_dicts_end_in_weights_that_load(tmp_path, engine: str, more: dict) -> None:

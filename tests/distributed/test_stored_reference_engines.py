@@ -93,6 +93,27 @@ def test_two_processes_in_ways_that_trls_pass_does_not_survive(settings, tmp_pat
         assert_equal(stored(folder / name), by_one)
 
 
+@pytest.mark.parametrize("engine", engines.engines("fsdp1", "fsdp1_lora", "fsdp2", "zero2", "zero3"))
+def test_with_an_adapter_it_is_the_base_that_is_stored(engine, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    # An adapter that starts as noise: what is stored must not have seen it.
+    lora = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    settings = {"lora": lora, "per_device_train_batch_size": 2, "ref_self_check": False, "gradient_checkpointing": True}
+    record = engines.launch(folder, engine, "storing:train", settings, flags=FLAGS)
+    assert_equal(stored(folder / "refs"), by_one)
+    assert abs(record.steps[0]["rewards/margins"]) > 1e-3  # and the policy has
+
+
+@pytest.mark.parametrize("engine", engines.engines("fsdp1", "fsdp2"))
+def test_of_an_adapter_that_is_trained_on_its_start_is_stored(engine, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    record = engines.launch(folder, engine, "storing:train_on", {"per_device_train_batch_size": 2}, flags=FLAGS)
+    ours = stored(folder / "refs")
+    assert ours.keys() == by_one.keys()
+    assert max(abs(ours[key] - logps).max() for key, logps in by_one.items()) > 0.1
+    assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)  # the self-check has compared them too
+
+
 def test_two_processes_share_the_work(tmp_path, files):
     folder = job(tmp_path, files)
     (folder / "pairs.jsonl").unlink()

@@ -218,7 +218,7 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
     elif ours and trainer.is_deepspeed_enabled and trainer.deepspeed is None:
         model = engine = dpo_trainer.prepare_deepspeed(trainer.model, trainer.accelerator)
     elif ours and trainer.is_fsdp_enabled and trainer.model_wrapped is trainer.model and not trainer.state.global_step:
-        model = dpo_trainer.prepare_fsdp(copy.deepcopy(trainer.model), trainer.accelerator)
+        model = dpo_trainer.prepare_fsdp(_reference_of_policy(trainer), trainer.accelerator)
     elif ours:
         model = trainer.model_wrapped
     causal = causal_model(trainer, model)
@@ -233,6 +233,28 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
         destroy: Any = getattr(engine, "destroy", None)
         if destroy is not None:
             destroy()
+
+
+def _reference_of_policy(trainer: Any) -> Any:
+    """A model of its own that is what the policy is as its reference, for FSDP to split; their weights are shared.
+
+    TRL switches the adapters of the policy, so here the trained one is taken out for good.
+    """
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    # FSDP puts parts of its own in the places of these, and leaves the tensors as they are. Quantised ones are more than
+    # a tensor, and copied.
+    plain = (p for p in policy.parameters() if type(p) is torch.nn.Parameter)
+    shared = {id(p): torch.nn.Parameter(p.data, requires_grad=p.requires_grad) for p in plain}
+    model = copy.deepcopy(policy, shared)
+    if not is_adapted(trainer):
+        return model
+    adapter = reference_adapter(trainer)
+    if adapter is None:
+        return model.get_base_model() if model.active_peft_config.is_prompt_learning else model.unload()
+    model.set_adapter(adapter)
+    for other in set(model.peft_config) - {adapter}:
+        model.delete_adapter(other)
+    return model
 
 
 _GONE = (
