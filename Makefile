@@ -4,12 +4,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 OLDEST := $(VENV)-oldest
+# Marks of what has a target of its own.
+QUICK := not distributed and not recipes and not slurm and not model
 
 # Nothing here needs a model hub; without this, every model load would ask for one.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-distributed test-recipes test-oldest check docs clean
+.PHONY: help demo test test-model test-distributed test-recipes test-slurm test-oldest check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +40,7 @@ demo: $(VENV)/model ## Train a real model on a real preference set, with what it
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "not distributed and not recipes and not model"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
 
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
@@ -47,7 +49,10 @@ test-distributed: $(VENV)/deepspeed ## Run the tests that launch several process
 	$(PY) -m pytest -q -m distributed
 
 test-recipes: $(VENV)/deepspeed ## Launch every recipe in small, with its own accelerate config (needs g++ for DeepSpeed)
-	$(PY) -m pytest -q -m recipes
+	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
+
+test-slurm: $(VENV)/made ## Run multi_node.slurm on two machines made of network namespaces (needs root, and Debian's slurm-wlm)
+	$(PY) -m pytest -q -m slurm
 
 # TRL 1.15 scores on the CPU only through Triton's interpreter.
 $(OLDEST)/made: pyproject.toml constraints.txt
@@ -58,7 +63,7 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "not distributed and not recipes and not model"
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "$(QUICK)"
 
 check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
 	$(PY) -m ruff check .

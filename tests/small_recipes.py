@@ -19,6 +19,7 @@ from trl_dpo_ext.cookbook import Recipe
 
 SHAPES = {
     "gemma-2-9b-it": "gemma-2-9b",
+    "llama-2-70b-chat": "llama-2-70b",
     "llama-3-8b-instruct": "llama-3-8b",
     "llama-3.1-8b-instruct": "llama-3-8b",
     "llama-3.1-70b-instruct": "llama-3.1-70b",
@@ -125,6 +126,7 @@ LAYOUTS = {
     "HuggingFaceTB/smoltalk2": (_thinking, ()),
     "Anthropic/hh-rlhf": (_dialogues, ("train", "test")),
     "imdb_pairs.jsonl": (_strings, ("train",)),
+    "irpo_pairs.jsonl": (_strings, ("train",)),
 }
 """Dataset -> rows in its published layout, and its splits."""
 
@@ -180,6 +182,7 @@ def small_flags(recipe: Recipe, folder: Path, **flags: Any) -> list[str]:
         "logging_steps": 1,
         "eval_strategy": "no",
         "save_strategy": "no",
+        **({"ref_store": str(folder / "refs")} if "ref_store" in keys else {}),
         **({"optim": ON_CPU[keys["optim"]]} if keys.get("optim") in ON_CPU else {}),
         # the demo's adapter sits on layers that a small model does not have
         **({"lora_target_modules": "all-linear"} if recipe.path.parent.name == "smollm2-135m" else {}),

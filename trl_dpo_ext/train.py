@@ -213,7 +213,8 @@ def run(argv: Sequence[str], prog: str | None = None) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the log of the run, which `trl-dpo-ext report` reads
-    trainer.accelerator.print(f"Saved to {args.output_dir}.")
+    if trainer.accelerator.is_main_process:  # of all machines, not one on each
+        print(f"Saved to {args.output_dir}.", flush=True)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     trainer.end()
@@ -230,7 +231,8 @@ def run_precompute(argv: Sequence[str], prog: str | None = None) -> None:
     with policy:
         trainer = build_trainer(script, args, model, mixture)
     trainer.precompute_reference()
-    trainer.accelerator.print(f"Reference: {trainer.describe_reference()}")
+    if trainer.accelerator.is_main_process:
+        print(f"Reference: {trainer.describe_reference()}", flush=True)
     trainer.accelerator.end_training()
 
 

@@ -10,8 +10,9 @@
 # What stands between the configuration and the script goes to `accelerate launch`, as do keys it takes from flags alone:
 # rdzv_backend (in the YAML it is ignored; without it torchrun meets in a way that cannot restart). --same_network must be
 # left out: with it, accelerate forgets where to meet.
-# The output folder has to be on a disk that all machines share. If a machine dies, all end; started again, the run goes on
-# from its newest complete checkpoint, by --resume_from_checkpoint auto.
+# The output folder has to be on a disk that all machines share, and --ref_store should be: a machine with a folder of its own
+# computes all reference log-probs by itself. If a machine dies, all end; started again, the run goes on from its newest
+# complete checkpoint, by --resume_from_checkpoint auto.
 set -euo pipefail
 : "${NODES:?number of machines}" "${GPUS:?GPUs of this machine}" "${RANK:?rank of this machine}" "${HEAD:?address of machine 0}"
 configuration=${1:?an accelerate configuration, then what to launch}

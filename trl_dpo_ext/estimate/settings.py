@@ -75,7 +75,6 @@ def situation_of(args: Any, mixture: Any, training: Training, engine: Engine, pu
         engine=engine,
         learning_rate=args.learning_rate,
         losses=tuple((term.variant.name, dict(term.hyper)) for term in mixture.terms),
-        precomputes=args.precompute_ref_log_probs,
         batch=per_device * accumulation * engine.processes,
         published_batch=published_batch,
         per_device=per_device,

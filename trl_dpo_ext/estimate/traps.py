@@ -24,7 +24,6 @@ class Situation:
     learning_rate: float
     losses: tuple[tuple[str, dict[str, Any]], ...]
     """Name and hyper-parameters of every loss."""
-    precomputes: bool = False
     batch: int
     """Pairs per optimiser step."""
     published_batch: int | None = None
@@ -91,16 +90,6 @@ def small_beta(s: Situation) -> Iterator[str]:
                 f"beta={hyper['beta']:g} with sigmoid_norm: the score is a mean per token, some hundred times smaller "
                 "than DPO's sum, and the loss hardly pulls. Tülu 3 and OLMo 2 use beta 5."
             )
-
-
-@_check
-def unprepared_policy(s: Situation) -> Iterator[str]:
-    """By reading TRL 1.16: with an adapter the policy scores for the store before FSDP has prepared it."""
-    if s.engine.is_fsdp and s.training.adapter and s.precomputes:
-        yield (
-            "With an adapter under FSDP, precompute_ref_log_probs runs the policy before FSDP has placed it on the "
-            "GPU. Leave it out: with the adapter off, the policy is its own reference and costs no memory."
-        )
 
 
 @_check

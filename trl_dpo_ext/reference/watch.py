@@ -61,8 +61,8 @@ class DriftWatch:
         self.drift = drift.summarise(errors, self.beta, self.calibrate)
         for name, value in self.drift.metrics.items():
             _host.add_metric(trainer, name, value)
-        trainer.accelerator.print(self.drift.describe())
-        if trainer.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process:  # of all machines, not one on each
+            print(self.drift.describe(), flush=True)
             self.drift.save(trainer.args.output_dir)
             self._warn(self.drift)
 
