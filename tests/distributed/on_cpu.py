@@ -45,7 +45,23 @@ def stand_in_for_gpus() -> None:
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if fsdp1:  # crashes when it offloads from the CPU to the CPU, which accelerate asks for at every save
         fsdp.StateDictConfig.offload_to_cpu = property(lambda _: False, lambda _, value: None)
+        copy_gathered_states()
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # what is offloaded from the CPU is in its memory already
+
+
+def copy_gathered_states() -> None:
+    """FSDP1 gathers one kind of optimiser states after another in one buffer; offloading from a GPU takes them out of it."""
+    from torch.distributed.fsdp import _optim_utils
+
+    unflatten = _optim_utils._unflatten_orig_param_states
+
+    def unflatten_and_copy(info: Any, output_states: dict[str, dict[str, Any]], state_name: str, *rest: Any) -> None:
+        unflatten(info, output_states, state_name, *rest)
+        for states in output_states.values():
+            if state_name in states:
+                states[state_name] = states[state_name].clone()
+
+    _optim_utils._unflatten_orig_param_states = unflatten_and_copy
 
 
 def no_repacking() -> None:

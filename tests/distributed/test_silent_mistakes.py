@@ -52,7 +52,7 @@ def test_evaluation_on_two_processes_counts_every_pair_once(tmp_path) -> None:
         assert per_pair == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp2", "zero2"))
+@pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp1", "fsdp2", "zero2", "zero3"))
 def test_a_run_killed_during_a_save_resumes_from_the_checkpoint_before_it(tmp_path, engine: str) -> None:
     settings = {**SHORT, "loss_type": ["sigmoid", "bco_pair_delta"], "max_steps": 6, "logging_steps": 2}
     settings |= {"save_strategy": "steps", "save_steps": 2}
