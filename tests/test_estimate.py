@@ -22,7 +22,7 @@ from trl_dpo_ext.estimate.command import plan
 from trl_dpo_ext.estimate.engine import Engine, read_engine
 from trl_dpo_ext.estimate.formulas import GIB, Quantised, Reference, Training, estimate
 from trl_dpo_ext.estimate.shape import shape_of
-from trl_dpo_ext.estimate.traps import CHECKS, Situation, find_traps
+from trl_dpo_ext.estimate.traps import CHECKS, Situation, find_traps, warnings_of
 
 SINGLE = Engine("single", 1)
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -228,16 +228,18 @@ STAYS_OUT = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_trap_is_seen_and_nothing_else_is(name: str) -> None:
-    (found,) = find_traps(situation(**WALKS_IN[name]))
-    assert found.endswith(f"(ignore_traps: {name})")
-    assert find_traps(situation(**WALKS_IN[name]), ignore=[name]) == []
+    found = find_traps(situation(**WALKS_IN[name]))
+    assert list(found) == [name]
+    (line,) = warnings_of(found)
+    assert line.endswith(f"(ignore_traps: {name})")
+    assert find_traps(situation(**WALKS_IN[name]), ignore=[name]) == {}
     for harmless in STAYS_OUT[name]:
-        assert find_traps(situation(**harmless)) == []
+        assert find_traps(situation(**harmless)) == {}
 
 
 def test_another_number_of_gpus_is_answered_with_the_accumulation_that_restores_the_batch() -> None:
     four = situation(engine=Engine("zero3", 4), per_device=8, accumulation=2, batch=64, published_batch=128)
-    assert "Set gradient_accumulation_steps: 4" in find_traps(four)[0]
+    assert "Set gradient_accumulation_steps: 4" in find_traps(four)["other_batch"][0]
 
 
 @pytest.fixture
@@ -268,6 +270,44 @@ def test_the_smallest_that_fits_is_the_simplest(model_config) -> None:
     assert plan(adapter, 24, model_config=model_config).smallest.name == "single_gpu"
     nothing = plan(full, 1, model_config=model_config)
     assert nothing.smallest is None
+
+
+def test_what_fits_and_then_hardly_trains_is_not_the_smallest(model_config, capsys) -> None:
+    bf16 = [*RUN, "--dtype", "bfloat16", "--per_device_train_batch_size", "1", "--learning_rate", "5e-7"]
+    bf16 += ["--precompute_ref_log_probs", "true", "--model_config", model_config]
+    assert cli.main(["estimate", *bf16, "--accelerate_config", "zero3"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split(" x ")[0]: line for line in printed.splitlines() if " x " in line}
+    assert rows["single_gpu"].endswith("yes, but bf16_weights")
+    assert rows["zero3"].endswith("  yes")
+    assert "Smallest that fits 80 GB: zero1 on 8 GPUs." in printed
+    assert "Warning" not in printed  # of the run's own configuration there is nothing to say
+    one = [*bf16, "--gpus", "1", "--accelerate_config", "single_gpu", "--ignore_traps", "bf16_weights"]
+    assert cli.main(["estimate", *one]) == 0
+    assert "Smallest that fits 80 GB: single_gpu on 1 GPU." in capsys.readouterr().out
+
+
+def test_a_trap_that_no_configuration_avoids_does_not_keep_one_from_being_the_smallest(model_config) -> None:
+    adapter = [*RUN, "--use_peft", "--lora_target_modules", "all-linear", "--per_device_train_batch_size", "1"]
+    found = plan(adapter, 80, model_config=model_config)
+    assert all("float32_base" in row.traps for row in found.rows)
+    assert found.smallest is not None
+    assert found.smallest.name == "single_gpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--gpu_memory", "0", "--gpus", "-2"], ["--gpu_memory must be above 0; got 0.", "--gpus must be 1 or more; got -2."]),
+        (["--gpu_memory", "nan"], ["--gpu_memory must be above 0; got nan."]),
+        (["--accelerate_config", "zeor3"], ["--accelerate_config zeor3 is neither a file nor the name of a shipped one."]),
+    ],
+)
+def test_wrong_numbers_are_said_before_a_configuration_is_looked_for(flags, expected, capsys) -> None:
+    assert cli.main(["estimate", *RUN, *flags]) == 2
+    error = capsys.readouterr().err
+    assert all(line in error for line in expected)
+    assert "neither on this machine nor reachable" not in error
 
 
 def test_flags_say_what_is_estimated(model_config) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from small_recipes import published_config
+
+from trl_dpo_ext.cookbook import get_recipe
+from trl_dpo_ext.estimate.command import describe, plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -85,3 +89,12 @@ def test_the_number_of_variants_is_the_number_of_variants() -> None:
     from trl_dpo_ext import list_losses
 
     assert f"with {len(list_losses())} loss variants" in README
+
+
+def test_the_estimate_prints_what_is_shown(tmp_path) -> None:
+    recipe = get_recipe("zephyr-7b/dpo_full")
+    published_config(recipe).save_pretrained(tmp_path)
+    printed = describe(plan(["--config", str(recipe.path)], model_config=str(tmp_path))).splitlines()
+    shown = README.split("```\nMistralForCausalLM")[1].split("```")[0].splitlines()
+    assert len(shown) == len(printed) - 4
+    assert set(shown[1:]) <= set(printed)

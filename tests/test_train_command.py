@@ -81,7 +81,7 @@ def test_old_keys_are_not_keys_of_today() -> None:
         (["--warmup-ratio=0.1"], "warmup_ratio is a key of older recipes"),
         (["--dpop_l", "5"], "Unknown key dpop_l"),
         (["--beta", "much"], "argument --beta: invalid float value"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml is not a file."),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml is not a file, nor a recipe"),
         (["stray"], "Unexpected arguments: stray."),
         (["--loss_type", "sigmod"], "Did you mean 'sigmoid'?"),
     ],

@@ -13,7 +13,7 @@ from .estimate.engine import Engine, running_engine
 from .estimate.formulas import GIB, Training, estimate
 from .estimate.settings import situation_of, training_of
 from .estimate.shape import ModelShape, shape_of
-from .estimate.traps import find_traps
+from .estimate.traps import find_traps, warnings_of
 from .first_step import describe_first_loss
 
 
@@ -34,7 +34,7 @@ def announce(trainer: Any, model: Any, recipe: Path | None) -> None:
     if shape is not None:
         published = read_recipe(recipe).batch if recipe else None
         situation = situation_of(args, trainer.mixture, training, engine, published)
-        for trap in find_traps(situation, args.ignore_traps):
+        for trap in warnings_of(find_traps(situation, args.ignore_traps)):
             warnings.warn(trap, stacklevel=3)
 
 

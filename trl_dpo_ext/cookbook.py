@@ -170,7 +170,7 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
     """Copy a recipe and its accelerate configuration, with its launch line rewritten for where they are now.
 
     Raises:
-        InputError: there is no such recipe, or a file of that name is there already.
+        InputError: there is no such recipe, a file of that name is there already, or the folder cannot be written to.
     """
     recipe, folder = get_recipe(name), Path(folder)
     sources = {folder / f"{recipe.name.replace('/', '-')}.yaml": recipe.path}
@@ -179,10 +179,13 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
     there = [str(target) for target in sources if target.exists()]
     if there:
         raise InputError([f"{file} is there already; give another folder, or move it." for file in there])
-    folder.mkdir(parents=True, exist_ok=True)
-    for target, source in sources.items():
-        text = source.read_text(encoding="utf-8")
-        for new, old in sources.items():
-            text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
-        target.write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, source in sources.items():
+            text = source.read_text(encoding="utf-8")
+            for new, old in sources.items():
+                text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
+            target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError([f"{name} cannot be copied to {folder}: {error.strerror}. Give another folder."]) from None
     return list(sources)

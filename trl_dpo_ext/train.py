@@ -109,7 +109,7 @@ def _config_keys(argv: Sequence[str]) -> list[str]:
     rest = argv[argv.index("--config") + 1 :]
     file = Path(rest[0]) if rest else None
     if file is None or not file.is_file():
-        raise InputError([f"--config {file or ''} is not a file."])
+        raise InputError([f'--config {file or ""} is not a file, nor a recipe; "trl-dpo-ext recipes" lists those.'])
     try:
         keys = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:

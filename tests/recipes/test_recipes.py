@@ -118,6 +118,9 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys) -> None:
     )
     assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "mine")]) == 2
     assert "is there already" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "file")]) == 2
+    assert f"zephyr-7b/dpo_full cannot be copied to {tmp_path / 'file'}: File exists." in capsys.readouterr().err
 
 
 def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(capsys) -> None:

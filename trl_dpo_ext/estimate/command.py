@@ -15,7 +15,7 @@ from .engine import Engine, read_engine
 from .formulas import GIB, Memory, Training, estimate
 from .settings import engine_for, situation_of, training_of
 from .shape import ModelShape, read_config, shape_of
-from .traps import find_traps
+from .traps import Situation, find_traps, warnings_of
 
 PARTS = ("weights", "gradients", "optimiser", "reference", "activations", "head", "sharding", "overhead", "total")
 # From the simplest to the slowest; the first that fits is the smallest.
@@ -30,6 +30,8 @@ class Row:
     name: str
     engine: Engine
     memory: Memory
+    traps: frozenset[str] = frozenset()
+    """Names of the traps that the run would walk into there, but for the number of pairs per step."""
     own: bool = False
 
 
@@ -48,14 +50,23 @@ class Plan:
     batch: int
 
     @property
+    def fitting(self) -> list[Row]:
+        """The configurations that fit, from the simplest on."""
+        return sorted((row for row in self.rows if row.memory.fits(self.gpu_memory)), key=_simplicity)
+
+    @property
     def smallest(self) -> Row | None:
-        """The simplest configuration that fits."""
-        rows = sorted(self.rows, key=_simplicity)
-        return next((row for row in rows if row.memory.fits(self.gpu_memory)), None)
+        """The simplest configuration that fits and walks into no trap which another one avoids."""
+        everywhere = frozenset.intersection(*(row.traps for row in self.rows))
+        return next((row for row in self.fitting if row.traps <= everywhere), None)
+
+
+def _order(name: str, engine: Engine) -> tuple[int, int]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER), engine.processes)
 
 
 def _simplicity(row: Row) -> tuple[int, int]:
-    return (ORDER.index(row.name) if row.name in ORDER else len(ORDER), row.engine.processes)
+    return _order(row.name, row.engine)
 
 
 def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | None = None, **given: Any) -> Plan:
@@ -72,46 +83,64 @@ def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | N
     """
     from ..train import adapter_config, parse_anywhere
 
+    gpus: int | None = given.get("gpus")
+    _check_numbers(gpu_memory, gpus)
     args, model = parse_anywhere(argv)
     recipe = read_recipe(find_config(argv[argv.index("--config") + 1])) if "--config" in argv else None
     chosen = accelerate_config or (recipe.accelerate if recipe else None) or None
+    own = engine_for(read_engine(find_accelerate(chosen)), args) if chosen else None
+    gpus = gpus or (recipe.processes if recipe and chosen == recipe.accelerate else None)
+    own = own.over(gpus) if own and gpus else own
     config = read_config(model.model_name_or_path, given.get("model_config"), model.model_revision)
     mixture = args.loss_mixture()
     training = training_of(args, model, mixture, config)
     try:
         shape = shape_of(config, adapter_config(model))
     except ValueError as error:
-        raise InputError([f"{model.model_name_or_path} is not a causal language model: {error}"]) from None
-    own = engine_for(read_engine(find_accelerate(chosen)), args) if chosen else None
-    wanted = given.get("gpus") or (recipe.processes if recipe and chosen == recipe.accelerate else None)
-    own = own.over(wanted) if own and wanted else own
-    gpus = wanted or (own.processes if own and own.processes > 1 else 8)
-    rows = [Row(Path(chosen).stem, own, estimate(shape, training, own), own=True)] if own and chosen else []
-    rows += [r for r in _others(shape, training, args, gpus) if not own or r.engine != own]
-    engine = own or rows[0].engine
-    situation = situation_of(args, mixture, training, engine, recipe.batch if recipe else None)
+        reason = str(error).splitlines()[0]
+        raise InputError([f"{model.model_name_or_path} is not a causal language model: {reason}"]) from None
+
+    def situation(engine: Engine) -> Situation:
+        return situation_of(args, mixture, training, engine, recipe.batch if recipe else None)
+
+    def row(name: str, engine: Engine) -> Row:
+        walks_into = find_traps(situation(engine), [*args.ignore_traps, "other_batch"])
+        return Row(name, engine, estimate(shape, training, engine), frozenset(walks_into), own=engine is own)
+
+    others = _others(training, args, gpus or (own.processes if own and own.processes > 1 else 8))
+    rows = [row(Path(chosen).stem, own)] if own and chosen else []
+    rows += [row(name, engine) for engine, name in others.items() if engine != own]
+    first = situation(rows[0].engine)
     return Plan(
         shape,
         training,
         tuple(rows),
         gpu_memory,
-        tuple(find_traps(situation, args.ignore_traps)),
+        tuple(warnings_of(find_traps(first, args.ignore_traps))),
         mixture.describe(),
         describe_first_loss(mixture),
-        situation.batch,
+        first.batch,
     )
 
 
-def _others(shape: ModelShape, training: Training, args: Any, gpus: int) -> list[Row]:
-    rows: dict[Engine, Row] = {}
+def _check_numbers(gpu_memory: float, gpus: int | None) -> None:
+    problems = [f"--gpu_memory must be above 0; got {gpu_memory:g}."] if not gpu_memory > 0 else []
+    problems += [f"--gpus must be 1 or more; got {gpus}."] if gpus is not None and gpus < 1 else []
+    if problems:
+        raise InputError(problems)
+
+
+def _others(training: Training, args: Any, gpus: int) -> dict[Engine, str]:
+    """The engines of the shipped configurations that suit the run, with their names, from the simplest on."""
+    found: dict[Engine, str] = {}
     for name, file in accelerate_configs().items():
         engine = engine_for(read_engine(file).over(gpus), args)
         # FSDP1 flattens weights together, which have to be of one type.
         flat = not training.quantised or (training.quantised.shardable and training.dtype == "bfloat16")
         wrong_fsdp1 = engine.kind == "fsdp1" and (not flat or (name == "fsdp1_lora") != training.adapter)
         if not engine.on_cpu and not wrong_fsdp1:
-            rows.setdefault(engine, Row(name, engine, estimate(shape, training, engine)))
-    return sorted(rows.values(), key=_simplicity)
+            found.setdefault(engine, name)
+    return dict(sorted(found.items(), key=lambda item: _order(item[1], item[0])))
 
 
 def describe(found: Plan) -> str:
@@ -127,7 +156,9 @@ def describe(found: Plan) -> str:
     ]
     for row in found.rows:
         values = "".join(f"{getattr(row.memory, part) / GIB:12.1f}" for part in PARTS)
-        fits = "yes" if row.memory.fits(found.gpu_memory) else "no"
+        fits = "no"
+        if row.memory.fits(found.gpu_memory):
+            fits = "yes" + (f", but {', '.join(sorted(row.traps))}" if row.traps else "")
         host = f", {row.memory.host / GIB:.0f} GiB of host memory" if row.memory.host else ""
         label = f"{row.name} x {row.engine.processes}{' (chosen)' if row.own else ''}"
         lines.append(f"{label:28}{values}  {fits}{host}")
@@ -139,7 +170,11 @@ def describe(found: Plan) -> str:
 def _verdict(found: Plan) -> str:
     smallest = found.smallest
     if smallest:
-        return f"Smallest that fits {found.gpu_memory:g} GB: {smallest.name} on {smallest.engine.processes} GPUs."
+        gpus = smallest.engine.processes
+        return f"Smallest that fits {found.gpu_memory:g} GB: {smallest.name} on {gpus} GPU{'s' if gpus > 1 else ''}."
+    if found.fitting:
+        trapped = "; ".join(f"{row.name}: {', '.join(sorted(row.traps))}" for row in found.fitting)
+        return f"What fits {found.gpu_memory:g} GB walks into a trap ({trapped}); see the README, or ignore_traps."
     for gpus in MORE_GPUS:
         engine = Engine("zero3", gpus, machines=-(-gpus // 8), half=found.rows[0].engine.half)
         if estimate(found.shape, found.training, engine).fits(found.gpu_memory):

@@ -49,7 +49,8 @@ class Engine:
         if self.kind == "single":
             return self
         machines = max(1, -(-processes // 8)) if processes != self.processes else self.machines
-        return replace(self, processes=processes, machines=machines, shards=0)
+        alone = self.kind == "ddp" and processes == 1
+        return replace(self, kind="single" if alone else self.kind, processes=processes, machines=machines, shards=0)
 
     def describe(self) -> str:
         """Kind and processes, in a few words."""

@@ -5,7 +5,7 @@ One list of checks for `estimate` and for `train`. Each has a name, by which `ig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,15 @@ def _check(function: Check) -> Check:
     return function
 
 
-def find_traps(situation: Situation, ignore: tuple[str, ...] | list[str] = ()) -> list[str]:
-    """One line per trap that the run walks into, but those whose name is in `ignore`."""
-    return [
-        f"{message} (ignore_traps: {name})"
-        for name, check in CHECKS.items()
-        if name not in ignore
-        for message in check(situation)
-    ]
+def find_traps(situation: Situation, ignore: Sequence[str] = ()) -> dict[str, list[str]]:
+    """What to say of each trap that the run walks into, by its name; not of those in `ignore`."""
+    found = {name: list(check(situation)) for name, check in CHECKS.items() if name not in ignore}
+    return {name: messages for name, messages in found.items() if messages}
+
+
+def warnings_of(traps: Mapping[str, list[str]]) -> list[str]:
+    """One line per trap, with the way to silence it."""
+    return [f"{message} (ignore_traps: {name})" for name, messages in traps.items() for message in messages]
 
 
 def unknown_traps(names: list[str]) -> list[str]:
