@@ -63,8 +63,9 @@ def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
     script, args, given, mixture = TrainParser().parse(argv.split())
     training = training_of(args, given, args.loss_mixture(), config)
     expected = estimate(shape_of(config, adapter_config(given)), training, Engine("single", 1)).total
-    torch.cuda.reset_peak_memory_stats()
     trainer: Any = build_trainer(script, args, given, mixture)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()  # loading may peak too, but it is a training step that is estimated
     trainer.train()
     free, total = torch.cuda.mem_get_info()
     context = (total - free) - torch.cuda.memory_reserved()  # what the driver holds beside PyTorch's pool

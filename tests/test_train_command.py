@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from peft import get_peft_model
 
 from trl_dpo_ext import cli, list_losses
 from trl_dpo_ext.config import owned_hyperparameters
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.old_keys import OLD_KEYS
 from trl_dpo_ext.stages import F_DIVERGENCES
-from trl_dpo_ext.train import TrainParser, build_trainer, load_preferences
+from trl_dpo_ext.train import TrainParser, adapter_config, build_trainer, load_preferences
 
 BASE = ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--report_to", "none"]
 
@@ -178,6 +179,21 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path, argv: list[str], expecte
 def test_a_model_must_be_named(tmp_path) -> None:
     with pytest.raises(InputError, match="No model: give --model_name_or_path"):
         build_trainer(*parse("--dataset_name", write_data(tmp_path, ".jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["q_proj"], {"q_proj"}),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        (["all-linear"], "all-linear"),
+        ([r".*layers\.0\..*_proj"], r".*layers\.0\..*_proj"),
+    ],
+)
+def test_one_name_of_a_layer_is_a_name_and_one_pattern_a_pattern(given, taken) -> None:
+    model = parse("--use_peft", "--lora_target_modules", *given)[2]
+    assert adapter_config(model).target_modules == taken
+    assert any("lora" in name for name, _ in get_peft_model(tiny.model(), adapter_config(model)).named_parameters())
 
 
 def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> None:

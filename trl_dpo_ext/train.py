@@ -189,13 +189,17 @@ def build_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        peft_config=adapter_config(model),
     )
 
 
 def adapter_config(model: ModelConfig) -> Any:
     """The PEFT configuration that the flags describe, or None."""
-    return get_peft_config(model)
+    config = get_peft_config(model)
+    if config is not None and isinstance(config.target_modules, str) and config.target_modules.isidentifier():
+        # TRL gives PEFT a single name as it is, and PEFT takes it for a pattern of whole paths, which it matches none of.
+        config.target_modules = {config.target_modules}
+    return config
 
 
 def parse_anywhere(argv: Sequence[str]) -> tuple[DPOExtConfig, ModelConfig]:
