@@ -298,9 +298,15 @@ def test_a_trap_that_no_configuration_avoids_does_not_keep_one_from_being_the_sm
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--gpu_memory", "0", "--gpus", "-2"], ["--gpu_memory must be above 0; got 0.", "--gpus must be 1 or more; got -2."]),
+        (
+            ["--gpu_memory", "0", "--gpus", "-2"],
+            ["--gpu_memory must be above 0; got 0.", "--gpus must be 1 or more; got -2."],
+        ),
         (["--gpu_memory", "nan"], ["--gpu_memory must be above 0; got nan."]),
-        (["--accelerate_config", "zeor3"], ["--accelerate_config zeor3 is neither a file nor the name of a shipped one."]),
+        (
+            ["--accelerate_config", "zeor3"],
+            ["--accelerate_config zeor3 is neither a file nor the name of a shipped one."],
+        ),
     ],
 )
 def test_wrong_numbers_are_said_before_a_configuration_is_looked_for(flags, expected, capsys) -> None:

@@ -195,10 +195,12 @@ def build_trainer(
 
 def adapter_config(model: ModelConfig) -> Any:
     """The PEFT configuration that the flags describe, or None."""
-    config = get_peft_config(model)
-    if config is not None and isinstance(config.target_modules, str) and config.target_modules.isidentifier():
-        # TRL gives PEFT a single name as it is, and PEFT takes it for a pattern of whole paths, which it matches none of.
-        config.target_modules = {config.target_modules}
+    config: Any = get_peft_config(model)
+    named = getattr(config, "target_modules", None)
+    if isinstance(named, str) and named.isidentifier():
+        config.target_modules = {
+            named
+        }  # TRL takes it out of its list, and PEFT would look for paths that match it whole
     return config
 
 

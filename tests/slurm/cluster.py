@@ -113,7 +113,9 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "hosts").write_text("".join(f"{a} {name}\n" for name, a in ADDRESSES.items()) + "127.0.0.1 localhost\n")
+        (folder / "hosts").write_text(
+            "".join(f"{a} {name}\n" for name, a in ADDRESSES.items()) + "127.0.0.1 localhost\n"
+        )
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, **ADDRESSES))
         (folder / "gres.conf").write_text("Name=gpu File=/dev/zero\n")  # a device that exists; nobody opens it
         for name in ("state", *(f"spool-{node}" for node in NODES)):

@@ -48,7 +48,9 @@ def test_a_job_that_loses_a_machine_is_requeued_and_goes_on_from_its_newest_chec
     wait_until((folder / checkpoint(20)).exists, 180, "checkpoint")
     cluster.lose("node2")
     assert cluster.wait_for(job, "PENDING", 180)["Restarts"] == "1"
-    newest = max(int(file.parent.name.split("-")[1]) for file in (folder / "out").glob("checkpoint-*/trainer_state.json"))
+    newest = max(
+        int(file.parent.name.split("-")[1]) for file in (folder / "out").glob("checkpoint-*/trainer_state.json")
+    )
     first = (folder / checkpoint(10)).stat().st_mtime
 
     cluster.bring_back("node2")

@@ -241,8 +241,8 @@ def _reference_of_policy(trainer: Any) -> Any:
     TRL switches the adapters of the policy, so here the trained one is taken out for good.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    # FSDP puts parts of its own in the places of these, and leaves the tensors as they are. Quantised ones are more than
-    # a tensor, and copied.
+    # FSDP puts parts of its own in the places of these, and leaves the tensors as they are. Quantised ones are more
+    # than a tensor, and copied.
     plain = (p for p in policy.parameters() if type(p) is torch.nn.Parameter)
     shared = {id(p): torch.nn.Parameter(p.data, requires_grad=p.requires_grad) for p in plain}
     model = copy.deepcopy(policy, shared)
