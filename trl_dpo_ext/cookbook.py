@@ -167,15 +167,14 @@ def describe(name: str) -> str:
 
 
 def copy_recipe(name: str, folder: str | Path) -> list[Path]:
-    """Copy a recipe and its accelerate configuration, with its launch line rewritten for where they are now.
+    """Copy a recipe and what its launch line names, with all paths rewritten for where they are now.
 
     Raises:
         InputError: there is no such recipe, a file of that name is there already, or the folder cannot be written to.
     """
     recipe, folder = get_recipe(name), Path(folder)
     sources = {folder / f"{recipe.name.replace('/', '-')}.yaml": recipe.path}
-    if recipe.accelerate:
-        sources[folder / f"{recipe.accelerate}.yaml"] = accelerate_configs()[recipe.accelerate]
+    sources |= {folder / file.name: file for file in _named_in(recipe.path)}
     there = [str(target) for target in sources if target.exists()]
     if there:
         raise InputError([f"{file} is there already; give another folder, or move it." for file in there])
@@ -186,6 +185,19 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
             for new, old in sources.items():
                 text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
             target.write_text(text, encoding="utf-8")
+            target.chmod(source.stat().st_mode)
     except OSError as error:
         raise InputError([f"{name} cannot be copied to {folder}: {error.strerror}. Give another folder."]) from None
     return list(sources)
+
+
+def _named_in(file: Path) -> list[Path]:
+    """The accelerate configurations and scripts that a file names, and those that these name."""
+    found: list[Path] = []
+    reading = [file]
+    while reading:
+        names = re.findall(rf"recipes/{ACCELERATE}/(\w+\.\w+)", reading.pop().read_text(encoding="utf-8"))
+        new = {recipes_folder() / ACCELERATE / name for name in names} - set(found)
+        found += sorted(new)
+        reading += sorted(new)
+    return found

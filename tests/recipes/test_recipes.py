@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -121,6 +122,15 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "file")]) == 2
     assert f"zephyr-7b/dpo_full cannot be copied to {tmp_path / 'file'}: File exists." in capsys.readouterr().err
+
+
+def test_a_recipe_for_several_machines_is_copied_with_its_scripts(tmp_path) -> None:
+    files = cookbook.copy_recipe("tulu3-70b/dpo_norm_full", tmp_path / "mine")
+    names = {file.name for file in files}
+    assert names == {"tulu3-70b-dpo_norm_full.yaml", "zero3.yaml", "multi_node.sh", "multi_node.slurm"}
+    assert not any("recipes/accelerate" in file.read_text() for file in files)
+    assert os.access(tmp_path / "mine" / "multi_node.sh", os.X_OK)
+    assert f"exec bash {tmp_path / 'mine' / 'multi_node.sh'} " in (tmp_path / "mine" / "multi_node.slurm").read_text()
 
 
 def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(capsys) -> None:
