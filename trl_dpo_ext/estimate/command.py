@@ -52,7 +52,8 @@ class Plan:
     @property
     def fitting(self) -> list[Row]:
         """The configurations that fit, from the simplest on."""
-        return sorted((row for row in self.rows if row.memory.fits(self.gpu_memory)), key=_simplicity)
+        fitting = [row for row in self.rows if row.memory.fits(self.gpu_memory)]
+        return sorted(fitting, key=lambda row: _simplicity(row.name, row.engine))
 
     @property
     def smallest(self) -> Row | None:
@@ -61,12 +62,8 @@ class Plan:
         return next((row for row in self.fitting if row.traps <= everywhere), None)
 
 
-def _order(name: str, engine: Engine) -> tuple[int, int]:
+def _simplicity(name: str, engine: Engine) -> tuple[int, int]:
     return (ORDER.index(name) if name in ORDER else len(ORDER), engine.processes)
-
-
-def _simplicity(row: Row) -> tuple[int, int]:
-    return _order(row.name, row.engine)
 
 
 def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | None = None, **given: Any) -> Plan:
@@ -140,7 +137,7 @@ def _others(training: Training, args: Any, gpus: int) -> dict[Engine, str]:
         wrong_fsdp1 = engine.kind == "fsdp1" and (not flat or (name == "fsdp1_lora") != training.adapter)
         if not engine.on_cpu and not wrong_fsdp1:
             found.setdefault(engine, name)
-    return dict(sorted(found.items(), key=lambda item: _order(item[1], item[0])))
+    return dict(sorted(found.items(), key=lambda item: _simplicity(item[1], item[0])))
 
 
 def describe(found: Plan) -> str:
