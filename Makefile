@@ -46,7 +46,7 @@ test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
 
 test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
-	$(PY) -m pytest -q -m distributed
+	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m distributed
 
 test-recipes: $(VENV)/deepspeed ## Launch every recipe in small, with its own accelerate config (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
