@@ -10,7 +10,10 @@ from pathlib import Path
 from trl_dpo_ext import catalogue, cookbook
 
 ROOT = Path(__file__).parent.parent
-PARTS = {"README.md": {"losses": catalogue.as_markdown}, "recipes/README.md": {"recipes": cookbook.as_markdown}}
+PARTS = {
+    "README.md": {"losses": catalogue.as_markdown},
+    "recipes/README.md": {"recipes": cookbook.as_markdown, "accelerate configs": cookbook.accelerate_as_markdown},
+}
 
 
 def generated(file: str, text: str) -> str:

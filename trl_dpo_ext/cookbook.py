@@ -75,8 +75,7 @@ def list_recipes() -> list[Recipe]:
 
 def read_recipe(file: Path) -> Recipe:
     """A recipe with its header; one that has none has an empty header."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    comment = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    comment = _leading_comment(file)
     title = comment[0].removeprefix("#").strip() if comment else ""
     header: dict[str, str] = {}
     current = None
@@ -92,6 +91,11 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe(f"{file.parent.name}/{file.stem}", file, title, header)
 
 
+def _leading_comment(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
 def get_recipe(name: str) -> Recipe:
     """The shipped recipe of that name.
 
@@ -99,20 +103,25 @@ def get_recipe(name: str) -> Recipe:
         InputError: there is none; names the nearest.
     """
     known = {recipe.name: recipe for recipe in list_recipes()}
-    name = name.removesuffix(".yaml").removeprefix("recipes/")
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    if _stem(name) in known:
+        return known[_stem(name)]
+    near = difflib.get_close_matches(_stem(name), known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise InputError([f'There is no recipe {name!r}.{hint} "trl-dpo-ext recipes" lists them.'])
 
 
 def find_config(given: str) -> Path:
-    """The file that `--config` means: a path, or the name of a shipped recipe."""
+    """The file that `--config` means: a path, or the name of a shipped recipe, which may look like its path."""
     path = Path(given)
-    if path.is_file() or path.suffix or given.count("/") != 1:
+    if path.is_file() or _stem(given).count("/") != 1:
+        return path
+    if path.suffix and _stem(given) not in [recipe.name for recipe in list_recipes()]:
         return path
     return get_recipe(given).path
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".yaml").removeprefix("recipes/")
 
 
 def accelerate_configs() -> dict[str, Path]:
@@ -143,6 +152,17 @@ def as_markdown() -> str:
         lines.append(
             f"| [{r.name}]({r.name}.yaml) | {r.title} | {hardware} | {config} | {memory} | {first} | {source} |"
         )
+    return "\n".join(lines)
+
+
+def accelerate_as_markdown() -> str:
+    """Every accelerate configuration in a Markdown table: the first two paragraphs of its comment."""
+    lines = ["| config | what it does | use it | not with |", "|---|---|---|---|"]
+    for name, file in accelerate_configs().items():
+        text = "\n".join(line.removeprefix("#").strip() for line in _leading_comment(file))
+        title, use = (paragraph.replace("\n", " ") for paragraph in text.split("\n\n")[:2])
+        when, _, never = use.removeprefix("Use it ").partition(" Not with: ")
+        lines.append(f"| [{name}]({ACCELERATE}/{name}.yaml) | {title} | {when} | {never} |")
     return "\n".join(lines)
 
 

@@ -140,6 +140,14 @@ def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(capsys) -> None
     assert "Did you mean zephyr-7b/dpo_full?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["zephyr-7b/dpo_full", "zephyr-7b/dpo_full.yaml", "recipes/zephyr-7b/dpo_full.yaml"])
+def test_a_recipe_is_found_from_anywhere(given: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cookbook.find_config(given) == ROOT / "recipes" / "zephyr-7b" / "dpo_full.yaml"
+    mine = tmp_path / "mine" / "run.yaml"
+    assert cookbook.find_config("mine/run.yaml") == mine.relative_to(tmp_path)  # there or not, it is a path
+
+
 def test_recipes_lie_within_the_installed_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "trl_dpo_ext"
     shutil.copytree(ROOT / "recipes", package / "recipes")
