@@ -63,7 +63,7 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q -m "$(QUICK)"
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
 
 check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
 	$(PY) -m ruff check .
