@@ -195,6 +195,58 @@ def test_the_engine_is_read_from_an_accelerate_config(tmp_path, keys: dict[str, 
     assert read_engine(tmp_path / "a.yaml").kind == kind
 
 
+FSDP = {"distributed_type": "FSDP", "num_processes": 16, "num_machines": 2}
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "shards", "keeps"),
+    [
+        ({"fsdp_version": 1}, 16, False),
+        ({"fsdp_version": 1, "fsdp_sharding_strategy": "SHARD_GRAD_OP"}, 16, True),
+        ({"fsdp_version": 1, "fsdp_sharding_strategy": 4}, 8, False),
+        ({"fsdp_version": 1, "fsdp_sharding_strategy": "HYBRID_SHARD_ZERO2"}, 8, True),
+        ({"fsdp_version": 2, "fsdp_reshard_after_forward": False}, 16, True),
+        ({"fsdp_version": 2}, 16, False),
+    ],
+)
+def test_how_fsdp_shards_is_read(tmp_path, fsdp: dict[str, Any], shards: int, keeps: bool) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**FSDP, "fsdp_config": fsdp}))
+    engine = read_engine(tmp_path / "a.yaml")
+    assert (engine.splits, engine.keeps_gathered) == (shards, keeps)
+    shape = shape_of(MODELS["llama-3-8b"][0]())
+    kept = estimate(shape, Training(), engine).sharding - estimate(shape, Training(), Engine("fsdp2", 16)).sharding
+    assert kept == pytest.approx(2 * shape.linear * (30 / 32) if keeps else 0)
+
+
+def test_deepspeeds_own_file_is_read(tmp_path) -> None:
+    zero = {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "none"}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    keys = {"distributed_type": "DEEPSPEED", "num_processes": 8}
+    keys["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "zero.json")}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(keys))
+    engine = read_engine(tmp_path / "a.yaml")
+    assert (engine.kind, engine.offload, engine.offload_optimiser) == ("zero3", True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- a", "must hold a YAML mapping"),
+        ("distributed_type: TPU\nnum_processes: 8", "distributed_type TPU is not one that this package knows"),
+        ("num_processes: many", "invalid literal for int"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 4}", "there is no ZeRO stage 4"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: no.json}", "No such file"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_sharding_strategy: ALL}", "fsdp_sharding_strategy ALL is none of"),
+    ],
+)
+def test_a_configuration_that_is_none_is_named(tmp_path, text: str, expected: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=expected) as caught:
+        read_engine(tmp_path / "a.yaml")
+    assert "a.yaml" in str(caught.value)
+
+
 FULL_BF16 = Training(dtype="bfloat16")
 LORA_BF16 = Training(dtype="bfloat16", adapter=True)
 QLORA = Training(dtype="bfloat16", adapter=True, quantised=Quantised(4, True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,9 @@ import yaml
 from ..errors import InputError
 
 Kind = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
+_STAGES: dict[int, Kind] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+# FSDP1's sharding strategies, which accelerate takes by name or by number from 1.
+_STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Engine:
     """Whether parameters and optimiser states wait in host memory."""
     offload_optimiser: bool = False
     on_cpu: bool = False
+    keeps_gathered: bool = False
+    """Whether FSDP's layers, once gathered for the forward pass, stay so until the backward pass."""
 
     @property
     def splits(self) -> int:
@@ -71,48 +78,97 @@ def read_engine(file: str | Path) -> Engine:
     path = Path(file)
     if not path.is_file():
         raise InputError([f"--accelerate_config {file} is neither a file nor the name of a shipped one."])
-    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError([f"{file} is not valid YAML: {error}"]) from None
     if not isinstance(keys, dict):
         raise InputError([f"{file} must hold a YAML mapping of keys to values."])
-    on_cpu = bool(keys.get("use_cpu"))
-    machines = int(keys.get("num_machines") or 1)
-    processes = int(keys.get("num_processes") or 1)
-    half = str(keys.get("mixed_precision", "no")).lower() not in ("no", "false")
+    try:
+        return _engine(keys)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError([f"{file} is not a configuration that accelerate takes: {error!r}."]) from None
+
+
+def _engine(keys: Mapping[str, Any]) -> Engine:
+    engine = Engine(
+        "single",
+        processes=int(keys.get("num_processes") or 1),
+        machines=int(keys.get("num_machines") or 1),
+        half=str(keys.get("mixed_precision", "no")).lower() not in ("no", "false"),
+        on_cpu=bool(keys.get("use_cpu")),
+    )
     kind = str(keys.get("distributed_type", "NO")).upper()
-    fsdp, deepspeed = keys.get("fsdp_config") or {}, keys.get("deepspeed_config") or {}
     if kind == "FSDP":
-        version = int(fsdp.get("fsdp_version", 1))
-        shards = int((keys.get("parallelism_config") or {}).get("parallelism_config_dp_shard_size") or 0)
-        offload = bool(fsdp.get("fsdp_offload_params"))
-        return Engine("fsdp2" if version == 2 else "fsdp1", processes, machines, shards, half, offload, offload, on_cpu)
+        return _fsdp(engine, keys.get("fsdp_config") or {}, keys.get("parallelism_config") or {})
     if kind == "DEEPSPEED":
-        stage = int(deepspeed.get("zero_stage", 2))
-        params, states = (str(deepspeed.get(f"offload_{what}_device", "none")) for what in ("param", "optimizer"))
-        kinds: dict[int, Kind] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
-        return Engine(kinds[stage], processes, machines, 0, half, params != "none", states != "none", on_cpu)
-    if kind in ("NO", "FALSE") or processes == 1:
-        return Engine("single", 1, half=half, on_cpu=on_cpu)
+        return _deepspeed(engine, keys.get("deepspeed_config") or {})
+    if kind in ("NO", "FALSE") or engine.processes == 1:
+        return replace(engine, processes=1, machines=1)
     if kind.startswith("MULTI_"):
-        return Engine("ddp", processes, machines, half=half, on_cpu=on_cpu)
-    raise InputError([f"{file}: distributed_type {kind} is not one that this package knows."])
+        return replace(engine, kind="ddp")
+    raise ValueError(f"distributed_type {kind} is not one that this package knows")
+
+
+def _fsdp(engine: Engine, fsdp: Mapping[str, Any], parallelism: Mapping[str, Any]) -> Engine:
+    offload = bool(fsdp.get("fsdp_offload_params"))
+    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimiser=offload)
+    if int(fsdp.get("fsdp_version", 1)) == 2:
+        shards = int(parallelism.get("parallelism_config_dp_shard_size") or 0)
+        keeps = fsdp.get("fsdp_reshard_after_forward", True) in (False, "false")
+        return replace(engine, kind="fsdp2", shards=shards, keeps_gathered=keeps)
+    given = str(fsdp.get("fsdp_sharding_strategy", "FULL_SHARD")).upper()
+    strategy = _STRATEGIES[int(given) - 1] if given.isdigit() else given
+    if strategy not in _STRATEGIES:
+        raise ValueError(f"fsdp_sharding_strategy {given} is none of {', '.join(_STRATEGIES)}")
+    return _with_strategy(engine, strategy)
+
+
+def _with_strategy(engine: Engine, strategy: str) -> Engine:
+    if strategy == "NO_SHARD":
+        return replace(engine, kind="ddp")
+    shards = engine.processes // engine.machines if strategy.startswith("HYBRID") else 0
+    return replace(engine, shards=shards, keeps_gathered=strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2"))
+
+
+def _deepspeed(engine: Engine, keys: Mapping[str, Any]) -> Engine:
+    if keys.get("deepspeed_config_file"):
+        return _with_zero(
+            engine, json.loads(Path(keys["deepspeed_config_file"]).read_text()).get("zero_optimization", {})
+        )
+    offloads = {f"offload_{part}": {"device": keys.get(f"offload_{part}_device")} for part in ("param", "optimizer")}
+    return _with_zero(engine, {"stage": keys.get("zero_stage", 2), **offloads})
+
+
+def _with_zero(engine: Engine, zero: Mapping[str, Any]) -> Engine:
+    """With what DeepSpeed's own configuration has under `zero_optimization`."""
+    params, states = (
+        str((zero.get(f"offload_{part}") or {}).get("device") or "none") != "none" for part in ("param", "optimizer")
+    )
+    stage = int(zero.get("stage", 0))
+    if stage not in _STAGES:
+        raise ValueError(f"there is no ZeRO stage {stage}")
+    return replace(engine, kind=_STAGES[stage], offload=params, offload_optimiser=states)
 
 
 def running_engine(accelerator: Any) -> Engine:
     """The engine that a live accelerator runs under."""
     state = accelerator.state
-    half = str(accelerator.mixed_precision) != "no"
-    on_cpu = accelerator.device.type == "cpu"
-    processes = accelerator.num_processes
+    engine = Engine(
+        "ddp" if accelerator.num_processes > 1 else "single",
+        accelerator.num_processes,
+        half=str(accelerator.mixed_precision) != "no",
+        on_cpu=accelerator.device.type == "cpu",
+    )
     deepspeed, fsdp = getattr(state, "deepspeed_plugin", None), getattr(state, "fsdp_plugin", None)
     if deepspeed is not None:
-        zero = deepspeed.deepspeed_config.get("zero_optimization", {})
-        kinds: dict[int, Kind] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
-        params, states = (
-            str((zero.get(f"offload_{part}") or {}).get("device", "none")) for part in ("param", "optimizer")
-        )
-        kind = kinds[deepspeed.zero_stage]
-        return Engine(kind, processes, 1, 0, half, params != "none", states != "none", on_cpu)
-    if fsdp is not None:
-        offload = bool(getattr(fsdp.cpu_offload, "offload_params", fsdp.cpu_offload))
-        return Engine("fsdp2" if fsdp.fsdp_version == 2 else "fsdp1", processes, 1, 0, half, offload, offload, on_cpu)
-    return Engine("ddp" if processes > 1 else "single", processes, half=half, on_cpu=on_cpu)
+        return _with_zero(engine, deepspeed.deepspeed_config.get("zero_optimization", {}))
+    if fsdp is None:
+        return engine
+    offload = bool(getattr(fsdp.cpu_offload, "offload_params", fsdp.cpu_offload))
+    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimiser=offload)
+    if fsdp.fsdp_version == 2:
+        parallelism = getattr(accelerator, "parallelism_config", None)
+        shards = parallelism.dp_shard_size if parallelism else 0
+        return replace(engine, kind="fsdp2", shards=shards, keeps_gathered=not fsdp.reshard_after_forward)
+    return _with_strategy(engine, (fsdp.sharding_strategy or fsdp.reshard_after_forward).name)

@@ -262,7 +262,8 @@ def sharding(shape: ModelShape, t: Training, engine: Engine) -> float:
     if engine.kind == "zero3":
         return min(3e9, 2.0 * shape.parameters)
     weight = t.quantised.bytes if t.quantised else 2.0
-    layers = 2 * weight * shape.linear / shape.layers  # the one that runs and the one that is fetched
+    at_once = shape.layers if engine.keeps_gathered else 2  # the one that runs and the one that is fetched
+    layers = at_once * weight * shape.linear / shape.layers
     dequantised = 2.0 * shape.largest_linear if t.quantised else 0.0
     roots = 2 if t.adapter else 4  # embedding and output layer, and their gradients before these are split
     return layers + dequantised + roots * 2.0 * shape.head
