@@ -11,6 +11,7 @@ GPUs that talk gloo, in this process only, so that recipe files run unchanged.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib
 import json
 import os
@@ -109,12 +110,15 @@ def record(folder: Path, more: dict[str, Any] | None) -> None:
     rank = int(os.environ.get("RANK", 0))
     kept = dict(more or {})
     if TRAINERS:
+        from trl_dpo_ext.estimate.engine import running_engine
+
         trainer = TRAINERS[-1]
         kept = {
             "engine": engine_of(trainer),
             "distributed_type": trainer.accelerator.distributed_type.value,
             "processes": trainer.accelerator.num_processes,
             "wrapped": type(trainer.model_wrapped).__name__,
+            "estimated_as": dataclasses.asdict(running_engine(trainer.accelerator)),
             "logs": trainer.state.log_history,
             **kept,
         }

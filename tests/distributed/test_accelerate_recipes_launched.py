@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 import yaml
 from engines import ENGINES, FLOAT32, RECIPES, Record, engines, launch, prepared, start
+
+from trl_dpo_ext.estimate.engine import read_engine
 
 pytestmark = pytest.mark.distributed
 RECIPE = """\
@@ -58,6 +61,10 @@ def test_the_other_files_train_as_they_stand(tmp_path, name: str) -> None:
     record = launch(folder, name, command, processes=processes, flags=HSDP if name == "fsdp2_hsdp" else ())
     assert f"Saved to {folder}/out." in record.printed
     assert record["logs"][-1]["step"] == 3
+    written = read_engine(RECIPES / f"{name}.yaml").over(processes)
+    shards = 2 if name == "fsdp2_hsdp" else 0
+    expected = replace(written, half=bf16 == "true", on_cpu=True, machines=1, shards=shards)
+    assert record["estimated_as"] == asdict(expected)
     weights = list((folder / "out").glob("*.safetensors"))
     assert [file.name for file in weights] == ["adapter_model.safetensors" if "lora" in name else "model.safetensors"]
     assert weights[0].stat().st_size > 1000

@@ -165,7 +165,9 @@ def running_engine(accelerator: Any) -> Engine:
         return _with_zero(engine, deepspeed.deepspeed_config.get("zero_optimization", {}))
     if fsdp is None:
         return engine
-    offload = bool(getattr(fsdp.cpu_offload, "offload_params", fsdp.cpu_offload))
+    from torch.distributed.fsdp import CPUOffloadPolicy  # of FSDP2; FSDP1 has one object with a flag
+
+    offload = isinstance(fsdp.cpu_offload, CPUOffloadPolicy) or getattr(fsdp.cpu_offload, "offload_params", False)
     engine = replace(engine, kind="fsdp1", offload=offload, offload_optimiser=offload)
     if fsdp.fsdp_version == 2:
         parallelism = getattr(accelerator, "parallelism_config", None)
