@@ -198,9 +198,8 @@ def adapter_config(model: ModelConfig) -> Any:
     config: Any = get_peft_config(model)
     named = getattr(config, "target_modules", None)
     if isinstance(named, str) and named.isidentifier():
-        config.target_modules = {
-            named
-        }  # TRL takes it out of its list, and PEFT would look for paths that match it whole
+        # TRL takes it out of its list, and PEFT would look for paths that match it whole.
+        config.target_modules = {named}
     return config
 
 

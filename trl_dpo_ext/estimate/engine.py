@@ -132,10 +132,9 @@ def _with_strategy(engine: Engine, strategy: str) -> Engine:
 
 
 def _deepspeed(engine: Engine, keys: Mapping[str, Any]) -> Engine:
-    if keys.get("deepspeed_config_file"):
-        return _with_zero(
-            engine, json.loads(Path(keys["deepspeed_config_file"]).read_text()).get("zero_optimization", {})
-        )
+    own = keys.get("deepspeed_config_file")
+    if own:
+        return _with_zero(engine, json.loads(Path(own).read_text(encoding="utf-8")).get("zero_optimization", {}))
     offloads = {f"offload_{part}": {"device": keys.get(f"offload_{part}_device")} for part in ("param", "optimizer")}
     return _with_zero(engine, {"stage": keys.get("zero_stage", 2), **offloads})
 
