@@ -249,6 +249,41 @@ def test_a_reference_model_that_was_given_is_run_and_let_go(tmp_path, store):
     assert runs.logs(trainer)[0]["loss"] == pytest.approx(runs.logs(theirs)[0]["loss"], rel=1e-4)
 
 
+def other_adapter():
+    return LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("settings", [{}, {"peft_config": other_adapter()}], ids=["full", "adapter"])
+@pytest.mark.parametrize("trained", [False, True], ids=["before training", "after training"])
+def test_a_released_reference_is_not_replaced_by_the_policy(tmp_path, store, settings, trained):
+    data = tiny.preferences()
+    reference = tiny.model(seed=5)
+    trainer = stored(tmp_path, store, ref_model=reference, train_dataset=data.select(range(4)), **settings)
+    if trained:
+        trainer.train()
+    with pytest.raises(InputError, match="released"):
+        trainer.evaluate(data.select([6]))
+    # The store holds nothing of the policy's: a new trainer on the same objects fills in the reference's log-probs.
+    again = stored(tmp_path, store, ref_model=reference, train_dataset=data)
+    alone = stored(tmp_path, str(tmp_path / "alone"), ref_model=tiny.model(seed=5), train_dataset=data)
+    for found, right in zip(batch_sums(again), batch_sums(alone), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reference_made_of_a_model_in_memory_is_not_replaced_by_the_policy(tmp_path, store):
+    data = tiny.preferences()
+    trainer = stored(tmp_path, store, ref_dtype="bfloat16", train_dataset=data.select(range(4)))
+    with pytest.raises(InputError, match="released"):
+        trainer.evaluate(data.select([6]))
+
+
+def test_a_stream_does_not_put_the_policy_in_a_released_references_place(tmp_path, store):
+    data = tiny.preferences().to_iterable_dataset()
+    trainer = stored(tmp_path, store, ref_model=tiny.model(seed=5), train_dataset=data)
+    with pytest.raises(InputError, match="released"):
+        trainer.precompute_reference()
+
+
 def test_the_adapter_that_training_started_from_is_the_reference_and_belongs_to_its_identity(tmp_path, store):
     def policy(seed):
         lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

@@ -132,7 +132,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             self.data_collator = ColumnCollator(self.data_collator, self.extra_columns)
         if self._stored is not None:
             self.data_collator = self._stored.collator(self.data_collator)
-            _host.let_go_of_reference(self)  # it has been run on all there is to run it on
+            self._stored.release(self)  # it has been run on all there is to run it on
 
     def describe_reference(self) -> str:
         """What the reference log-probs come from, in a few words."""

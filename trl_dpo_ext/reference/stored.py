@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from datasets import config as datasets_config
 
 from .. import _host
+from ..errors import InputError
 from ..forward.branches import branch_rows
 from ..forward.masks import branch_problems
 from ..forward.scoring import score
@@ -50,6 +51,7 @@ class StoredReference:
         self.max_tokens = max_tokens
         self.load = load
         self.report = PassReport()
+        self.released = False
         self._keys: dict[bytes, None] | None = {}
         self._collator: ReferenceCollator | None = None
 
@@ -80,12 +82,19 @@ class StoredReference:
         if self._collator is not None:
             self._collator.logps = self.store.load(self._keys)
 
+    def release(self, trainer: Any) -> None:
+        """Free a reference model that cannot be loaded again; from now on, a missing sequence is an error."""
+        self.released = trainer.ref_model is not None and self.load is None
+        _host.let_go_of_reference(trainer)
+
     def _fill(self, trainer: Any, wanted: dict[bytes, Sequence], name: str) -> None:
         processes = Processes(trainer.accelerator.process_index, trainer.accelerator.num_processes, _host.gather_object)
         self.store.refresh()
         if not any(processes.gather(len(self.store.missing(wanted, check_values=True)))):
             self.report.found += len(wanted)
             return
+        if self.released:
+            raise InputError([_RELEASED])
         with _host.reference_for_pass(trainer, self.load) as (model, causal):
             config = causal.config.get_text_config()
             run = ReferencePass(
@@ -100,6 +109,13 @@ class StoredReference:
                 silent=trainer.args.disable_tqdm,
             )
             self.report.add(run.run(wanted))
+
+
+_RELEASED = (
+    "Reference log-probs are missing in the store, and the reference model that would compute them was released after "
+    "the reference pass. Pass this dataset as eval_dataset when creating the trainer, or create a new trainer with the "
+    "same ref_model."
+)
 
 
 def _scorer(trainer: Any, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
