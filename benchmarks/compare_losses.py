@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer, list_losses
-from trl_dpo_ext.registry import LossVariant
+from trl_dpo_ext.core.registry import LossVariant
 
 DATA = Path(__file__).parent.parent / "demo" / "data"
 SCORES = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8}

@@ -20,12 +20,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from trl_dpo_ext.cli.train import TrainParser, adapter_config, build_trainer
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.estimate.engine import Engine
 from trl_dpo_ext.estimate.formulas import GIB, estimate
-from trl_dpo_ext.estimate.settings import training_of
-from trl_dpo_ext.estimate.shape import shape_of
-from trl_dpo_ext.train import TrainParser, adapter_config, build_trainer
+from trl_dpo_ext.estimate.from_args import training_of
+from trl_dpo_ext.estimate.model_size import shape_of
+from trl_dpo_ext.estimate.strategy import Engine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoTokenizer
 
 from trl_dpo_ext import load_reference
-from trl_dpo_ext.reference.drift import SHIFT, TOKENS, answer_errors, shift_per_token
+from trl_dpo_ext.reference.drift.measure import SHIFT, TOKENS, answer_errors, shift_per_token
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from demo.evaluate import read_pairs

@@ -24,9 +24,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer, load_reference
-from trl_dpo_ext.reference.footprint import weight_bytes
-from trl_dpo_ext.reference.identity import Identity
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.reference.identity.identity import Identity
+from trl_dpo_ext.reference.model.memory import weight_bytes
+from trl_dpo_ext.reference.store.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from trl_dpo_ext import Pairs, Side
-from trl_dpo_ext.registry import LossVariant
-from trl_dpo_ext.stages import score
+from trl_dpo_ext.core.registry import LossVariant
+from trl_dpo_ext.core.transforms import score
 
 # These tensors hold a handful of numbers: waking other threads for them costs a hundred times the work.
 torch.set_num_threads(1)

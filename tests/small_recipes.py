@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from published_models import MODELS
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
 
-from trl_dpo_ext.cookbook import Recipe
+from trl_dpo_ext.recipe_registry import Recipe
 
 SHAPES = {
     "gemma-2-9b-it": "gemma-2-9b",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trl_dpo_ext.reference.identity import Identity
-from trl_dpo_ext.reference.keys import sequence_key
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.reference.identity.identity import Identity
+from trl_dpo_ext.reference.store.keys import sequence_key
+from trl_dpo_ext.reference.store.store import Store
 
 REFERENCE = Identity(weights="f00d", config='{"hidden_size":16,"rope_parameters":{"rope_theta":10000.0}}')
 

@@ -11,7 +11,7 @@ import runs
 import tiny
 import torch
 
-from trl_dpo_ext.checkpoints import checkpoint_to_resume, is_complete, names_without_wrappers
+from trl_dpo_ext.distributed.checkpoints import checkpoint_to_resume, is_complete, names_without_wrappers
 from trl_dpo_ext.errors import InputError
 
 

@@ -9,8 +9,8 @@ import tiny
 from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.data import ColumnCollator, check_preferences, one_layout
-from trl_dpo_ext.hyper import Hyper
+from trl_dpo_ext.core.hyperparameters import Hyper
+from trl_dpo_ext.data.validation import ColumnCollator, check_preferences, one_layout
 
 MARGIN = {"margin": Hyper("By how much the chosen side is better.", ge=0)}
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

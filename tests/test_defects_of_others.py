@@ -8,7 +8,8 @@ import pytest
 import runs
 import torch
 
-from trl_dpo_ext import Pairs, Side, get_loss, list_losses, stages
+from trl_dpo_ext import Pairs, Side, get_loss, list_losses
+from trl_dpo_ext.core import transforms
 
 LN2 = math.log(2)
 
@@ -57,7 +58,7 @@ def test_label_smoothing_stays_what_it_was_set_to(tmp_path) -> None:
 def test_wpo_weights_are_of_mean_log_probs_and_carry_no_gradient() -> None:
     """One code base takes summed log-probs, and lets the gradient through the weights."""
     logps = torch.full((2, 50), -1.0, requires_grad=True)
-    weights = stages.wpo_weights(logps, torch.full((2, 50), -1.5), torch.ones(2, 50, dtype=torch.bool))
+    weights = transforms.wpo_weights(logps, torch.full((2, 50), -1.5), torch.ones(2, 50, dtype=torch.bool))
     torch.testing.assert_close(weights, torch.tensor([math.e]))  # exp(0.5) for each side, whatever the length
     assert not weights.requires_grad
 

@@ -12,10 +12,11 @@ import tiny
 import torch
 from datasets import Dataset
 
-from trl_dpo_ext import load_reference, stages
+from trl_dpo_ext import load_reference
+from trl_dpo_ext.core import transforms
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference import drift
-from trl_dpo_ext.reference.watch import watch_drift
+from trl_dpo_ext.reference.drift import measure
+from trl_dpo_ext.reference.drift.monitor import watch_drift
 
 NF4 = {"ref_quantization": "nf4", "ref_drift_pairs": 8}
 # Four rows: chosen, chosen, rejected, rejected. The last chosen token of the second pair is padding.
@@ -33,15 +34,15 @@ def errors_of_pairs(pairs: int, shift: float, noise: float, seed: int = 0) -> to
 
 
 def test_errors_are_counted_on_completion_tokens_alone() -> None:
-    errors = drift.answer_errors(START + ERROR, START, MASK)
+    errors = measure.answer_errors(START + ERROR, START, MASK)
     assert errors.shape == (2, 2, 3)
-    assert errors[..., drift.TOKENS].tolist() == [[3, 2], [2, 3]]
-    assert errors[..., drift.SHIFT].tolist() == [[-1.5, -2.0], [-0.5, -0.75]]
-    assert errors[..., drift.SQUARES].tolist() == [[0.75, 2.0], [0.125, 0.5625]]
+    assert errors[..., measure.TOKENS].tolist() == [[3, 2], [2, 3]]
+    assert errors[..., measure.SHIFT].tolist() == [[-1.5, -2.0], [-0.5, -0.75]]
+    assert errors[..., measure.SQUARES].tolist() == [[0.75, 2.0], [0.125, 0.5625]]
 
 
 def test_the_summary_is_what_the_definitions_say() -> None:
-    measured = drift.summarise(drift.answer_errors(START + ERROR, START, MASK), beta=0.5)
+    measured = measure.summarise(measure.answer_errors(START + ERROR, START, MASK), beta=0.5)
     per_token = ERROR[MASK].double()
     sequences = torch.tensor([-1.5, -2.0, -0.5, -0.75])
     margins = torch.tensor([0.5, 0.25])
@@ -58,29 +59,29 @@ def test_the_summary_is_what_the_definitions_say() -> None:
 
 
 def test_an_exact_shift_is_found_and_a_reference_without_error_has_none() -> None:
-    assert drift.shift_per_token(errors_of_pairs(16, -0.2, 0.0)) == pytest.approx(-0.2, abs=1e-12)
-    assert drift.shift_per_token(errors_of_pairs(16, 0.0, 0.0)) == 0.0
+    assert measure.shift_per_token(errors_of_pairs(16, -0.2, 0.0)) == pytest.approx(-0.2, abs=1e-12)
+    assert measure.shift_per_token(errors_of_pairs(16, 0.0, 0.0)) == 0.0
 
 
 def test_a_shift_that_pairs_do_not_agree_on_is_not_removed() -> None:
     means, shrunk = [], []
     for seed in range(200):
         errors = errors_of_pairs(16, 0.0, 0.5, seed)
-        means.append(float(errors[..., drift.SHIFT].sum() / errors[..., drift.TOKENS].sum()))
-        shrunk.append(drift.shift_per_token(errors))
+        means.append(float(errors[..., measure.SHIFT].sum() / errors[..., measure.TOKENS].sum()))
+        shrunk.append(measure.shift_per_token(errors))
     assert sum(shift == 0 for shift in shrunk) > 0.55 * len(shrunk)  # 68% of means lie within one standard error
     assert torch.tensor(shrunk).square().mean() < 0.7 * torch.tensor(means).square().mean()
-    clear = drift.shift_per_token(errors_of_pairs(16, -0.2, 0.5))
+    clear = measure.shift_per_token(errors_of_pairs(16, -0.2, 0.5))
     assert clear == pytest.approx(-0.2, abs=0.06)
 
 
 @pytest.mark.parametrize("ld_alpha", [None, 0.3])
 def test_the_shift_is_taken_from_every_token_before_tokens_are_summed(ld_alpha: float | None) -> None:
-    measured = drift.summarise(errors_of_pairs(16, -0.2, 0.0), beta=0.1, calibrate=True)
+    measured = measure.summarise(errors_of_pairs(16, -0.2, 0.0), beta=0.1, calibrate=True)
     tokens = (START + ERROR) * MASK
-    logps, corrected = measured.corrected(stages.reduce(tokens, MASK, ld_alpha), tokens, MASK, ld_alpha)
+    logps, corrected = measured.corrected(transforms.reduce(tokens, MASK, ld_alpha), tokens, MASK, ld_alpha)
     torch.testing.assert_close(corrected, (tokens + 0.2) * MASK)
-    torch.testing.assert_close(logps, stages.reduce(corrected, MASK, ld_alpha))
+    torch.testing.assert_close(logps, transforms.reduce(corrected, MASK, ld_alpha))
     assert measured.calibrated_sequence_mean == pytest.approx(0.0, abs=1e-9)
 
 
@@ -88,7 +89,7 @@ def test_log_probs_that_are_not_finite_are_an_error_with_the_fix() -> None:
     broken = START.clone()
     broken[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"not finite.*ref_compute_dtype.*bfloat16"):
-        drift.summarise(drift.answer_errors(broken, START, MASK), beta=0.1)
+        measure.summarise(measure.answer_errors(broken, START, MASK), beta=0.1)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
@@ -96,7 +97,7 @@ def test_processes_share_the_pairs_and_find_what_one_finds(count: int) -> None:
     def errors_of(rows: list[int]) -> torch.Tensor:
         return torch.tensor([[[1.0, float(row), 0.0]] * 2 for row in rows])
 
-    alone = drift.measure(range(count), errors_of, lambda x: x, batch_size=2, rank=0, processes=1)
+    alone = measure.measure(range(count), errors_of, lambda x: x, batch_size=2, rank=0, processes=1)
     parts, batches = [], []
     for rank in range(3):
 
@@ -104,8 +105,8 @@ def test_processes_share_the_pairs_and_find_what_one_finds(count: int) -> None:
             batches.append(rank)
             return errors_of(rows)
 
-        drift.measure(range(count), counted, lambda x: parts.append(x) or x, batch_size=2, rank=rank, processes=3)
-    joined = drift.measure(range(count), errors_of, lambda _: torch.cat(parts), batch_size=2, rank=0, processes=3)
+        measure.measure(range(count), counted, lambda x: parts.append(x) or x, batch_size=2, rank=rank, processes=3)
+    joined = measure.measure(range(count), errors_of, lambda _: torch.cat(parts), batch_size=2, rank=0, processes=3)
     assert torch.equal(joined, alone)
     assert alone[:, 0, 1].tolist() == list(range(count))
     assert len({batches.count(rank) for rank in range(3)}) == 1  # as many forwards each: none waits for ever
@@ -114,7 +115,7 @@ def test_processes_share_the_pairs_and_find_what_one_finds(count: int) -> None:
 def test_the_largest_beta_of_the_losses_counts(tmp_path) -> None:
     def beta(**settings: Any) -> float:
         args = runs.config(tmp_path, **settings)
-        return drift.loudest_beta(args.loss_mixture().terms, args.beta)
+        return measure.loudest_beta(args.loss_mixture().terms, args.beta)
 
     assert beta(beta=0.3) == 0.3
     assert beta(loss_type=["sigmoid:beta=1.0", "cal_dpo", "sft"]) == 1.0
@@ -159,16 +160,16 @@ def test_what_is_measured_is_the_difference_of_the_two_models_on_the_first_pairs
 def test_the_measurement_is_printed_and_written(tmp_path, capsys: pytest.CaptureFixture) -> None:
     run = runs.trained(tmp_path, **NF4, max_steps=1)
     assert "Reference against what it stands for, 8 pairs" in capsys.readouterr().out
-    written = json.loads((tmp_path / drift.FILE).read_text())
+    written = json.loads((tmp_path / measure.FILE).read_text())
     assert written["margin_std"] == run.drift_watch.drift.margin_std
-    assert drift.Drift.load(tmp_path) == run.drift_watch.drift
+    assert measure.Drift.load(tmp_path) == run.drift_watch.drift
 
 
 def test_measuring_changes_nothing_of_the_training(tmp_path) -> None:
     measured = runs.trained(tmp_path / "a", **NF4)
     not_measured = runs.trained(tmp_path / "b", ref_quantization="nf4", ref_drift_pairs=0)
     assert not_measured.drift_watch is None
-    assert not (tmp_path / "b" / drift.FILE).exists()
+    assert not (tmp_path / "b" / measure.FILE).exists()
     for name, tensor in runs.weights(measured).items():
         assert torch.equal(runs.weights(not_measured)[name], tensor)
 
@@ -213,8 +214,8 @@ def test_a_calibrated_run_reads_log_probs_without_the_shift(tmp_path, loss: str)
             assert torch.equal(after.ref_entropy, before.ref_entropy)
 
 
-def _with_shift(measured: drift.Drift, shift: float) -> drift.Drift:
-    return drift.Drift(**{**vars(measured), "shift_per_token": shift})
+def _with_shift(measured: measure.Drift, shift: float) -> measure.Drift:
+    return measure.Drift(**{**vars(measured), "shift_per_token": shift})
 
 
 class _Spy:
@@ -263,7 +264,7 @@ def test_a_resumed_run_goes_on_with_its_calibration(tmp_path) -> None:
         "max_steps": 4,
     }
     whole = runs.trained(tmp_path / "out", **settings)
-    file = tmp_path / "out" / "checkpoint-2" / drift.FILE
+    file = tmp_path / "out" / "checkpoint-2" / measure.FILE
     assert json.loads(file.read_text())["shift_per_token"] == whole.drift_watch.drift.shift_per_token
     resumed = runs.trainer(tmp_path / "out", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
@@ -278,7 +279,7 @@ def test_a_resumed_run_goes_on_with_its_calibration(tmp_path) -> None:
 def test_a_resumed_run_without_calibration_measures_no_trained_policy(tmp_path) -> None:
     settings = {**NF4, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     runs.trained(tmp_path / "out", **settings)
-    (tmp_path / "out" / "checkpoint-2" / drift.FILE).unlink()
+    (tmp_path / "out" / "checkpoint-2" / measure.FILE).unlink()
     resumed = runs.trainer(tmp_path / "out", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert resumed.drift_watch.drift is None

@@ -10,9 +10,9 @@ import tiny
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from trl_dpo_ext import engines
+from trl_dpo_ext.distributed import launch
+from trl_dpo_ext.distributed.eval_padding import RealPairs
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.padding import RealPairs
 
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
 TWO = {"WORLD_SIZE": "2"}
@@ -29,7 +29,7 @@ TWO = {"WORLD_SIZE": "2"}
     ],
 )
 def test_another_engine_than_was_asked_for_is_a_problem(environment, kind, processes, said) -> None:
-    assert said in "\n".join(engines.launch_problems(environment, kind, processes))
+    assert said in "\n".join(launch.launch_problems(environment, kind, processes))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_another_engine_than_was_asked_for_is_a_problem(environment, kind, proce
     ],
 )
 def test_what_was_asked_for_is_no_problem(environment, kind, processes) -> None:
-    assert engines.launch_problems(environment, kind, processes) == []
+    assert launch.launch_problems(environment, kind, processes) == []
 
 
 def test_a_run_that_got_another_engine_ends_before_a_model_is_loaded(tmp_path, monkeypatch) -> None:
@@ -60,22 +60,22 @@ def test_a_run_that_got_another_engine_ends_before_a_model_is_loaded(tmp_path, m
 def test_one_process_where_several_were_prepared_is_a_warning(tmp_path, monkeypatch) -> None:
     args = runs.config(tmp_path)
     environment = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}
-    engines.check_launch(environment, args)  # one was asked for
+    launch.check_launch(environment, args)  # one was asked for
     with pytest.warns(UserWarning, match="leaves that to mpirun"):
-        engines.check_launch({**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, args)
+        launch.check_launch({**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, args)
 
 
 def test_fsdp2_keeps_the_precision_of_outputs_and_computes_in_bf16() -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
     plugin = SimpleNamespace(fsdp_version=2, mixed_precision_policy=policy)
-    engines.keep_precision(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    launch.keep_precision(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
     assert plugin.mixed_precision_policy == MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, None)
 
 
 def test_without_fsdp_there_is_no_policy_to_change() -> None:
-    engines.keep_precision(SimpleNamespace(state=SimpleNamespace()))
+    launch.keep_precision(SimpleNamespace(state=SimpleNamespace()))
     plugin = SimpleNamespace(fsdp_version=2, mixed_precision_policy=None)
-    engines.keep_precision(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    launch.keep_precision(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
     assert plugin.mixed_precision_policy is None
 
 
@@ -88,7 +88,7 @@ def test_reference_log_probs_and_columns_are_kept_from_casts() -> None:
         "ref_chosen_logps": exact,
         "margin": exact,
     }
-    kept, rest = engines.split_uncast(batch, ["margin"], torch.device("cpu"))
+    kept, rest = launch.split_uncast(batch, ["margin"], torch.device("cpu"))
     assert set(kept) == {"ref_token_logps", "ref_chosen_logps", "margin"}
     assert set(rest) == {"input_ids", "pixel_values"}
     assert all(value.dtype == torch.float32 for value in kept.values())

@@ -14,15 +14,15 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from published_models import MODELS
 
-from trl_dpo_ext import cli
-from trl_dpo_ext.cookbook import accelerate_configs
+from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate import formulas
-from trl_dpo_ext.estimate.command import plan
-from trl_dpo_ext.estimate.engine import Engine, read_engine
 from trl_dpo_ext.estimate.formulas import GIB, Quantised, Reference, Training, estimate
-from trl_dpo_ext.estimate.shape import shape_of
-from trl_dpo_ext.estimate.traps import CHECKS, Situation, find_traps, warnings_of
+from trl_dpo_ext.estimate.model_size import shape_of
+from trl_dpo_ext.estimate.pitfalls import CHECKS, Situation, find_traps, warnings_of
+from trl_dpo_ext.estimate.search import plan
+from trl_dpo_ext.estimate.strategy import Engine, read_engine
+from trl_dpo_ext.recipe_registry import accelerate_configs
 
 SINGLE = Engine("single", 1)
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -6,7 +6,7 @@ import pytest
 import runs
 import tiny
 
-from trl_dpo_ext.first_step import describe_first_loss, first_loss
+from trl_dpo_ext.estimate.initial_loss import describe_first_loss, first_loss
 
 SETTINGS = {
     "sigmoid": {},

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_dpo_ext.forward.branches import branch_rows, row_width
 from trl_dpo_ext.forward.masks import Sight, branch_problems
-from trl_dpo_ext.forward.scoring import score
+from trl_dpo_ext.forward.run_rows import score
+from trl_dpo_ext.forward.tree_rows import branch_rows, row_width
 
 # Ragged prompts, a prompt of one token, completions of one token; rows longer than the windows of the models.
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]

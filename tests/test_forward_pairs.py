@@ -18,7 +18,7 @@ from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.forward import masks
 from trl_dpo_ext.forward.layouts import Way, extents, lay_out, rows_of, shapes
 from trl_dpo_ext.forward.masks import Sight
-from trl_dpo_ext.forward.shared_prompt import SharedPrompt, cost, ways_of
+from trl_dpo_ext.forward.packed_model import SharedPrompt, cost, ways_of
 
 WAYS = ways_of(share=True, pack=True)
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")

@@ -18,10 +18,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference import content_hash
-from trl_dpo_ext.reference.identity import Identity, forward_config, identify, quantization_name
-from trl_dpo_ext.reference.model_weights import adapter_hash, weights_hash
-from trl_dpo_ext.reference.weight_files import weight_files, weight_files_hash
+from trl_dpo_ext.reference.identity import hashing
+from trl_dpo_ext.reference.identity.files import weight_files, weight_files_hash
+from trl_dpo_ext.reference.identity.identity import Identity, forward_config, identify, quantization_name
+from trl_dpo_ext.reference.identity.weights import adapter_hash, weights_hash
 
 OLD = (1_600_000_000, 1_600_000_000)
 
@@ -63,8 +63,8 @@ def with_lora(model, seed: int = 0, **settings) -> PeftModel:
 def reads(monkeypatch) -> list[int]:
     """Counts the chunks of files that are read for hashing."""
     counted = []
-    real = content_hash._chunk_of_file
-    monkeypatch.setattr(content_hash, "_chunk_of_file", lambda *args: counted.append(1) or real(*args))
+    real = hashing._chunk_of_file
+    monkeypatch.setattr(hashing, "_chunk_of_file", lambda *args: counted.append(1) or real(*args))
     return counted
 
 
@@ -231,7 +231,7 @@ def test_dtype_shape_and_name_count_beside_the_bytes() -> None:
 
 
 def test_the_last_chunk_of_a_large_tensor_counts(monkeypatch) -> None:
-    monkeypatch.setattr(content_hash, "CHUNK", 64)
+    monkeypatch.setattr(hashing, "CHUNK", 64)
     model = tiny.model()
     before = weights_hash(model)
     model.lm_head.weight.data[-1, -1] += 1
@@ -308,7 +308,7 @@ def test_shards_are_hashed_by_the_index_and_strangers_beside_them_are_not(tmp_pa
 
 
 def test_several_chunks_of_a_file_all_count(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(content_hash, "CHUNK", 1000)
+    monkeypatch.setattr(hashing, "CHUNK", 1000)
     file, content = tmp_path / "weights", bytearray(os.urandom(3500))
     hashes = set()
     for at in (0, 999, 1000, 2500, 3499):
@@ -332,8 +332,8 @@ def test_a_name_is_resolved_in_the_local_cache_and_equals_the_folder(saved, tmp_
     program = """
 import sys, json
 from transformers import AutoModelForCausalLM
-from trl_dpo_ext.reference.identity import identify
-from trl_dpo_ext.reference.weight_files import cache_folder, weight_files
+from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.identity.files import cache_folder, weight_files
 name = "some/model"
 identity = identify(AutoModelForCausalLM.from_pretrained(name), source=name)
 print(json.dumps([identity.keyed, identity.recorded, str(cache_folder()), weight_files("some/other")]))

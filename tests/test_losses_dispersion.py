@@ -12,7 +12,7 @@ import torch
 from batches import PUBLISHED, gradients, make_pairs
 
 from trl_dpo_ext import Pairs, Side, get_loss
-from trl_dpo_ext.stages import relative_entropy
+from trl_dpo_ext.core.transforms import relative_entropy
 
 NUMBERS = json.loads((Path(__file__).parent / "golden" / "published.json").read_text())
 BETA = {"mallows_dpo": {"beta": 0.1}, "rainbowpo": {}}

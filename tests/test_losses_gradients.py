@@ -9,7 +9,7 @@ import torch
 from batches import AWKWARD, GOLDEN, PUBLISHED, SMOOTH, gradients, hypers_of, make_pairs, run_case, take
 
 from trl_dpo_ext import get_loss, list_losses
-from trl_dpo_ext.stages import F_DIVERGENCES
+from trl_dpo_ext.core.transforms import F_DIVERGENCES
 
 each_variant = pytest.mark.parametrize("variant", list_losses(), ids=lambda variant: variant.name)
 

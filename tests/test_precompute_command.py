@@ -16,8 +16,8 @@ import pytest
 import tiny
 from transformers import LlamaForCausalLM
 
-from trl_dpo_ext import cli
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.cli import main as cli
+from trl_dpo_ext.reference.store.store import Store
 
 
 def pairs_file(folder: Path, pairs: int) -> Path:

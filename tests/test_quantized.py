@@ -20,8 +20,8 @@ from trl import DPOTrainer
 
 from trl_dpo_ext import Pairs, list_losses, load_reference
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference import choice, quantized
-from trl_dpo_ext.reference.footprint import weight_bytes
+from trl_dpo_ext.reference.model import loading, resolve
+from trl_dpo_ext.reference.model.memory import weight_bytes
 
 LORA = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 IDS = torch.arange(4, 34).view(2, 15)
@@ -62,7 +62,7 @@ def test_a_reference_by_name_is_what_transformers_loads(folder: str) -> None:
         bnb_4bit_compute_dtype=torch.float32,
     )
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=plan)
-    quantized.unpacked_on_cpu(theirs)
+    loading.unpacked_on_cpu(theirs)
     ours = load_reference(folder, quantization="nf4", double_quant=True)
     assert torch.equal(logits(ours), logits(theirs))
 
@@ -393,9 +393,9 @@ def test_a_checkpoint_that_is_quantised_already_is_a_reference_for_losses_of_dif
 
 def test_tokens_with_other_numbers_are_named() -> None:
     ours, theirs = {"a": 0, "b": 1, "c": 2}, {"a": 0, "c": 1, "b": 2}
-    (problem,) = choice._token_problems("other", ours, theirs, size=3)
+    (problem,) = resolve._token_problems("other", ours, theirs, size=3)
     assert "number 1 is 'c' there and 'b' for the policy (2 such numbers)" in problem
-    assert choice._token_problems("other", ours, {**ours, "d": 3}, size=8) == []  # it knows more
+    assert resolve._token_problems("other", ours, {**ours, "d": 3}, size=8) == []  # it knows more
 
 
 @pytest.mark.parametrize("flags", [{"ref_quantization": "nf4"}, {"ref_dtype": "bfloat16"}])
@@ -468,9 +468,9 @@ def test_qlora_under_fsdp1_needs_one_dtype(tmp_path, no_weights, monkeypatch, ve
         with pytest.raises(
             InputError, match=r"FSDP1 splits a 4-bit policy only where .*Set both to bfloat16, or take FSDP2"
         ):
-            choice.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
+            resolve.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
     else:
-        assert choice.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4}) is None
+        assert resolve.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4}) is None
 
 
 @pytest.mark.parametrize(
@@ -482,20 +482,20 @@ def test_zero3_keeps_what_it_splits_in_its_own_dtype(tmp_path, flags: dict, refu
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
     if refused:
         with pytest.raises(InputError, match=r"ref_dtype='bfloat16' cannot be had under ZeRO-3.*\(float32\)"):
-            choice.choose_reference(args, tiny.model(), None, {})
+            resolve.choose_reference(args, tiny.model(), None, {})
     else:
-        assert choice.choose_reference(args, tiny.model(), None, {}).load() is not None
+        assert resolve.choose_reference(args, tiny.model(), None, {}).load() is not None
 
 
 def test_under_zero2_a_reference_of_another_dtype_stays_out_of_an_engine_that_would_cast_it(tmp_path) -> None:
     args = runs.config(tmp_path, ref_dtype="bfloat16")
     reference = tiny.model(1)
-    assert not choice.kept_whole(args, reference)
+    assert not resolve.kept_whole(args, reference)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
-    assert choice.kept_whole(args, reference)
+    assert resolve.kept_whole(args, reference)
     args.ref_dtype = None
-    assert not choice.kept_whole(args, reference)
-    assert choice.kept_whole(args, load_reference(reference, quantization="nf4"))
+    assert not resolve.kept_whole(args, reference)
+    assert resolve.kept_whole(args, load_reference(reference, quantization="nf4"))
 
 
 def test_a_reference_in_words(folder, tmp_path) -> None:
@@ -506,7 +506,7 @@ def test_a_reference_in_words(folder, tmp_path) -> None:
 
 
 def test_the_flags_reach_the_command(tmp_path) -> None:
-    from trl_dpo_ext.train import TrainParser
+    from trl_dpo_ext.cli.train import TrainParser
 
     flags = ["--ref_quantization", "nf4", "--ref_double_quant", "--ref_skip_modules", "q_proj", "k_proj"]
     _, args, _, _ = TrainParser().parse(["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", *flags])

@@ -11,8 +11,8 @@ import torch
 import yaml
 from small_recipes import published_config
 
-from trl_dpo_ext.cookbook import get_recipe
-from trl_dpo_ext.estimate.command import describe, plan
+from trl_dpo_ext.estimate.search import describe, plan
+from trl_dpo_ext.recipe_registry import get_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_a_variant_of_your_own_is_a_flag_in_help_and_in_the_list() -> None:
     (example,) = [block for block in blocks("python") if "@register_loss" in block]
     use = """
 from trl_dpo_ext import DPOExtConfig, list_losses
-from trl_dpo_ext.train import TrainParser
+from trl_dpo_ext.cli.train import TrainParser
 parser = TrainParser()
 _, args, _, _ = parser.parse(
     ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--loss_type", "clipped", "--clipped_at", "5"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trl_dpo_ext.reference.identity import Identity
-from trl_dpo_ext.reference.plan import Batch
-from trl_dpo_ext.reference.precompute import PassReport, Processes, ReferencePass
-from trl_dpo_ext.reference.sequences import Sequence
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.reference.identity.identity import Identity
+from trl_dpo_ext.reference.precompute.batching import Batch
+from trl_dpo_ext.reference.precompute.runner import PassReport, Processes, ReferencePass
+from trl_dpo_ext.reference.precompute.sequences import Sequence
+from trl_dpo_ext.reference.store.store import Store
 
 IDENTITY = Identity(weights="memory:f00d", config="{}")
 COUNT = 2

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.reference.plan import Batch, Row, plan_batches
-from trl_dpo_ext.reference.sequences import Sequence, batch_sequences
+from trl_dpo_ext.reference.precompute.batching import Batch, Row, plan_batches
+from trl_dpo_ext.reference.precompute.sequences import Sequence, batch_sequences
 
 
 def sequence(prompt: list[int], completion: list[int]) -> Sequence:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
-from trl_dpo_ext import Hyper, Need, Pairs, get_loss, list_losses, register_loss, registry
-from trl_dpo_ext.hyper import Beta
+from trl_dpo_ext import Hyper, Need, Pairs, get_loss, list_losses, register_loss
+from trl_dpo_ext.core import registry
+from trl_dpo_ext.core.hyperparameters import Beta
 
 PAIRS = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from trl_dpo_ext.cli.report import plot_run, read_run
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.report import plot_run, read_run
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 

@@ -13,7 +13,7 @@ from golden.oracle import ls, mpf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dpo_ext.stages import F_DIVERGENCES, reduce, score, wpo_weights
+from trl_dpo_ext.core.transforms import F_DIVERGENCES, reduce, score, wpo_weights
 
 PUBLISHED = json.loads((Path(__file__).parent / "golden" / "published.json").read_text())["stages"]
 few = settings(max_examples=40, deadline=None, derandomize=True)

@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from stored import REFERENCE, filled, keys, right, sequence
 from torch.utils.data import DataLoader
 
-from trl_dpo_ext import cli
+from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.durable import unique_name
-from trl_dpo_ext.reference.identity import Identity
-from trl_dpo_ext.reference.keys import KeyIndex, key_words, sequence_key
-from trl_dpo_ext.reference.store import LoadedLogps, MissingSequence, Store, StoreWriteError
+from trl_dpo_ext.reference.identity.identity import Identity
+from trl_dpo_ext.reference.store.atomic import unique_name
+from trl_dpo_ext.reference.store.keys import KeyIndex, key_words, sequence_key
+from trl_dpo_ext.reference.store.store import LoadedLogps, MissingSequence, Store, StoreWriteError
 
 
 def test_what_goes_in_comes_out_also_of_another_object(tmp_path) -> None:

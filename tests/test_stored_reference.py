@@ -18,10 +18,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_dpo_ext import DPOExtTrainer, Need, list_losses
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.identity import identify
-from trl_dpo_ext.reference.planned import PlannedReference
-from trl_dpo_ext.reference.sequences import batch_sequences
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.model.spec import PlannedReference
+from trl_dpo_ext.reference.precompute.sequences import batch_sequences
+from trl_dpo_ext.reference.store.store import Store
 
 STORED = {"precompute_ref_log_probs": True}
 

@@ -12,8 +12,9 @@ from batches import PUBLISHED as BATCH
 from batches import make_pairs
 from test_losses_tokens import PUBLISHED, TOKENS
 
-from trl_dpo_ext import Pairs, Side, get_loss, token_kl
-from trl_dpo_ext.token_kl import Projection
+from trl_dpo_ext import Pairs, Side, get_loss
+from trl_dpo_ext.core import token_kl
+from trl_dpo_ext.core.token_kl import Projection
 
 ROWS, TOKENS_EACH, WIDTH, VOCABULARY = 4, 7, 5, 11
 

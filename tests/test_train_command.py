@@ -14,12 +14,13 @@ import tiny
 import yaml
 from peft import get_peft_model
 
-from trl_dpo_ext import cli, list_losses
+from trl_dpo_ext import list_losses
+from trl_dpo_ext.cli import main as cli
+from trl_dpo_ext.cli.legacy_keys import OLD_KEYS
+from trl_dpo_ext.cli.train import TrainParser, adapter_config, build_trainer, load_preferences
 from trl_dpo_ext.config import owned_hyperparameters
+from trl_dpo_ext.core.transforms import F_DIVERGENCES
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.old_keys import OLD_KEYS
-from trl_dpo_ext.stages import F_DIVERGENCES
-from trl_dpo_ext.train import TrainParser, adapter_config, build_trainer, load_preferences
 
 BASE = ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--report_to", "none"]
 
@@ -277,7 +278,7 @@ def test_losses_of_an_unknown_name_is_an_error(capsys) -> None:
 
 
 def test_listing_losses_does_not_import_trl() -> None:
-    code = "import sys, trl_dpo_ext.cli as c; c.main(['losses']); print('trl' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, trl_dpo_ext.cli.main as c; c.main(['losses']); print('trl' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.splitlines()[-1] == "False False"
 

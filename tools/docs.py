@@ -7,12 +7,16 @@ import difflib
 import sys
 from pathlib import Path
 
-from trl_dpo_ext import catalogue, cookbook
+from trl_dpo_ext import recipe_registry
+from trl_dpo_ext.losses import tables
 
 ROOT = Path(__file__).parent.parent
 PARTS = {
-    "README.md": {"losses": catalogue.as_markdown},
-    "recipes/README.md": {"recipes": cookbook.as_markdown, "accelerate configs": cookbook.accelerate_as_markdown},
+    "README.md": {"losses": tables.as_markdown},
+    "recipes/README.md": {
+        "recipes": recipe_registry.as_markdown,
+        "accelerate configs": recipe_registry.accelerate_as_markdown,
+    },
 }
 
 

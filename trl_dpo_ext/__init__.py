@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import losses as _losses  # noqa: F401  (importing it declares every variant)
-from .hyper import Hyper
-from .pairs import Need, Pairs, Side, implicit_reward
-from .registry import get_loss, list_losses, register_loss
+from .core.hyperparameters import Hyper
+from .core.pairs import Need, Pairs, Side, implicit_reward
+from .core.registry import get_loss, list_losses, register_loss
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
-    from .reference.quantized import load_reference
+    from .reference.model.loading import load_reference
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ __all__ = [
     "register_loss",
 ]
 
-_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer", "load_reference": "reference.quantized"}
+_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer", "load_reference": "reference.model.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,16 @@ from typing import Any
 
 from trl import DPOConfig
 
+from .core.hyperparameters import SHARED, HyperParameter
+from .core.mixture import LossMixture, MixtureParser
+from .core.pairs import Need
+from .core.registry import list_losses
+from .core.transforms import F_DIVERGENCES
 from .errors import InputError
-from .estimate.flags import TrapFlags, trap_problems
-from .forward.flags import ForwardFlags, forward_problems
-from .hyper import SHARED, HyperParameter
-from .mixture import LossMixture, MixtureParser
-from .pairs import Need
-from .reference.model_flags import ReferenceModelFlags, reference_model_problems
+from .estimate.config import TrapFlags, trap_problems
+from .forward.config import ForwardFlags, forward_problems
+from .reference.config import ReferenceModelFlags, reference_model_problems
 from .reference.store_flags import StoreFlags, store_problems
-from .registry import list_losses
-from .stages import F_DIVERGENCES
 
 
 def owned_hyperparameters() -> dict[str, tuple[HyperParameter, list[str]]]:

@@ -14,29 +14,30 @@ from accelerate.utils import gather
 from datasets import IterableDataset
 from trl import DPOTrainer
 
-from . import _host, stages
-from .assemble import Recorded, pair_weights, two_sides
+from . import _trl
 from .config import DPOExtConfig
-from .data import ColumnCollator, check_preferences, one_layout, token_column_problems
-from .engines import check_launch
+from .core import transforms
+from .core.hyperparameters import Hyper
+from .core.mixture import LossMixture, Term
+from .core.pairs import Need, Pairs
+from .data.lengths import length_column
+from .data.validation import ColumnCollator, check_preferences, one_layout, token_column_problems
+from .distributed.eval_padding import RealPairs
+from .distributed.launch import check_launch
+from .distributed.mixin import OnEngines
 from .errors import InputError
-from .forward.lengths import length_column
+from .forward.outputs import Recorded, pair_weights, two_sides
 from .forward.pair_forward import PairForward
-from .hyper import Hyper
-from .mixture import LossMixture, Term
-from .on_engines import OnEngines
-from .padding import RealPairs
-from .pairs import Need, Pairs
-from .reference import self_check
-from .reference.choice import choose_reference, kept_whole
-from .reference.footprint import describe_weights
-from .reference.lookup import REF_TOKEN_LOGPS
-from .reference.manifest import check_folder
-from .reference.model_weights import adapters_alter_base
-from .reference.planned import PlannedReference
-from .reference.quantized import unpacked_on_cpu
-from .reference.stored import StoredReference, has_reference_columns, open_store
-from .reference.watch import DriftWatch, watch_drift
+from .reference import consistency_check
+from .reference.drift.monitor import DriftWatch, watch_drift
+from .reference.identity.weights import adapters_alter_base
+from .reference.model.loading import unpacked_on_cpu
+from .reference.model.memory import describe_weights
+from .reference.model.resolve import choose_reference, kept_whole
+from .reference.model.spec import PlannedReference
+from .reference.precompute.collator import REF_TOKEN_LOGPS
+from .reference.precompute.stored import StoredReference, has_reference_columns, open_store
+from .reference.store.manifest import check_folder
 
 
 class DPOExtTrainer(OnEngines, DPOTrainer):
@@ -75,7 +76,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         **keywords: Any,
     ) -> None:
         if args is None:
-            args = DPOExtConfig(_host.default_output_dir(model))
+            args = DPOExtConfig(_trl.default_output_dir(model))
         elif not isinstance(args, DPOExtConfig):
             raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
         check_launch(os.environ, args)
@@ -105,25 +106,25 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         reference: Any = contextlib.nullcontext()
         if args.precompute_ref_log_probs:
             # The reference is loaded when something is missing in the store, not before.
-            load = _host.no_reference_model(policy_by_name=isinstance(model, str))
+            load = _trl.no_reference_model(policy_by_name=isinstance(model, str))
             reference = contextlib.ExitStack()
-            for seam in (load, _host.no_model_hash()):
+            for seam in (load, _trl.no_model_hash()):
                 reference.enter_context(seam)
         elif not self.mixture.needs_reference:
-            ref_model, reference = None, _host.no_reference_model(policy_by_name=isinstance(model, str))
+            ref_model, reference = None, _trl.no_reference_model(policy_by_name=isinstance(model, str))
         elif Need.REF_ENTROPY in self.mixture.needs:
-            reference = _host.reference_entropy()
-        losses = _host.constructing(args, self.mixture.host_names, self.mixture.host_weights)
-        with reference, _host.placed_reference(whole), losses:
+            reference = _trl.reference_entropy()
+        losses = _trl.constructing(args, self.mixture.host_names, self.mixture.host_weights)
+        with reference, _trl.placed_reference(whole), losses:
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
         unpacked_on_cpu(self.model)
-        longest, other = args.max_length, _host.not_plain_text(self)
-        self.forward.refuse_what_cannot_be_exact(_host.models_of(self), longest, other)
+        longest, other = args.max_length, _trl.not_plain_text(self)
+        self.forward.refuse_what_cannot_be_exact(_trl.models_of(self), longest, other)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
-            problems = _host.projection_problems(self)
+            problems = _trl.projection_problems(self)
             if problems:
                 raise InputError([f"{names} needs both models' whole distributions, and {p}." for p in problems])
         self._check_token_columns(train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
@@ -153,22 +154,22 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         inputs = dict(inputs)
         stored = inputs.pop(REF_TOKEN_LOGPS, None)
         columns = {name: inputs.pop(name) for name in self.extra_columns if name in inputs}
-        mask = inputs[_host.COMPLETION_MASK][..., 1:].bool()
+        mask = inputs[_trl.COMPLETION_MASK][..., 1:].bool()
         self._check_forward(model, inputs)
         whole, selected = Need.TOKEN_KL in self.mixture.needs, self.forward.active
         if self.drift_watch is not None and not self.drift_watch.over:
             self.drift_watch.measure(self, model, self._reference, self._gather)
-        with _host.caught_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
+        with _trl.caught_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
             ref_logps, ref_output = self._reference(inputs, mask, stored)
         if self.drift_watch is not None:
             ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
-        recorder = _host.Recorder(self._call(model))
-        scores = contextlib.nullcontext() if self.mixture.host_names else _host.plain_scores(self)
-        catching = _host.caught_projection(self, model, mask, whole, selected)
-        with _host.reference_from_batch(self), scores, catching as projections:
+        recorder = _trl.Recorder(self._call(model))
+        scores = contextlib.nullcontext() if self.mixture.host_names else _trl.plain_scores(self)
+        catching = _trl.caught_projection(self, model, mask, whole, selected)
+        with _trl.reference_from_batch(self), scores, catching as projections:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
-                {**inputs, **dict(zip(_host.REFERENCE_COLUMNS, ref_logps, strict=True))},
+                {**inputs, **dict(zip(_trl.REFERENCE_COLUMNS, ref_logps, strict=True))},
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -179,7 +180,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             mask,
             ref_logps,
             ref_output,
-            vocabulary=_host.vocabulary_size(self) if Need.REF_ENTROPY in self.mixture.needs else 0,
+            vocabulary=_trl.vocabulary_size(self) if Need.REF_ENTROPY in self.mixture.needs else 0,
             projections=(projections[0], ref_projections[0]) if whole else None,
         )
         self._check_start(batch)
@@ -188,7 +189,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             columns=columns,
             gather=self._gather,
             rank=self.accelerator.process_index,
-            training=_host.is_training(self),
+            training=_trl.is_training(self),
             progress=self.state.global_step / max(self.state.max_steps, 1),
         )
         real = None if pairs.training else RealPairs.of(self.accelerator, len(pairs.margin))
@@ -210,44 +211,46 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             zeros = torch.zeros(inputs["input_ids"].size(0) // 2, device=inputs["input_ids"].device)
             return (zeros, zeros), None
         if stored is not None:
-            chosen, rejected = stages.reduce(stored, mask, self.args.ld_alpha).chunk(2)
-            return (chosen, rejected), _host.scored_output(stored)
+            chosen, rejected = transforms.reduce(stored, mask, self.args.ld_alpha).chunk(2)
+            return (chosen, rejected), _trl.scored_output(stored)
         if self.args.precompute_ref_log_probs:
-            chosen, rejected = (inputs[column] for column in _host.REFERENCE_COLUMNS)
+            chosen, rejected = (inputs[column] for column in _trl.REFERENCE_COLUMNS)
             return (chosen, rejected), None
-        chosen, rejected, output = _host.run_reference(self, inputs, self._call)
+        chosen, rejected, output = _trl.run_reference(self, inputs, self._call)
         return (chosen, rejected), output
 
     def _check_start(self, batch: Recorded) -> None:
         """Before the first step, compare policy and stored reference where they are one model."""
-        if self._start_checked or not _host.is_training(self):
+        if self._start_checked or not _trl.is_training(self):
             return
         self._start_checked = True
         if not (self.args.precompute_ref_log_probs and self.args.ref_self_check) or self.state.global_step:
             return
-        causal = _host.causal_model(self, self.model)
-        apart = self._own_reference or adapters_alter_base(_host.reference_module(self))
-        if self_check.unchecked_because(self.args, causal.config, apart):
+        causal = _trl.causal_model(self, self.model)
+        apart = self._own_reference or adapters_alter_base(_trl.reference_module(self))
+        if consistency_check.unchecked_because(self.args, causal.config, apart):
             return
         if batch.ref_output is None:
-            logps = stages.reduce(batch.tokens(), batch.mask, self.args.ld_alpha)
-            measured = self_check.difference(logps, torch.cat(batch.ref_logps), batch.mask)
+            logps = transforms.reduce(batch.tokens(), batch.mask, self.args.ld_alpha)
+            measured = consistency_check.difference(logps, torch.cat(batch.ref_logps), batch.mask)
         else:
-            measured = self_check.difference(batch.tokens(), batch.ref_tokens(), batch.mask)
+            measured = consistency_check.difference(batch.tokens(), batch.ref_tokens(), batch.mask)
         worst = self._gather(measured.unsqueeze(0)).max().item()  # so that all processes stop, or none
-        self_check.check(worst, self_check.tolerance(*_host.precision(self, causal)), self.describe_reference())
+        consistency_check.check(
+            worst, consistency_check.tolerance(*_trl.precision(self, causal)), self.describe_reference()
+        )
 
     def _call(self, model: Any) -> Callable[..., Any]:
         """What is called in a model's place: the model itself, or what feeds it fewer tokens."""
-        return self.forward.around(model, _host.causal_model(self, model)) if self.forward.active else model
+        return self.forward.around(model, _trl.causal_model(self, model)) if self.forward.active else model
 
     def _check_forward(self, model: Any, inputs: Mapping[str, Any]) -> None:
         if self.forward.unchecked:
             names = ("input_ids", "attention_mask")
-            batch = {**{name: inputs[name] for name in names}, "labels": _host.labels_of(inputs)}
+            batch = {**{name: inputs[name] for name in names}, "labels": _trl.labels_of(inputs)}
             models = {"policy": model, "reference": self.ref_model}
-            calls = {name: (m, _host.causal_model(self, m)) for name, m in models.items() if m is not None}
-            lowest = max((_host.precision(self, c)[0] for _, c in calls.values()), key=lambda d: torch.finfo(d).eps)
+            calls = {name: (m, _trl.causal_model(self, m)) for name, m in models.items() if m is not None}
+            lowest = max((_trl.precision(self, c)[0] for _, c in calls.values()), key=lambda d: torch.finfo(d).eps)
             self.forward.check_once(calls, batch, torch.finfo(lowest).bits < 32, self._gather)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
@@ -260,7 +263,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             # All terms in one collective: (processes, terms).
             means = self._gather(share * torch.stack(list(per_term.values())).unsqueeze(0)).mean(dim=0)
             for label, value in zip(per_term, means.tolist(), strict=True):
-                _host.add_metric(self, f"loss/{label}", value)
+                _trl.add_metric(self, f"loss/{label}", value)
 
     def _log_rewards(self, pairs: Pairs) -> None:
         """Where no reference defines rewards, log the variant's own in the place of TRL's, which assume one."""
@@ -268,10 +271,10 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         if rewards is None:
             return
         chosen, rejected = (torch.as_tensor(self.accelerator.gather(reward)) for reward in rewards)
-        _host.replace_metric(self, "rewards/chosen", chosen.mean().item())
-        _host.replace_metric(self, "rewards/rejected", rejected.mean().item())
-        _host.replace_metric(self, "rewards/margins", (chosen - rejected).mean().item())
-        _host.replace_metric(self, "rewards/accuracies", (chosen > rejected).float().mean().item())
+        _trl.replace_metric(self, "rewards/chosen", chosen.mean().item())
+        _trl.replace_metric(self, "rewards/rejected", rejected.mean().item())
+        _trl.replace_metric(self, "rewards/margins", (chosen - rejected).mean().item())
+        _trl.replace_metric(self, "rewards/accuracies", (chosen > rejected).float().mean().item())
 
     def _set_signature_columns_if_needed(self) -> None:
         # TRL drops every column that it does not know before the collator sees it.
@@ -290,10 +293,10 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         (eval_dataset,) = self._checked(eval_dataset=eval_dataset)
         if not self.args.precompute_ref_log_probs:
             return super().evaluate(eval_dataset, *positional, **keywords)
-        eval_dataset = _host.prepared(self, eval_dataset)
+        eval_dataset = _trl.prepared(self, eval_dataset)
         for name, part in eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval", eval_dataset)]:
             self._precompute_ref_logps(part, name, self.args.per_device_eval_batch_size)
-        with _host.no_precompute(self):
+        with _trl.no_precompute(self):
             return super().evaluate(eval_dataset, *positional, **keywords)
 
     def precompute_reference(self) -> None:

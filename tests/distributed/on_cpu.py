@@ -110,7 +110,7 @@ def record(folder: Path, more: dict[str, Any] | None) -> None:
     rank = int(os.environ.get("RANK", 0))
     kept = dict(more or {})
     if TRAINERS:
-        from trl_dpo_ext.estimate.engine import running_engine
+        from trl_dpo_ext.estimate.strategy import running_engine
 
         trainer = TRAINERS[-1]
         kept = {

@@ -11,7 +11,7 @@ import torch
 import yaml
 from engines import ENGINES, FLOAT32, RECIPES, Record, engines, launch, prepared, start
 
-from trl_dpo_ext.estimate.engine import read_engine
+from trl_dpo_ext.estimate.strategy import read_engine
 
 pytestmark = pytest.mark.distributed
 RECIPE = """\

@@ -6,7 +6,7 @@ import pytest
 import tiny
 from engines import engines, launch
 
-from trl_dpo_ext.reference.identity import identify
+from trl_dpo_ext.reference.identity.identity import identify
 
 
 @pytest.mark.distributed

@@ -8,7 +8,7 @@ import pytest
 import torch
 from engines import FLOAT32, RECIPES, JobFailed, Record, engines, launch, prepared
 
-from trl_dpo_ext.estimate.engine import read_engine
+from trl_dpo_ext.estimate.strategy import read_engine
 
 
 @pytest.fixture(scope="module")

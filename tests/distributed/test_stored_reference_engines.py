@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from trl_dpo_ext.reference.store import Store
+from trl_dpo_ext.reference.store.store import Store
 
 pytestmark = pytest.mark.distributed
 FLAGS = ["--mixed_precision", "no"]

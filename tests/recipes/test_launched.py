@@ -15,7 +15,7 @@ import pytest
 from engines import launch, needs_deepspeed
 from small_recipes import small_flags
 
-from trl_dpo_ext.cookbook import Recipe, list_recipes
+from trl_dpo_ext.recipe_registry import Recipe, list_recipes
 
 pytestmark = pytest.mark.recipes
 

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from small_recipes import published_config, small_flags
 
-import trl_dpo_ext.cookbook as cookbook
-from trl_dpo_ext import cli
+import trl_dpo_ext.recipe_registry as cookbook
+from trl_dpo_ext.cli import main as cli
+from trl_dpo_ext.cli.report import read_run
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.estimate.command import Plan, plan
 from trl_dpo_ext.estimate.formulas import GIB, Reference, estimate
-from trl_dpo_ext.report import read_run
+from trl_dpo_ext.estimate.search import Plan, plan
 
 ROOT = Path(__file__).parents[2]
 RECIPES = cookbook.list_recipes()

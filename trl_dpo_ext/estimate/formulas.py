@@ -27,8 +27,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .engine import Engine
-from .shape import ModelShape
+from .model_size import ModelShape
+from .strategy import Engine
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -121,7 +121,7 @@ def estimate(shape: ModelShape, training: Training, engine: Engine) -> Memory:
 
     Example:
         >>> from transformers import LlamaConfig
-        >>> from .shape import shape_of
+        >>> from .model_size import shape_of
         >>> small = shape_of(LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=320))
         >>> estimate(small, Training(), Engine("single", 1)).optimiser / small.parameters  # AdamW in float32
         8.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .branches import PADDING, TRUNK, UNSCORED
+from .tree_rows import PADDING, TRUNK, UNSCORED
 
 
 @dataclass(frozen=True, slots=True)

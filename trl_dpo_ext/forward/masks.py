@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.utils.generic import is_flash_attention_requested
 
-from .branches import PADDING, TRUNK
+from .tree_rows import PADDING, TRUNK
 
 # How far back a layer looks: everything, a sliding window, or its own chunk.
 _LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")

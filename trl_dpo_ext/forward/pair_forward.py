@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .first_batch import check_first_batch
+from .equivalence_check import check_first_batch
 from .masks import branch_problems, packing_problems
-from .shared_prompt import SharedPrompt, ways_of
+from .packed_model import SharedPrompt, ways_of
 
 
 class PairForward:

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Beta, Hyper
-from ..pairs import Need, Pairs
-from ..registry import register_loss
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
 
 FocalpoGamma = Annotated[float, Hyper("How fast the weight falls with the probability; 0 is DPO.", ge=0)]
 

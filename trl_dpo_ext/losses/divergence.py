@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Beta, Hyper
-from ..pairs import Need, Pairs, Side
-from ..registry import register_loss
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs, Side
+from ..core.registry import register_loss
 
 
 def _sequence_kl(side: Side) -> torch.Tensor:

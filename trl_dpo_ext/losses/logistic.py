@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Beta, Hyper, LabelSmoothing
-from ..pairs import Need, Pairs
-from ..registry import register_loss
+from ..core.hyperparameters import Beta, Hyper, LabelSmoothing
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
 
 
 @register_loss(

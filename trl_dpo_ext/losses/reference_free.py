@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Hyper
-from ..pairs import Need, Pairs, Side
-from ..registry import register_loss
-from .auxiliary import MAX_EXPONENT, avg_logps_reward
+from ..core.hyperparameters import Hyper
+from ..core.pairs import Need, Pairs, Side
+from ..core.registry import register_loss
+from .numerics import MAX_EXPONENT, avg_logps_reward
 
 
 def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from ..hyper import Beta, Hyper
-from ..pairs import Need, Pairs
-from ..registry import register_loss
-from .auxiliary import token_mean_nll
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
+from .numerics import token_mean_nll
 
 DpoNllWeight = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 DpoNllNorm = Annotated[

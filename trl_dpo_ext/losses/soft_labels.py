@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..hyper import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
-from ..pairs import Need, Pairs
-from ..registry import register_loss
+from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
 
 SoftDpoEta = Annotated[float, Hyper("Turns the score gap into the log-odds that the label is right.", gt=0)]
 RpoEta = Annotated[float, Hyper("Scale of the score gap: what one point of score is worth in nats.", gt=0)]

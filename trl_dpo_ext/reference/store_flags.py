@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..mixture import LossMixture
+    from ..core.mixture import LossMixture
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""The `trl-dpo-ext` command line: argument parsing and printing."""

@@ -1,0 +1,1 @@
+"""Preference datasets before they reach TRL: loading, validation, columns, lengths."""

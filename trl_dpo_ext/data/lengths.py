@@ -1,0 +1,37 @@
+"""Batches of similar length: the column of lengths that transformers' samplers read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from .. import _trl
+
+_BY_LENGTH = ("group_by_length", "batch_rebalance")
+
+
+def length_column(dataset: Any, args: Any) -> Any:
+    """A tokenised preference dataset with the number of tokens that each row feeds, where the run samples by length.
+
+    A column of that name (`length_column_name`) that the dataset already has is kept; streamed data, and data that is
+    tokenised in the collator, is left alone, as transformers does.
+
+    Args:
+        dataset: with TRL's columns of token ids.
+        args: the run's configuration.
+    """
+    name = args.length_column_name
+    wanted = args.train_sampling_strategy in _BY_LENGTH and isinstance(dataset, Dataset)
+    if not wanted or name in dataset.column_names or not set(_trl.TOKEN_IDS) <= set(dataset.column_names):
+        return dataset
+    limit = args.max_length if args.max_length is not None else float("inf")
+
+    def measure(row: Mapping[str, Any]) -> dict[str, int]:
+        prompt, *completions = (len(row[column]) for column in _trl.TOKEN_IDS)
+        sequences = [min(prompt + completion, limit) for completion in completions]
+        shared = min(prompt, *sequences) if args.share_prompt else 0
+        return {name: int(sum(sequences) - shared)}
+
+    return dataset.map(measure, desc="Measuring lengths")

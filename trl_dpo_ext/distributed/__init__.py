@@ -1,0 +1,1 @@
+"""Guards and fixes for DDP, FSDP and DeepSpeed."""

@@ -1,0 +1,142 @@
+"""The sizes of a model, from its configuration alone: counted on the meta device, where no weight takes memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Numbers of parameters and widths of a causal language model."""
+
+    name: str
+    parameters: int
+    linear: int
+    """Weights of linear layers but the output layer: what bitsandbytes quantises."""
+    embedding: int
+    """Weights of embedding tables, of which 8-bit optimisers keep 32-bit states."""
+    largest_linear: int
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    vocabulary: int
+    trainable: int
+    """Parameters that are trained: all, or those of the adapter."""
+
+    @property
+    def head(self) -> int:
+        """Weights of the output layer."""
+        return self.vocabulary * self.hidden
+
+
+def shape_of(config: Any, peft_config: Any = None) -> ModelShape:
+    """Count a model by building it on the meta device; with `peft_config`, its adapter too.
+
+    Args:
+        config: a transformers configuration of a causal language model.
+        peft_config: a PEFT configuration; None trains every parameter.
+
+    Raises:
+        ValueError: transformers knows no causal language model of that configuration.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> tiny = LlamaConfig(
+        ...     hidden_size=8, intermediate_size=16, num_hidden_layers=2, vocab_size=32, num_attention_heads=2
+        ... )
+        >>> shape_of(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
+        1832
+    """
+    from transformers import AutoModelForCausalLM
+
+    from ..reference.model.loading import loaded_whole
+
+    # Under ZeRO-3 a model is made by all processes together, and this one is only looked at, perhaps by one of them.
+    with torch.device("meta"), loaded_whole():
+        model: Any = AutoModelForCausalLM.from_config(config)
+    output = model.get_output_embeddings()
+    linear = [
+        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | _Conv1D()) and m is not output
+    ]
+    embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    parameters = sum(p.numel() for p in model.parameters())
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    return ModelShape(
+        name=type(model).__name__,
+        parameters=parameters,
+        linear=sum(linear),
+        embedding=embedding,
+        largest_linear=max(linear),
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        mlp=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden,
+        heads=text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        trainable=parameters if peft_config is None else _adapter_parameters(model, peft_config),
+    )
+
+
+def _Conv1D() -> type:
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    return Conv1D
+
+
+def _adapter_parameters(model: Any, peft_config: Any) -> int:
+    from peft import get_peft_model
+
+    with torch.device("meta"):
+        adapted = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into its configuration
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def read_config(model_name_or_path: str | None, model_config: str | None, revision: str = "main") -> Any:
+    """A model's configuration from `model_config` (a config.json, or a folder with one), or by the model's name.
+
+    Raises:
+        InputError: it is neither here nor reachable; says how to give it.
+    """
+    from transformers import AutoConfig
+
+    if model_config:
+        return _config_from_file(Path(model_config))
+    if model_name_or_path is None:
+        raise InputError(["No model: give --model_name_or_path, or --model_config with the model's config.json."])
+    try:
+        return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
+    except (OSError, ValueError) as error:  # not cached and no network, gated, or no such model
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            [
+                f"The configuration of {model_name_or_path} is neither on this machine nor reachable: {reason} Fetch "
+                "its config.json (a few kB; no weights are needed) and give --model_config FILE."
+            ]
+        ) from None
+
+
+def _config_from_file(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError([f"--model_config {path}: there is no such file; it must be a model's config.json."])
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError([f"--model_config {file} is not valid JSON: {error}"]) from None
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise InputError([f"--model_config {file} names no model_type; is it a model's config.json?"])
+    try:
+        return AutoConfig.for_model(**values)
+    except ValueError as error:
+        raise InputError([f"--model_config {file}: {str(error).splitlines()[0]}"]) from None

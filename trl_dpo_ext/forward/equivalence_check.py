@@ -1,0 +1,84 @@
+"""On the first batch, every way of feeding a model against its plain forward: no model errs without a word."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from .packed_model import SharedPrompt
+from .tree_rows import UNSCORED
+
+# Mean difference per token, in nats, that rounding alone does not exceed: TF32 and another kernel on an accelerator,
+# 8 bits of mantissa in half precision. A wrong mask shows as 0.1 to 5.
+_FLOORS = {"half": 2e-2, "accelerator": 1e-3, "cpu": 1e-4}
+_TIMES_NOISE = 5
+
+
+def check_first_batch(
+    models: Mapping[str, SharedPrompt],
+    inputs: Mapping[str, torch.Tensor],
+    half: bool,
+    gather: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Compare the log-probs of each model in each of its ways with those of its plain forward.
+
+    Args:
+        models: by what messages call them.
+        inputs: `input_ids`, `attention_mask` and `labels`, each (2 x pairs, tokens).
+        half: whether anything is computed in half precision.
+        gather: values of all processes, so that all of them stop or none does.
+
+    Raises:
+        InputError: naming the model, the way and the difference.
+    """
+    problems = []
+    for name, model in models.items():
+        with torch.no_grad(), _evaluating(model.causal):
+            found = torch.stack(_differences(model, inputs))
+        *differences, noise = gather(found.unsqueeze(0)).amax(dim=0).tolist()
+        kind = "half" if half else "cpu" if inputs["input_ids"].device.type == "cpu" else "accelerator"
+        allowed = _FLOORS[kind] + _TIMES_NOISE * noise
+        for way, difference in zip(model.ways, differences, strict=True):
+            if not difference <= allowed:  # NaN is not
+                flags = " and ".join(["share_prompt"] * way.share + ["padding_free"] * way.pack) or "share_prompt"
+                problems.append(
+                    f"{flags}: on the first batch the {name}'s log-probs are off by {difference:.2g} per token "
+                    f"(allowed: {allowed:.2g}); {type(model.causal).__name__} does not heed its attention mask or "
+                    f"positions as others do. Drop --{flags.replace(' and ', ' or --')}; share_prompt_check=False "
+                    "trains regardless."
+                )
+    if problems:
+        raise InputError(problems)
+
+
+def _differences(model: SharedPrompt, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Mean absolute difference per scored token: of every way, and of the plain forward on half of the batch."""
+    inputs = dict(inputs)
+    scored = inputs["labels"][:, 1:] != UNSCORED
+    pairs = scored.size(0) // 2
+    plain = model.model(**inputs, fused_lm_head=True, use_cache=False).log_probs
+
+    def mean(found: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ((found - expected).abs() * mask).sum() / mask.sum().clamp(min=1)
+
+    ways = [SharedPrompt(model.model, model.causal, [way]) for way in model.ways]
+    differences = [mean(way(**inputs, fused_lm_head=True).log_probs, plain, scored) for way in ways]
+    chosen = {name: tensor[:pairs] for name, tensor in inputs.items()}
+    again = model.model(**chosen, fused_lm_head=True, use_cache=False).log_probs
+    return [*differences, mean(again, plain[:pairs], scored[:pairs])]
+
+
+@contextlib.contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Inside, no dropout; afterwards every module is in the mode that it was in."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training

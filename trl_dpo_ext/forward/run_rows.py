@@ -1,0 +1,66 @@
+"""Log-probs of completion tokens from rows with branches; the head works on scored positions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import _trl
+from .masks import attention_mask
+from .tree_rows import UNSCORED, BranchRows
+
+
+def score(model: Callable[..., Any], causal: Any, rows: BranchRows) -> torch.Tensor:
+    """Log-prob of every label of `rows`, in row-major order.
+
+    Args:
+        model: what has to be called: the model itself, or what DDP, FSDP, DeepSpeed or PEFT have wrapped around it.
+        causal: the causal model inside, with TRL's fused head.
+        rows: on any device; see `branch_problems` for models that take no rows with several branches.
+
+    Returns:
+        Shape (scored,), float32, with gradient where gradients are on.
+    """
+    trees = rows.has_trees
+    device = causal.device
+    input_ids, labels = rows.input_ids.to(device), rows.labels.to(device).flatten()
+    position_ids = rows.position_ids.to(device) if trees else None
+    branch = rows.branch.to(device) if trees else None
+    scored = (labels != UNSCORED).nonzero().squeeze(1)
+    return run_rows(model, causal, input_ids, labels[scored], scored, position_ids, branch).log_probs[0]
+
+
+def run_rows(
+    model: Callable[..., Any],
+    causal: Any,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    scored: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    branch: torch.Tensor | None = None,
+    segment: torch.Tensor | None = None,
+    router_tokens: torch.Tensor | None = None,
+    **keywords: Any,
+) -> Any:
+    """Call `model` on rows and return the fused head's output, whose per-token fields have shape (1, scored).
+
+    Args:
+        model, causal: see `score`.
+        input_ids: (rows, width).
+        labels, scored: (scored,) the token to predict, and the flat index in (rows x width) of where it is predicted.
+        position_ids, branch, segment: (rows, width); without a branch and a segment, rows are plain causal.
+        router_tokens: see `_trl.backbone_seeing`.
+        **keywords: for the model.
+    """
+    mask = None
+    if position_ids is not None:
+        keywords["position_ids"] = position_ids
+    if branch is not None and position_ids is not None:
+        config = causal.config.get_text_config()
+        mask = attention_mask(config, branch, position_ids, causal.dtype, segment)
+    with _trl.backbone_seeing(causal, mask, scored, router_tokens):
+        return model(
+            input_ids=input_ids, shift_labels=labels.unsqueeze(0), fused_lm_head=True, use_cache=False, **keywords
+        )

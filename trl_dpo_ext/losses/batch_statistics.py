@@ -1,0 +1,191 @@
+"""Losses that weigh or shift a pair by what the rest of the batch, over all processes, looks like."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs, Side
+from ..core.registry import register_loss
+
+DrDpoBeta = Annotated[
+    float, Hyper("Temperature of the weights; low trusts the easy pairs, high weighs all alike.", gt=0)
+]
+
+
+@register_loss(
+    paper="2407.07880",
+    needs=Need.REFERENCE | Need.BATCH,
+    per_pair=False,
+    f_divergence=True,
+    evidence="authors",
+)
+def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tensor:
+    """Dr. DPO: weighs down the pairs with the largest losses in the batch, as the likeliest to be mislabelled.
+
+        -beta' * log mean over the batch of exp(-loss / beta'),  loss = -log sigmoid(beta * margin)
+
+    Its gradient is DPO's with the weights softmax(-loss / beta') over all pairs of all processes. For noisy labels and
+    large micro-batches: gradient accumulation does not enlarge the batch, and a batch of one pair is DPO.
+
+    Returns:
+        The batch value times each pair's weight, which is 1 on average, shape (pairs,).
+
+    Reference: arXiv 2407.07880.
+
+    Note:
+        The authors take the batch of one process. Averaged over pairs and then over processes, the values give the
+        batch value, and their gradients its gradient.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> get_loss("dr_dpo")(pairs, beta=0.1, dr_dpo_beta=1.0).mean()
+        tensor(0.6808)
+    """
+    losses = -F.logsigmoid(beta * p.margin)
+    everyone = p.gather(losses)
+    of_batch = -dr_dpo_beta * (torch.logsumexp(-everyone / dr_dpo_beta, dim=0) - math.log(everyone.numel()))
+    own = losses.detach()
+    weights = torch.exp((of_batch - own) / dr_dpo_beta)
+    return weights * (losses - own + of_batch)
+
+
+KldpoTau = Annotated[float, Hyper("Temperature of the weights; low looks at the hardest pairs only.", gt=0)]
+
+
+@register_loss(
+    paper="2502.01930",
+    needs=Need.REFERENCE | Need.BATCH,
+    per_pair=False,
+    f_divergence=True,
+    evidence="authors",
+)
+def kldpo(p: Pairs, *, beta: Beta, kldpo_tau: KldpoTau = 0.05) -> torch.Tensor:
+    """KLDPO: weighs up the pairs with larger losses than the batch's mean, for the worst mix of users within reach.
+
+        min(10, exp((loss - mean loss of the batch) / tau)) * loss,  loss = -log sigmoid(beta * margin)
+
+    The mean is over all processes, and the weight carries no gradient. For preferences that may shift after training;
+    the opposite of `dr_dpo`, so not for noisy labels. A batch of one pair is DPO.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2502.01930.
+
+    Note:
+        The weights do not sum to one, as in the authors' code; tau is their README's, where the class defaults to 1.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> get_loss("kldpo")(pairs, beta=0.1, kldpo_tau=1.0)
+        tensor([0.5486, 0.8405])
+    """
+    losses = -F.logsigmoid(beta * p.margin)
+    exponent = (losses.detach() - p.gather(losses).mean()) / kldpo_tau
+    return torch.exp(exponent.clamp(max=math.log(10))) * losses
+
+
+@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, per_pair=False, evidence="framework")
+def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """KTO on pairs: moves each side to its own side of where the other sides of the batch stand on average.
+
+        1 - 1/2 sigmoid(beta * (logratio_chosen - z_rejected)) - 1/2 sigmoid(beta * (z_chosen - logratio_rejected))
+
+        z_side = max(0, mean of logratio_side over the batch), without gradient
+
+    For old recipes. The authors of KTO advise against this form: with unpaired data, use TRL's KTO trainer.
+
+    Returns:
+        One value per pair in (0, 1), shape (pairs,).
+
+    Reference: arXiv 2402.01306; the pair form is TRL's before 0.29.
+
+    Note:
+        z is over all processes and detached, as in the paper; TRL's was of one process and carried a gradient. With
+        z = 0 this is half of `apo_zero`.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> get_loss("kto_pair")(pairs, beta=0.1)
+        tensor([0.4719, 0.5156])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    z_chosen, z_rejected = (torch.relu(p.gather(side).mean()) for side in (chosen, rejected))
+    # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where x is large.
+    return 0.5 * (torch.sigmoid(beta * (z_rejected - chosen)) + torch.sigmoid(beta * (rejected - z_chosen)))
+
+
+def _gamma_po_reward(side: Side, *, gamma_po_beta: float, **_: object) -> torch.Tensor:
+    return gamma_po_beta * side.avg_logps
+
+
+GammaPoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
+GammaPoRatio = Annotated[float, Hyper("Mean target margin as a share of gamma_po_beta.", ge=0)]
+GammaPoTau = Annotated[float, Hyper("How alike the pairs' target margins are kept; high is SimPO.", gt=0)]
+
+
+@register_loss(
+    paper="2506.03690",
+    needs=Need.LENGTHS | Need.BATCH,
+    per_pair=False,
+    reward=_gamma_po_reward,
+    evidence="authors",
+)
+def gamma_po(
+    p: Pairs, *, gamma_po_beta: GammaPoBeta = 10.0, gamma_po_ratio: GammaPoRatio = 0.4, gamma_po_tau: GammaPoTau = 10.0
+) -> torch.Tensor:
+    """γ-PO: SimPO with a target margin per pair, larger for the clear pairs of a batch and smaller for doubtful ones.
+
+        -log sigmoid(gap - gamma),  gap = beta * (logps_chosen / length_chosen - logps_rejected / length_rejected)
+
+    The gammas average to beta * ratio over all pairs of all processes and carry no gradient. For labels of mixed
+    quality; the authors train with beta 2.5 to 10, ratio 0.15 to 0.5 and tau 3 to 20, per model.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2506.03690.
+
+    Note:
+        The authors' form that looks at one batch; their queue of past gaps, which differs between processes, and their
+        form with a reference are not offered. A batch of one pair is SimPO.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          chosen_lengths=[6, 10], rejected_lengths=[8, 5])
+        >>> get_loss("gamma_po")(pairs, gamma_po_beta=2.5, gamma_po_ratio=0.15, gamma_po_tau=10.0)
+        tensor([1.0919, 0.0264])
+    """
+    gaps = gamma_po_beta * (p.chosen.avg_logps - p.rejected.avg_logps)
+    return -F.logsigmoid(gaps - _target_margins(gaps, p.gather(gaps), gamma_po_beta * gamma_po_ratio, gamma_po_tau))
+
+
+@torch.no_grad()
+def _target_margins(own: torch.Tensor, everyone: torch.Tensor, mean: float, tau: float) -> torch.Tensor:
+    """Target margins of this process's pairs, from exponentiated gradient steps on all pairs."""
+    pairs = everyone.numel()
+    # The own pairs ride along behind everyone's and are left out of the sum, so no pair has to find itself in it.
+    gaps = torch.cat((everyone, own))
+    log_share = torch.full_like(gaps, -math.log(pairs))
+    margins = torch.full_like(gaps, mean)
+    step = min(0.5 / tau, 1.0)
+    # The authors take 20 steps and return the margins from before the last one.
+    for _ in range(19):
+        # Their epsilon, too, without which a share that vanishes would never come back.
+        gradient = tau * (1 + torch.log(pairs * (torch.exp(log_share) + 1e-10))) + mean * torch.sigmoid(margins - gaps)
+        log_share = log_share - step * gradient
+        log_share = log_share - torch.logsumexp(log_share[:pairs], dim=0)
+        margins = mean * pairs * torch.exp(log_share)
+    return margins[pairs:]

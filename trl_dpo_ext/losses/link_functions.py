@@ -1,0 +1,219 @@
+"""Other links than the logistic one: the same margin on another curve, or another score on the same curve."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
+from .numerics import MAX_EXPONENT
+from .regression import squared
+
+# Lower than overflow asks for: one pair must not be 1e34 times as loud as another.
+_MAX_GPO_EXPONENT = 30.0
+_MAX_CHI_SQUARED_EXPONENT = 20.0
+
+
+@register_loss(
+    paper="2309.06657", needs=Need.REFERENCE, f_divergence=True, aliases=("rso",), evidence="framework", from_trl=True
+)
+def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """RSO's hinge: pushes a pair until its margin reaches 1 / beta, then leaves it alone.
+
+        max(0, 1 - beta * margin)
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2309.06657 (hinge-norm).
+
+    Note:
+        TRL's documentation calls this SLiC; SLiC-HF has no reference and a likelihood term, and is `slic_hf` here.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("hinge")(pairs, beta=0.1)
+        tensor([0.8000])
+    """
+    return torch.relu(1 - beta * p.margin)
+
+
+DiscopopTau = Annotated[float, Hyper("Temperature of the switch between the logistic and the exponential part.", gt=0)]
+
+
+@register_loss(paper="2406.08414", needs=Need.REFERENCE, f_divergence=True, evidence="authors", from_trl=True)
+def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor:
+    """DiscoPOP's log-ratio-modulated loss: logistic for wrong pairs, exponential for right ones.
+
+        (1 - m) * -log sigmoid(x) + m * exp(-x),  x = beta * margin,  m = sigmoid(x / tau)
+
+    Found by a search over programs. The paper trains with beta 0.05 and tau 0.05.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2406.08414, equation 5.
+
+    Note:
+        exp(-x) is clamped at an exponent of 80, where TRL returns NaN; m is not detached, as in the authors' code.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("discopop")(pairs, beta=0.1, discopop_tau=0.05)
+        tensor([0.8148])
+    """
+    x = p.margin * beta
+    exponential_part = torch.sigmoid(x / discopop_tau)
+    logistic, exponential = -F.logsigmoid(x), torch.exp((-x).clamp(max=MAX_EXPONENT))
+    return logistic * (1 - exponential_part) + exponential * exponential_part
+
+
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """GPO with the exponential link: wrong pairs are pushed exponentially harder than right ones.
+
+        exp(-beta * margin)
+
+    For clean labels only: one mislabelled pair can outweigh a batch. Usual beta: 0.1 to 1.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2402.05749.
+
+    Note:
+        Checked against third-party code only, not against the authors'. The exponent is clamped at 30: beyond it the
+        loss is constant and the pair is left alone, where an unclamped one would overflow.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("gpo_exp")(pairs, beta=0.5)
+        tensor([0.3679])
+    """
+    return torch.exp((-beta * p.margin).clamp(max=_MAX_GPO_EXPONENT))
+
+
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """GPO with the truncated quadratic link: the squared hinge, which pushes less the nearer a pair is to its margin.
+
+        max(0, 1 - beta * margin)^2
+
+    Between `hinge`, which pushes every unfinished pair alike, and `ipo_sum`, which also pulls finished ones back.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2402.05749.
+
+    Note:
+        Checked against third-party code only, not against the authors'.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-20.0], rejected=[-18.0], ref_chosen=[-19.5], ref_rejected=[-19.0])
+        >>> get_loss("gpo_truncquad")(pairs, beta=0.5)
+        tensor([3.0625])
+    """
+    return squared(torch.relu(1 - beta * p.margin))
+
+
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """GPO with the Savage link: a bounded loss that gives up on pairs which are very wrong.
+
+        1 / (1 + exp(beta * margin))^2
+
+    For noisy labels. Not convex: a pair far on the wrong side has no gradient left.
+
+    Returns:
+        One value per pair in (0, 1), shape (pairs,).
+
+    Reference: arXiv 2402.05749.
+
+    Note:
+        Checked against third-party code only, not against the authors'.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("gpo_savage")(pairs, beta=0.5)
+        tensor([0.0723])
+    """
+    return torch.sigmoid(-beta * p.margin) ** 2
+
+
+@register_loss(paper="2410.04203", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+def cauchy(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """DPO with the Cauchy distribution in the logistic one's place: heavy tails, so outliers are pushed ever less.
+
+        -log(arctan(beta * margin) / pi + 1/2)
+
+    For noisy labels: the push on a very wrong pair falls with 1 / margin, where DPO's stays at beta.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: RainbowPO, arXiv 2410.04203, whose code has it.
+
+    Note:
+        Computed as an angle of two arguments, which keeps its digits for very wrong pairs; the values are the same.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("cauchy")(pairs, beta=0.1)
+        tensor([0.5748])
+    """
+    x = beta * p.margin
+    return -torch.log(torch.atan2(torch.ones_like(x), -x) / math.pi)
+
+
+ChipoClip = Annotated[
+    float | None, Hyper("Largest reward R: the scaled margin is clipped to +-2 R; off by default.", gt=0)
+]
+
+
+@register_loss(paper="2407.13399", needs=Need.REFERENCE, evidence="secondary")
+def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor:
+    """χPO: DPO regularised by chi-squared as well as KL divergence, which keeps the policy where the data is.
+
+        -log sigmoid(clip(beta * (phi(logratio_chosen) - phi(logratio_rejected)))),  phi(z) = exp(z) + z
+
+    Against over-optimisation: the score grows exponentially once the policy leaves the reference, so small steps reach
+    the margin. Usual beta: 0.05 to 0.1.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2407.13399.
+
+    Note:
+        Checked against third-party code and a reading note, the usual beta from memory; no code of the authors was
+        found. exp(z) is clamped at z = 20, where an unclamped one gives NaN gradients; the practical variant in the
+        paper's appendix, with mixing weights, is not offered. A clipped pair has no gradient.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("chipo")(pairs, beta=0.1)
+        tensor([0.4991])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    # The differences are taken term by term: added to exp(20), a log-ratio loses its digits.
+    x = beta * (_clamped_exp(chosen) - _clamped_exp(rejected) + (chosen - rejected))
+    if chipo_clip is not None:
+        x = x.clamp(min=-2 * chipo_clip, max=2 * chipo_clip)
+    return -F.logsigmoid(x)
+
+
+def _clamped_exp(logratio: torch.Tensor) -> torch.Tensor:
+    return torch.exp(logratio.clamp(max=_MAX_CHI_SQUARED_EXPONENT))

@@ -1,0 +1,157 @@
+"""Losses of each side's own reward, anchored at the reference: the absolute reward matters, not only the margin."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..core.hyperparameters import Beta
+from ..core.pairs import Need, Pairs
+from ..core.registry import register_loss
+
+
+@register_loss(paper="2402.05369", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """NCA: noise-contrastive alignment of both sides, which keeps the chosen likelihood from falling.
+
+        -log sigmoid(r_chosen) - 1/2 log sigmoid(-r_chosen) - 1/2 log sigmoid(-r_rejected),  r = beta * logratio
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2402.05369, the two-response case.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("nca_pair")(pairs, beta=0.1)
+        tensor([1.3388])
+    """
+    chosen, rejected = beta * p.chosen.logratio, beta * p.rejected.logratio
+    return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
+
+
+@register_loss(paper="2404.04656", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """BCO without its reward shift: a binary classifier of chosen against rejected, with the reference as threshold.
+
+        -log sigmoid(beta * logratio_chosen) - log sigmoid(-beta * logratio_rejected)
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2404.04656.
+
+    Note:
+        The paper subtracts a running mean of the rewards, which TRL dropped; that form is `bco_pair_delta`.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("bco_pair")(pairs, beta=0.1)
+        tensor([1.2888])
+    """
+    return -F.logsigmoid(beta * p.chosen.logratio) - F.logsigmoid(-(beta * p.rejected.logratio))
+
+
+@register_loss(
+    paper="2404.04656",
+    needs=Need.REFERENCE | Need.BATCH | Need.STATE,
+    per_pair=False,
+    name="bco_pair_delta",
+    evidence="framework",
+    differences=True,
+)
+class BcoPairDelta:
+    """BCO with its reward shift: a binary classifier of chosen against rejected around the mean reward so far.
+
+        -log sigmoid(r_chosen - delta) - log sigmoid(-(r_rejected - delta)),  r = beta * logratio
+
+    delta is the mean of all rewards seen in training, of both sides and all processes, the current batch included. It
+    carries no gradient. The form of the paper; use it where rewards drift to one side of zero and `bco_pair` saturates.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2404.04656; the running mean as in TRL before 0.29.
+
+    Note:
+        Every pair weighs the same in the mean, where TRL weighed every batch the same. Before the first training batch
+        delta is 0, the reference's own reward; evaluation uses delta as it stands.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> loss = get_loss("bco_pair_delta").make()
+        >>> loss(pairs, beta=0.1)
+        tensor([1.2888, 1.4627])
+        >>> round(loss.state_dict()["delta"], 4)
+        0.0125
+    """
+
+    def __init__(self) -> None:
+        self._delta: torch.Tensor | float = 0.0
+        self._pairs = 0
+
+    def __call__(self, p: Pairs, *, beta: Beta) -> torch.Tensor:
+        """One value per pair; in training, the mean is moved first."""
+        chosen, rejected = beta * p.chosen.logratio, beta * p.rejected.logratio
+        if p.training:
+            rewards = p.gather((chosen + rejected) / 2)
+            self._pairs += rewards.numel()
+            self._delta = self._delta + (rewards.mean() - self._delta) * (rewards.numel() / self._pairs)
+        return -F.logsigmoid(chosen - self._delta) - F.logsigmoid(-(rejected - self._delta))
+
+    def state_dict(self) -> dict[str, float | int]:
+        """The running mean and the number of pairs in it."""
+        return {"delta": float(self._delta), "pairs": self._pairs}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Continue from a saved state."""
+        self._delta, self._pairs = float(state["delta"]), int(state["pairs"])
+
+
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """APO-zero: raises the chosen side and lowers the rejected one, each towards saturation.
+
+        1 - sigmoid(beta * logratio_chosen) + sigmoid(beta * logratio_rejected)
+
+    For answers better than what the model says today. Saturating: a pair far on either side stops moving.
+
+    Returns:
+        One value per pair in (0, 2), shape (pairs,).
+
+    Reference: arXiv 2408.06266, equation 7.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("apo_zero")(pairs, beta=0.1)
+        tensor([0.9500])
+    """
+    return 1 - torch.sigmoid(beta * p.chosen.logratio) + torch.sigmoid(beta * p.rejected.logratio)
+
+
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """APO-down: lowers both sides, the rejected one more.
+
+        sigmoid(beta * logratio_chosen) + 1 - sigmoid(beta * (logratio_chosen - logratio_rejected))
+
+    For chosen answers that are worse than what the model says today.
+
+    Returns:
+        One value per pair in (0, 2), shape (pairs,).
+
+    Reference: arXiv 2408.06266, equation 8.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("apo_down")(pairs, beta=0.1)
+        tensor([0.9751])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    return torch.sigmoid(beta * chosen) + (1 - torch.sigmoid(beta * (chosen - rejected)))

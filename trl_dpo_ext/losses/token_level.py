@@ -1,0 +1,215 @@
+"""Losses of single tokens: which of them count, how much, and what they say about the rejected side."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+
+from ..core.hyperparameters import Beta, Hyper
+from ..core.pairs import Need, Pairs, Side
+from ..core.registry import register_loss
+from .numerics import avg_logps_reward, log1mexp
+
+
+def _token_logratios(side: Side) -> torch.Tensor:
+    """log(policy / reference) of every token, (pairs, tokens), zero outside the completion."""
+    return (side.token_logps - side.ref_token_logps) * side.mask
+
+
+def _position(side: Side) -> torch.Tensor:
+    """Place of every token in its completion, from 0 on, (pairs, tokens); 0 in front of the completion."""
+    return (side.mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+D2poGamma = Annotated[float, Hyper("What each token weighs as a share of the one before it; 1 is DPO.", gt=0, le=1)]
+
+
+@register_loss(paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, evidence="authors", differences=True)
+def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
+    """D²PO: DPO in which early tokens count more than late ones.
+
+        -log sigmoid(beta * (sum_t gamma^t * lr_chosen_t - sum_t gamma^t * lr_rejected_t)),  t = 0, 1, 2, ...
+
+    lr_t is the log-ratio of token t. Against the length bias of DPO, without dividing by length: at gamma = 0.98 the
+    tokens beyond the 200th together weigh less than the first.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2502.14340.
+
+    Note:
+        The authors' code counts t from 1, which is the same loss with gamma * beta in beta's place; the first token
+        weighing 1, as here, is the paper's form as remembered.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(tokens, reference):
+        ...     policy, reference = torch.tensor([tokens]), torch.tensor([reference])
+        ...     return Side(policy.sum(1), token_logps=policy, mask=policy != 0, ref_token_logps=reference)
+        >>> pairs = Pairs(side([-1.0, -2.0, -3.0], [-2.0, -2.0, -3.0]), side([-4.0, -2.0, 0.0], [-4.0, -1.0, 0.0]))
+        >>> get_loss("d2po")(pairs, beta=0.1, d2po_gamma=0.5)
+        tensor([0.6210])
+    """
+    chosen, rejected = (
+        (_token_logratios(side) * d2po_gamma ** _position(side).to(side.token_logps.dtype)).sum(dim=1)
+        for side in (p.chosen, p.rejected)
+    )
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+@register_loss(
+    paper="2406.10957",
+    needs=Need.TOKENS | Need.TOKEN_REFERENCE | Need.STATE,
+    name="sampo",
+    evidence="read",
+    differences=True,
+)
+class SamPO:
+    """SamPO: DPO on equally many tokens of both sides, so that a side cannot win by its length.
+
+        -log sigmoid(beta * (sum over kept tokens of lr_chosen_t - sum over kept tokens of lr_rejected_t))
+
+    lr_t is the log-ratio of token t. The shorter side keeps all its tokens, the longer one as many, drawn anew for
+    every batch without replacement. For data whose chosen answers are the longer ones.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2406.10957.
+
+    Note:
+        Policy and reference keep the same tokens; the authors' code draws for each of the two, which puts the noise
+        of two draws into the log-ratio. Checked by reading that code. The draw is seeded by the number of batches
+        seen, the process and the pair's lengths: it touches nobody else's random numbers, a checkpoint continues it,
+        and pairs of the same lengths in one batch keep the same places. Evaluation draws like the last batch.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(tokens, reference):
+        ...     policy, reference = torch.tensor([tokens]), torch.tensor([reference])
+        ...     return Side(policy.sum(1), token_logps=policy, mask=policy != 0, ref_token_logps=reference)
+        >>> pairs = Pairs(side([-1.0, -2.0, -3.0], [-2.0, -3.0, -4.0]), side([-4.0, -2.0, 0.0], [-4.0, -1.0, 0.0]))
+        >>> get_loss("sampo")(pairs, beta=0.1)
+        tensor([0.5544])
+    """
+
+    def __init__(self) -> None:
+        self._batches = 0
+
+    def __call__(self, p: Pairs, *, beta: Beta) -> torch.Tensor:
+        """One value per pair; in training, the batch is counted first."""
+        if p.training:
+            self._batches += 1
+        lengths = list(zip(*(side.mask.sum(dim=1).tolist() for side in (p.chosen, p.rejected)), strict=True))
+        chosen, rejected = (
+            (_token_logratios(side) * self._kept(side, index, lengths, p.rank)).sum(dim=1)
+            for index, side in enumerate((p.chosen, p.rejected))
+        )
+        return -F.logsigmoid(beta * (chosen - rejected))
+
+    def _kept(self, side: Side, index: int, lengths: list[tuple[int, int]], rank: int) -> torch.Tensor:
+        """True for the completion tokens that count, (pairs, tokens)."""
+        places = torch.zeros(side.mask.shape, dtype=torch.bool)
+        for pair, both in enumerate(lengths):
+            drawn = random.Random(f"{self._batches} {rank} {both[0]} {both[1]}").sample(range(max(both)), min(both))
+            longer = both[index] > both[1 - index]
+            places[pair, drawn if longer else list(range(both[index]))] = True
+        return places.to(side.mask.device).gather(1, _position(side)) & side.mask
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of batches seen, which seeds the next draw."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a saved state."""
+        self._batches = int(state["batches"])
+
+
+TOKEN_WEIGHT_COLUMNS = {
+    "chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
+    "rejected_token_weights": Hyper("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
+}
+
+
+@register_loss(
+    paper="2410.04350",
+    needs=Need.TOKENS | Need.TOKEN_REFERENCE,
+    columns=TOKEN_WEIGHT_COLUMNS,
+    evidence="authors",
+    differences=True,
+)
+def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.
+
+        -log sigmoid(beta * (sum_t w_chosen_t * lr_chosen_t - sum_t w_rejected_t * lr_rejected_t))
+
+    lr_t is the log-ratio of token t. The columns hold one list per row, with a weight for each token of the completion
+    as the trainer tokenizes it, EOS included. The authors estimate weights from the log-ratio of two models, one that
+    was trained towards good answers and one towards bad ones. For answers of which a few tokens decide.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 2410.04350.
+
+    Note:
+        Without the paper's KL term, which is optional in the authors' code too. Weights of 1 are DPO.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(tokens, reference):
+        ...     policy, reference = torch.tensor([tokens]), torch.tensor([reference])
+        ...     return Side(policy.sum(1), token_logps=policy, mask=policy != 0, ref_token_logps=reference)
+        >>> weights = {"chosen_token_weights": [[1.2, 0.8]], "rejected_token_weights": [[0.7, 1.1]]}
+        >>> pairs = Pairs(
+        ...     side([-1.0, -2.0], [-2.0, -2.5]), side([-4.0, -2.0], [-4.0, -1.0]),
+        ...     columns={name: torch.tensor(values) for name, values in weights.items()},
+        ... )
+        >>> get_loss("tis_dpo")(pairs, beta=0.1)
+        tensor([0.5672])
+    """
+    chosen = (_token_logratios(p.chosen) * p.columns["chosen_token_weights"]).sum(dim=1)
+    rejected = (_token_logratios(p.rejected) * p.columns["rejected_token_weights"]).sum(dim=1)
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+UnlikelihoodAlpha = Annotated[float, Hyper("Weight of the rejected side.", ge=0, le=1)]
+
+
+@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, evidence="memory")
+def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> torch.Tensor:
+    """Unlikelihood: imitates the chosen tokens and makes each rejected token less likely.
+
+        -mean_t log p(chosen_t) - alpha * mean_t log(1 - p(rejected_t))
+
+    Needs no reference. Bounded below, unlike the difference of log-likelihoods of the same name among DPO's baselines:
+    a rejected token that is already unlikely is left alone.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: arXiv 1908.04319.
+
+    Note:
+        The formula is the paper's as remembered, applied to a rejected completion in place of repeated tokens: not
+        checked against running code. A log-prob above -1e-7 counts as -1e-7 in 1 - p.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> chosen, rejected = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-0.5, -0.1]])
+        >>> sides = (Side(t.sum(1), token_logps=t, mask=t != 0) for t in (chosen, rejected))
+        >>> get_loss("unlikelihood")(Pairs(*sides), unlikelihood_alpha=1.0)
+        tensor([3.1425])
+    """
+    # Outside the completion the log-prob is 0, of which log(1 - p) is at its limit.
+    unlikely = log1mexp(p.rejected.token_logps.masked_fill(~p.rejected.mask, -1.0))
+    return -_token_mean(p.chosen.token_logps, p.chosen) - unlikelihood_alpha * _token_mean(unlikely, p.rejected)
+
+
+def _token_mean(values: torch.Tensor, side: Side) -> torch.Tensor:
+    """Mean of (pairs, tokens) over the completion, (pairs,); an empty completion counts as one token."""
+    return (values * side.mask).sum(dim=1) / side.mask.sum(dim=1).clamp(min=1)

@@ -1,0 +1,1 @@
+"""Measurement and calibration of an inexact reference."""

@@ -1,0 +1,1 @@
+"""Which reference a store belongs to."""

@@ -1,0 +1,183 @@
+"""The hash of a model's weights as they are in memory: of the base without adapters, or of one adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import InputError
+from .hashing import chunks_of_memory, combined, hashing_threads
+
+# Fields of an adapter's configuration that say where it came from or how it is trained, not what it computes.
+_NOT_THE_FORWARD = {
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "inference_mode",
+    "init_lora_weights", "init_weights", "loftq_config", "lora_ga_config", "lora_dropout", "peft_version", "revision",
+    "runtime_config", "task_type",
+}  # fmt: skip
+
+_AROUND_THE_BASE = {"base_layer", "original_module", "token_adapter"}  # where wrappers keep what they wrap
+_STARTS_BESIDE_THE_BASE = {"gaussian", "eva", "orthogonal", "mica"}  # other named starts take something off the base
+
+
+def base_tensors(model: nn.Module) -> dict[str, Any]:
+    """Parameters and persistent buffers of the model that adapters are put around, under its own names.
+
+    What any adapter of PEFT has added is left out and what it has wrapped has the name it had before, so that the same
+    base gives the same tensors whatever is around it. Without adapters: the model's `state_dict`, with what quantised
+    layers keep there.
+    """
+    base = without_peft_model(model)
+    tuners = {name for name, module in base.named_modules() if _wraps_a_layer(module)}
+    tensors = {}
+    for name, value in base.state_dict(keep_vars=True).items():
+        kept = _original_name(name, tuners)
+        if kept is not None:
+            tensors[kept] = value
+    return tensors
+
+
+def without_peft_model(model: nn.Module) -> nn.Module:
+    """The model that a `PeftModel` was made of; any other model as it is."""
+    from peft import PeftModel
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, nn.Module):
+        raise TypeError(f"{type(model).__name__} has no base model.")
+    return base
+
+
+def _wraps_a_layer(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def _original_name(name: str, tuners: set[str]) -> str | None:
+    """Without the part that a wrapper added; None for what belongs to an adapter."""
+    path, kept = "", []
+    for part in name.split("."):
+        inside, path = path in tuners, f"{path}.{part}" if path else part
+        if not inside:
+            kept.append(part)
+        elif part not in _AROUND_THE_BASE:
+            return None
+    return ".".join(kept)
+
+
+def adapters_alter_base(model: nn.Module) -> bool:
+    """Whether adapters have changed the base's own weights: merged into it, or split off it (PiSSA, OLoRA ...)."""
+    from peft import PeftModel
+
+    configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    splits = {start for c in configs if isinstance(start := getattr(c, "init_lora_weights", True), str)}
+    merged = any(getattr(module, "merged", False) for module in model.modules() if _wraps_a_layer(module))
+    return merged or bool(splits - _STARTS_BESIDE_THE_BASE)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of names, dtypes, shapes and bytes of the base's parameters and persistent buffers.
+
+    Sharded parameters (ZeRO-3, DTensor) are gathered one by one, so every process has to call this.
+
+    Raises:
+        InputError: For a model without values, on the meta device.
+    """
+    return _tensors_hash(base_tensors(model))
+
+
+def adapter_hash(model: nn.Module, adapter: str) -> str:
+    """Hash of one adapter of a `PeftModel`, whatever its name: its weights, and the configuration that they work with.
+
+    Raises:
+        InputError: When the model has no such adapter.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    if not isinstance(model, PeftModel) or adapter not in model.peft_config:
+        has = ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none"
+        raise InputError([f"The reference's adapter {adapter!r} is not in the model; it has {has}."])
+    tensors = get_peft_model_state_dict(
+        model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
+    )
+    config = {k: v for k, v in model.peft_config[adapter].to_dict().items() if k not in _NOT_THE_FORWARD}
+    return combined(_sorted_json(config), _tensors_hash(tensors)).hex()
+
+
+def _sorted_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=lambda x: sorted(map(str, x)) if isinstance(x, set) else str(x))
+
+
+def _tensors_hash(tensors: Mapping[str, Any]) -> str:
+    _check_present(tensors)
+    with hashing_threads() as pool:
+        digests = [_value_digest(pool, name, tensors[name]) for name in sorted(tensors)]
+        return combined("tensors", len(digests), digests=(digest() for digest in digests)).hex()
+
+
+def _check_present(tensors: Mapping[str, Any]) -> None:
+    empty = [name for name, value in tensors.items() if isinstance(value, torch.Tensor) and value.is_meta]
+    if empty:
+        raise InputError(
+            [
+                f"{len(empty)} weights of the reference, {empty[0]} the first, are on the meta device and have no "
+                "values to recognise them by. Load the model before it is used as a reference."
+            ]
+        )
+
+
+def _value_digest(pool: ThreadPoolExecutor, name: str, value: Any) -> Callable[[], bytes]:
+    """A function that waits for the digest."""
+    if not isinstance(value, torch.Tensor):  # what a quantised layer notes beside its weights
+        digest = combined(name, repr(value))
+        return lambda: digest
+    with _whole(value) as whole:
+        inner = _inner_tensors(whole)
+        if inner is not None:
+            digests = [_value_digest(pool, f"{name}.{part}", tensor) for part, tensor in inner]
+            return lambda: combined(name, "packed", digests=(digest() for digest in digests))
+        chunks = _chunks(pool, whole)
+        words = (name, str(whole.dtype), *whole.shape)
+        if whole is not value or whole.device.type != "cpu" or hasattr(value, "ds_id"):
+            digest = _wait(words, chunks)  # before the copy of the next one is made
+            return lambda: digest
+    return lambda: _wait(words, chunks)
+
+
+def _wait(words: tuple[str | int, ...], chunks: list[Future[bytes]]) -> bytes:
+    return combined(*words, digests=(chunk.result() for chunk in chunks))
+
+
+def _chunks(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Future[bytes]]:
+    as_bytes = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy knows no bfloat16 and no float8
+    return chunks_of_memory(pool, as_bytes.numpy().data)
+
+
+@contextmanager
+def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor with all its values: gathered where ZeRO-3 or FSDP2 keeps a part of it in each process."""
+    if hasattr(tensor, "full_tensor"):
+        yield tensor.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]  (of DTensor)
+        return
+    with _gathered(tensor) if hasattr(tensor, "ds_id") else nullcontext():
+        yield tensor
+
+
+def _gathered(tensor: torch.Tensor) -> Any:
+    import deepspeed  # pyright: ignore[reportMissingImports]  (an extra)
+
+    return deepspeed.zero.GatheredParameters([tensor])  # without it, TRL hashes every model alike
+
+
+def _inner_tensors(tensor: torch.Tensor) -> list[tuple[str, Any]] | None:
+    """What a tensor that packs others is made of, None for a plain one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return None
+    names, context = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
+    return [*((name, getattr(tensor, name)) for name in names), ("context", context)]

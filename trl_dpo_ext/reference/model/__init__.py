@@ -1,0 +1,1 @@
+"""Which model the reference is, and how it is loaded."""

@@ -1,0 +1,222 @@
+"""Which reference a run gets: what the flags ask for, checked before weights are read."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import InputError
+from ..config import absolute_reward_problems
+from .clone import plain_model
+from .loading import checkpoint, is_quantised
+from .spec import PlannedReference
+
+# Of what the policy is loaded with, what holds for a reference of another checkpoint too.
+_GENERAL = ("attn_implementation", "trust_remote_code", "token", "cache_dir", "local_files_only", "use_kernels")
+
+
+def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> PlannedReference | None:
+    """The reference that the flags describe, not loaded yet; None where they describe none.
+
+    Args:
+        args: the run's configuration.
+        policy: the policy, a model or its name.
+        given: the `ref_model` that the trainer was given, or None.
+        keywords: the trainer's other arguments, of which `peft_config` and `processing_class` count.
+
+    Raises:
+        InputError: listing everything wrong with that, before the weights of a model are read.
+    """
+    adapted = keywords.get("peft_config") is not None or hasattr(policy, "peft_config")
+    problems = [*_given_problems(args, given), *storage_problems(args, keywords.get("quantization_config"))]
+    problems += _zero3_problems(args)
+    if problems:
+        raise InputError(problems)
+    if not args.describes_reference:
+        return None
+    if adapted and not args.changes_checkpoint:
+        warnings.warn(
+            "The policy trains an adapter, and its base with the adapter off is a reference that takes no memory: "
+            "ref_quantization and ref_dtype load another model here. Leave them out, or filter this warning.",
+            stacklevel=4,
+        )
+    problems = checkpoint_problems(args, policy, keywords.get("processing_class"))
+    if problems:
+        raise InputError(problems)
+    settings = reference_settings(args, policy)
+    return PlannedReference(
+        {
+            "quantization": args.ref_quantization,
+            "double_quant": args.ref_double_quant,
+            "compute_dtype": args.ref_compute_dtype or _mixed_precision(args) if _is_4bit(args) else None,
+            "skip_modules": args.ref_skip_modules or (),
+            "device": reference_device(args),
+            **settings,
+        }
+    )
+
+
+def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
+    """What the reference is loaded from, and how, its quantisation apart: arguments of `load_reference`."""
+    load = dict(args.model_init_kwargs or {})
+    for name in ("quantization_config", "device_map"):
+        load.pop(name, None)
+    dtype = args.ref_dtype
+    if not isinstance(policy, str):
+        if not args.changes_checkpoint:
+            return {"model": policy, "dtype": dtype}
+        load = {"attn_implementation": policy.config._attn_implementation}
+        dtype = dtype or plain_model(policy).dtype
+    dtype = dtype or load.pop("dtype", None) or "float32"
+    load.pop("dtype", None)
+    load.setdefault("trust_remote_code", args.trust_remote_code)
+    name = args.ref_model_name_or_path or _name_of(policy)
+    revision = args.ref_model_revision
+    if args.ref_model_name_or_path in (None, _name_of(policy)):
+        revision = revision or load.pop("revision", None)
+    else:
+        load = {key: value for key, value in load.items() if key in _GENERAL}
+    load.pop("revision", None)
+    if dtype == "auto":
+        dtype = checkpoint(name, revision, load)[0].dtype
+    return {"model": name, "revision": revision, "dtype": dtype, **load}
+
+
+def _name_of(policy: Any) -> str:
+    return policy if isinstance(policy, str) else policy.config._name_or_path
+
+
+def _is_4bit(args: Any) -> bool:
+    return args.ref_quantization in ("nf4", "fp4")
+
+
+def _mixed_precision(args: Any) -> str | None:
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+
+
+def reference_device(args: Any) -> Any:
+    """Where a reference is loaded: whole on its device, unless FSDP or ZeRO are to spread it from the CPU."""
+    spread = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
+    return "cpu" if spread and not args.ref_quantization else args.device
+
+
+def _given_problems(args: Any, given: Any) -> list[str]:
+    """What is wrong with a `ref_model` that the trainer was given."""
+    if given is None:
+        return []
+    if args.describes_reference:
+        flags = ("ref_quantization", "ref_dtype", "ref_model_name_or_path", "ref_model_revision")
+        named = ", ".join(flag for flag in flags if getattr(args, flag))
+        return [
+            f"ref_model is given, and {named} describe a reference to load: leave one out, or load it as "
+            "load_reference(...) with these settings and give that."
+        ]
+    if is_quantised(given):
+        remedy = "Leave it out and set ref_quantization with ref_calibrate=True"
+        return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model", remedy)
+    return []
+
+
+def kept_whole(args: Any, reference: Any) -> bool:
+    """Whether a reference stays out of FSDP's and ZeRO's hands: a quantised one, and under ZeRO-1 and 2, where it would
+    not be split but cast to the policy's dtype, one that was asked for in another."""
+    if reference is None:
+        return False
+    quantised = reference.quantised if isinstance(reference, PlannedReference) else is_quantised(reference)
+    return quantised or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
+
+
+def _zero_stage(args: Any) -> int:
+    return getattr(args.deepspeed_plugin, "zero_stage", 0) if args.deepspeed_plugin is not None else 0
+
+
+def _zero3_problems(args: Any) -> list[str]:
+    dtype = _mixed_precision(args) or "float32"
+    if _zero_stage(args) != 3 or args.ref_quantization or args.ref_dtype in (None, dtype):
+        return []
+    return [
+        f"ref_dtype={args.ref_dtype!r} cannot be had under ZeRO-3, which keeps what it splits in the dtype it "
+        f"computes in ({dtype}). Leave it out, or keep the reference whole and small with ref_quantization."
+    ]
+
+
+def storage_problems(args: Any, quantization: Any) -> list[str]:
+    """Why FSDP1 cannot split a QLoRA policy: it flattens a layer's weights into one tensor, so all need one dtype."""
+    if not getattr(quantization, "load_in_4bit", False) or not _is_fsdp1(args):
+        return []
+    dtype = str((args.model_init_kwargs or {}).get("dtype") or "float32").removeprefix("torch.")
+    storage = str(quantization.bnb_4bit_quant_storage).removeprefix("torch.")
+    if (dtype, storage) == ("bfloat16", "bfloat16"):
+        return []
+    return [
+        f"FSDP1 splits a 4-bit policy only where all its weights are kept in one dtype, and TRL keeps the adapter in "
+        f"bfloat16; got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or take FSDP2 "
+        "(fsdp_version: 2)."
+    ]
+
+
+def _is_fsdp1(args: Any) -> bool:
+    plugin = args.fsdp_plugin_args
+    if plugin is not None:
+        return int(plugin["fsdp_version"]) == 1
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") == "1"
+
+
+def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
+    """Why another checkpoint cannot be the reference, read from configurations and tokenizers alone."""
+    if not args.changes_checkpoint:
+        return []
+    settings = reference_settings(args, policy)
+    name, revision = settings["model"], settings["revision"]
+    if not name:
+        return ["ref_model_revision needs a name to go with it: set ref_model_name_or_path, the policy has none."]
+    config = checkpoint(name, revision, settings)[0]
+    theirs = config.get_text_config().vocab_size
+    load = args.model_init_kwargs or {}
+    if isinstance(policy, str):
+        ours = checkpoint(policy, load.get("revision"), load)[0].get_text_config().vocab_size
+        tokenizer = tokenizer or _tokenizer(policy, load.get("revision"))
+    else:
+        ours = policy.config.get_text_config().vocab_size
+    problems = []
+    if getattr(config, "quantization_config", None) and not args.ref_quantization:
+        remedy = "Name the unquantised checkpoint and set ref_quantization with ref_calibrate=True"
+        problems += absolute_reward_problems(args.loss_mixture(), f"The quantised checkpoint {name}", remedy)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    other = _tokenizer(name, revision)
+    if tokenizer is not None and other is not None:
+        problems += _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
+    elif ours != theirs:
+        problems.append(f"The reference {name} knows {theirs} tokens and the policy {ours}. {_FIX}")
+    return problems
+
+
+_FIX = "Take a reference of the policy's family: log-probs of other tokens cannot be compared."
+
+
+def _token_problems(name: str, ours: Mapping[str, int], theirs: Mapping[str, int], size: int) -> list[str]:
+    beyond = sum(index >= size for index in ours.values())
+    if beyond:
+        return [f"The reference {name} knows {size} tokens; {beyond} of the policy's lie beyond them. {_FIX}"]
+    by_index = {index: token for token, index in theirs.items()}
+    wrong = [
+        (i, token) for token, i in sorted(ours.items(), key=lambda item: item[1]) if by_index.get(i, token) != token
+    ]
+    if not wrong:
+        return []
+    index, token = wrong[0]
+    return [
+        f"The reference {name} means other tokens: number {index} is {by_index[index]!r} there and {token!r} for the "
+        f"policy ({len(wrong)} such numbers). {_FIX}"
+    ]
+
+
+def _tokenizer(name: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError):  # there is none, or none that loads without its own code
+        return None

@@ -1,0 +1,1 @@
+"""Reference log-probs on disk. No trainer, no model."""

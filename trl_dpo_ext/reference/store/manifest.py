@@ -1,0 +1,165 @@
+"""The folder of a store: its manifest, how it is created, and what is no store."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ..identity.identity import Identity
+from .atomic import write_aside, write_if_absent
+
+MANIFEST, PARTS, CARD = "manifest.json", "parts", "README.md"
+KIND, FORMAT = "trl_dpo_ext reference log-probs", 1
+_LIBRARIES = ("trl-dpo-ext", "torch", "transformers", "trl", "peft", "bitsandbytes", "pyarrow")
+_CARD = """---
+configs:
+- config_name: default
+  data_files: parts/*.parquet
+tags:
+- trl-dpo-ext
+---
+
+# Reference log-probs
+
+One row per sequence: `key` (hash of the token ids of prompt and completion), `prompt_tokens`, `completion_tokens`, and
+`token_logps`, the log-prob that the reference model gives each token of the completion. `manifest.json` says which
+model that is. Copy or upload the folder as it is: `trl-dpo-ext store FOLDER --verify` checks it, `--ref_store FOLDER`
+uses it.
+"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which reference a store holds, and when it was begun."""
+
+    identity: Identity
+    created: str
+
+
+def library_versions() -> dict[str, str]:
+    """Of what takes part in computing and storing log-probs."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder, None where there is none.
+
+    Raises:
+        InputError: When there is one that is no store's, damaged, or of a newer version.
+    """
+    path = folder / MANIFEST
+    for patience in (0.0, 0.05, 0.5):  # without hard links, another process may just be writing it
+        time.sleep(patience)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise InputError([f"The store at {folder} cannot be read: {error.strerror}."]) from error
+        except ValueError:
+            content = None
+    if content is None:
+        raise InputError(
+            [
+                f"{path} is damaged. Restore it from a copy, or delete it: parts of the same reference are recognised "
+                "without it."
+            ]
+        )
+    return _parsed(folder, content)
+
+
+def _parsed(folder: Path, content: Any) -> Manifest:
+    if not isinstance(content, Mapping) or content.get("kind") != KIND:
+        raise InputError([f"{folder} holds a {MANIFEST} that is no store's. Name another folder as --ref_store."])
+    if not isinstance(content.get("format"), int) or content["format"] > FORMAT:
+        raise InputError(
+            [
+                f"The store at {folder} has format {content.get('format')}, which this version of trl-dpo-ext does not "
+                f"know (it reads up to {FORMAT}). Update trl-dpo-ext."
+            ]
+        )
+    try:
+        return Manifest(Identity.from_json(content["identity"], content["recorded"]), str(content["created"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError([f"{folder / MANIFEST} lacks {error}. Restore it from a copy, or delete it."]) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a path that can neither be nor become a store.
+
+    Raises:
+        InputError: When it is a file, or holds other things.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() or place.is_symlink():
+            if not place.is_dir():
+                raise InputError([f"The store cannot be at {folder}: {place} is not a folder."])
+            break
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        return
+    try:
+        names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    except OSError as error:
+        raise InputError([f"The store at {folder} cannot be read: {error.strerror}."]) from error
+    if MANIFEST in names:  # another process has made the store meanwhile
+        return
+    if names - ({PARTS, CARD} if PARTS in names else set()):
+        raise InputError(
+            [f"{folder} is no store and holds other things ({_some(names)}). Name another folder as --ref_store."]
+        )
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def create(folder: Path, identity: Identity) -> Manifest:
+    """Make an empty store, or find the one that another process has made meanwhile.
+
+    Raises:
+        InputError: When the folder cannot be written to.
+    """
+    content = {
+        "kind": KIND,
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "identity": identity.keyed,
+        "recorded": {**identity.recorded, "versions": {**library_versions(), **identity.versions}},
+    }
+    try:
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        write_if_absent(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+        write_if_absent(folder / CARD, _CARD.encode())
+    except OSError as error:
+        raise InputError([f"The store at {folder} cannot be created: {error.strerror}."]) from error
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError([f"The store at {folder} was removed while it was being created."])
+    return manifest
+
+
+def writable(folder: Path) -> str | None:
+    """None when new parts can be added, found by trying; else why not."""
+    try:
+        (folder / PARTS).mkdir(exist_ok=True)
+        write_aside(folder / PARTS, b"").unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
