@@ -27,9 +27,9 @@ from trl_dpo_ext.estimate.from_args import training_of
 from trl_dpo_ext.estimate.model_size import shape_of
 from trl_dpo_ext.estimate.strategy import Engine
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import tiny
-from published_models import MODELS
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import tiny
+from tests.support.published_models import MODELS
 
 LORA = "--use_peft --lora_r 16 --lora_target_modules all-linear --dtype bfloat16"
 CASES = {

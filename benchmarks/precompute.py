@@ -30,8 +30,8 @@ from trl import DPOTrainer
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import tiny
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import tiny
 
 TRL_BATCH_SIZE = 8
 

@@ -22,8 +22,8 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import tiny
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import tiny
 
 
 def model(folder: str, layers: int, hidden: int, vocabulary: int) -> str:

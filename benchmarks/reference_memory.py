@@ -28,8 +28,8 @@ from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.model.memory import weight_bytes
 from trl_dpo_ext.reference.store.store import Store
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import tiny
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import tiny
 
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"ref_dtype": "float32"},

@@ -34,8 +34,8 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import tiny
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import tiny
 
 # Median and mean of a log-normal distribution, in tokens. Anthropic's HH harmless test split with SmolLM2's tokenizer
 # has prompts of median 122, mean 149 and at most 880, completions of mean 42 and 52; their medians here follow from an

@@ -1,6 +1,6 @@
 """Starts real jobs of several CPU processes under any accelerate configuration, and checks which engine ran.
 
-    record = launch(folder, "fsdp2", "launched:train", {"loss_type": "dpop"})
+    record = launch(folder, "fsdp2", "tests.distributed.launched:train", {"loss_type": "dpop"})
     record.weights, record.logs, record["what the function returned"], record.ranks[1]["logs"]
 
 What each process does differently from one on a GPU stands in on_cpu.py. A job that trains with another engine than its
@@ -25,9 +25,10 @@ from typing import Any
 
 import psutil
 import pytest
-import tiny
 import torch
 import yaml
+
+from tests.support import tiny
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -208,7 +209,7 @@ def environment() -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE.parent, HERE))),
+        "PYTHONPATH": str(ROOT),
     }
 
 

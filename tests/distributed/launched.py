@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import runs
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
+from tests.support import runs
 from trl_dpo_ext import DPOExtTrainer
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import launched
 import torch
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import AutoModelForCausalLM
 
+from tests.distributed import launched
 from trl_dpo_ext import load_reference
 
 IDS = torch.arange(4, 34).view(2, 15)

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import launched
-import runs
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+
+from tests.distributed import launched
+from tests.support import runs, tiny
 
 STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "max_steps": 2}
 

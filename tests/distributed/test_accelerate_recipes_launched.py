@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from engines import ENGINES, FLOAT32, RECIPES, Record, engines, launch, prepared, start
 
+from tests.distributed.engines import ENGINES, FLOAT32, RECIPES, Record, engines, launch, prepared, start
 from trl_dpo_ext.estimate.strategy import read_engine
 
 pytestmark = pytest.mark.distributed

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from engines import FLOAT32, Record, engines, launch, prepared
+
+from tests.distributed.engines import FLOAT32, Record, engines, launch, prepared
 
 SETTINGS: dict[str, Any] = {"gradient_checkpointing": False, "loss_type": "dpop", "optim": "sgd", "max_grad_norm": 0.0}
 
@@ -15,7 +16,7 @@ SETTINGS: dict[str, Any] = {"gradient_checkpointing": False, "loss_type": "dpop"
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Record:
     folder = prepared(tmp_path_factory.mktemp("plain") / "job")
     settings = {**SETTINGS, "per_device_train_batch_size": 4}
-    return launch(folder, "single_gpu", "launched:train", settings, processes=1, flags=FLOAT32)
+    return launch(folder, "single_gpu", "tests.distributed.launched:train", settings, processes=1, flags=FLOAT32)
 
 
 @pytest.mark.distributed
@@ -23,7 +24,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Record:
 def test_shared_prompts_train_as_plain_rows_do(tmp_path, plain: Record, engine: str) -> None:
     # With the comparison on the first batch, in which all processes have to take part.
     settings = {**SETTINGS, "per_device_train_batch_size": 2, "share_prompt": True}
-    split = launch(prepared(tmp_path / "job"), engine, "launched:train", settings, flags=FLOAT32)
+    split = launch(prepared(tmp_path / "job"), engine, "tests.distributed.launched:train", settings, flags=FLOAT32)
     assert [line["loss"] for line in split.steps] == pytest.approx([line["loss"] for line in plain.steps], abs=2e-4)
     for name, tensor in plain.weights.items():
         torch.testing.assert_close(split.weights[name].float(), tensor, rtol=1e-4, atol=1e-5)
@@ -32,6 +33,6 @@ def test_shared_prompts_train_as_plain_rows_do(tmp_path, plain: Record, engine: 
 @pytest.mark.distributed
 def test_packed_rows_train_as_plain_rows_do(tmp_path, plain: Record) -> None:
     settings = {**SETTINGS, "per_device_train_batch_size": 2, "share_prompt": True, "padding_free": True}
-    split = launch(prepared(tmp_path / "job"), "multi_gpu", "launched:train", settings, flags=FLOAT32)
+    split = launch(prepared(tmp_path / "job"), "multi_gpu", "tests.distributed.launched:train", settings, flags=FLOAT32)
     for name, tensor in plain.weights.items():
         torch.testing.assert_close(split.weights[name].float(), tensor, rtol=1e-4, atol=1e-5)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
-from engines import engines, launch
 
+from tests.distributed.engines import engines, launch
+from tests.support import tiny
 from trl_dpo_ext.reference.identity.identity import identify
 
 
@@ -15,7 +15,13 @@ def test_a_sharded_model_has_the_identity_of_the_whole_one(tmp_path, engine: str
     """Under ZeRO-3, TRL's key sees empty tensors, and another model's log-probs are served."""
     tiny.saved_model(str(tmp_path / "model"), seed=1)
     tiny.preferences(8).to_json(str(tmp_path / "pairs.jsonl"))
-    record = launch(tmp_path, engine, "launched:identify_trained", {"max_steps": 1}, flags=["--mixed_precision", "no"])
+    record = launch(
+        tmp_path,
+        engine,
+        "tests.distributed.launched:identify_trained",
+        {"max_steps": 1},
+        flags=["--mixed_precision", "no"],
+    )
     start, trained = tiny.model(seed=1), tiny.model(seed=1)
     trained.load_state_dict(record.weights)
     for rank in record.ranks:

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from engines import FLOAT32, RECIPES, JobFailed, Record, engines, launch, prepared
 
+from tests.distributed.engines import FLOAT32, RECIPES, JobFailed, Record, engines, launch, prepared
 from trl_dpo_ext.estimate.strategy import read_engine
 
 
@@ -15,14 +15,14 @@ from trl_dpo_ext.estimate.strategy import read_engine
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Record:
     folder = prepared(tmp_path_factory.mktemp("alone") / "job")
     settings = {"per_device_train_batch_size": 4, "gradient_checkpointing": False, "loss_type": "dpop"}
-    return launch(folder, "single_gpu", "launched:train", settings, processes=1, flags=FLOAT32)
+    return launch(folder, "single_gpu", "tests.distributed.launched:train", settings, processes=1, flags=FLOAT32)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", engines())
 def test_two_processes_of_an_engine_train_as_one_process_does(tmp_path, alone: Record, engine: str) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "loss_type": "dpop"}
-    split = launch(prepared(tmp_path / "job"), engine, "launched:train", settings, flags=FLOAT32)
+    split = launch(prepared(tmp_path / "job"), engine, "tests.distributed.launched:train", settings, flags=FLOAT32)
     losses = [line["loss"] for line in alone.steps]
     assert len(losses) == 3
     assert [line["loss"] for line in split.steps] == pytest.approx(losses, abs=2e-4)
@@ -36,10 +36,16 @@ def test_two_processes_of_an_engine_train_as_one_process_does(tmp_path, alone: R
 @pytest.mark.distributed
 def test_a_job_that_fails_is_a_failure_with_its_reason(tmp_path) -> None:
     with pytest.raises(JobFailed, match="Unknown loss_type"):
-        launch(prepared(tmp_path / "job"), "multi_gpu", "launched:train", {"loss_type": "sigmod"}, flags=FLOAT32)
+        launch(
+            prepared(tmp_path / "job"),
+            "multi_gpu",
+            "tests.distributed.launched:train",
+            {"loss_type": "sigmod"},
+            flags=FLOAT32,
+        )
 
 
 @pytest.mark.distributed
 def test_another_engine_than_the_configuration_asks_for_is_a_failure(tmp_path) -> None:
     with pytest.raises(AssertionError, match=r"asked for fsdp2.*ran ddp"):
-        launch(prepared(tmp_path / "job"), "fsdp2", "launched:train_plain", {}, flags=FLOAT32)
+        launch(prepared(tmp_path / "job"), "fsdp2", "tests.distributed.launched:train_plain", {}, flags=FLOAT32)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from engines import Record, engines, launch
+
+from tests.distributed.engines import Record, engines, launch
+from tests.support import tiny
 
 FLAGS = ["--mixed_precision", "no"]
 NF4 = {"ref_quantization": "nf4", "ref_drift_pairs": 6, "ref_calibrate": True, "loss_type": "dpop"}
@@ -22,7 +23,9 @@ def run(folder: Path, engine: str, processes: int = 2, **settings: Any) -> Recor
     tiny.saved_model(str(folder / "model"))
     tiny.preferences(16).to_json(str(folder / "pairs.jsonl"))
     settings = {"gradient_checkpointing": False, "per_device_train_batch_size": 4 // processes, **settings}
-    return launch(folder, engine, "launched_reference:train", settings, processes=processes, flags=FLAGS)
+    return launch(
+        folder, engine, "tests.distributed.launched_reference:train", settings, processes=processes, flags=FLAGS
+    )
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from engines import FLOAT32, JobFailed, engines, launch, prepared, start
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from tests.distributed.engines import FLOAT32, JobFailed, engines, launch, prepared, start
+from tests.support import tiny
 
 SHORT: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_checkpointing": False}
 LORA = {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}}
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.distributed
 @pytest.mark.parametrize("engine", engines("zero2", "zero3"))
 def test_stored_reference_log_probs_keep_their_precision_under_deepspeed_in_bf16(tmp_path, engine: str) -> None:
     settings = {**SHORT, "bf16": True, "precompute_ref_log_probs": True, "beta": 1.0}
-    record = launch(prepared(tmp_path / "job"), engine, "launched:train", settings)
+    record = launch(prepared(tmp_path / "job"), engine, "tests.distributed.launched:train", settings)
     first = record.steps[0]
     # In bf16, sums of 16 to 64 nats are multiples of 0.0625 to 0.25: cast ones leave margins of that size.
     assert abs(first["logps/rejected"]) > 16
@@ -31,7 +32,12 @@ def test_stored_reference_log_probs_keep_their_precision_under_deepspeed_in_bf16
 
 
 def test_fsdp2_in_bf16_computes_in_bf16_and_does_not_round_log_probs(tmp_path) -> None:
-    record = launch(prepared(tmp_path / "job"), "fsdp2", "launched:train_watching_precision", {**SHORT, "bf16": True})
+    record = launch(
+        prepared(tmp_path / "job"),
+        "fsdp2",
+        "tests.distributed.launched:train_watching_precision",
+        {**SHORT, "bf16": True},
+    )
     assert (record["layer"], record["log_probs"]) == ("torch.bfloat16", "torch.float32")
     assert record["rounded"] < 0.1  # as many float32 numbers are bf16 ones by chance: one in 65536
 
@@ -42,7 +48,7 @@ def test_evaluation_on_two_processes_counts_every_pair_once(tmp_path) -> None:
     tiny.model(seed=1).save_pretrained(str(folder / "reference"))
     for config, processes, batch in (("single_gpu", 1, 7), ("multi_gpu", 2, 2), ("multi_gpu", 2, 3), ("fsdp2", 2, 4)):
         run = {**settings, "per_device_eval_batch_size": batch, "reference": "reference"}
-        record = launch(folder, config, "launched:evaluate", run, processes=processes, flags=FLOAT32)
+        record = launch(folder, config, "tests.distributed.launched:evaluate", run, processes=processes, flags=FLOAT32)
         metrics = record["metrics"]
         per_pair = {k: v for k, v in metrics.items() if k.startswith(("eval_loss", "eval_rewards", "eval_logps"))}
         if config == "single_gpu":
@@ -57,10 +63,12 @@ def test_a_run_killed_during_a_save_resumes_from_the_checkpoint_before_it(tmp_pa
     settings = {**SHORT, "loss_type": ["sigmoid", "bco_pair_delta"], "max_steps": 6, "logging_steps": 2}
     settings |= {"save_strategy": "steps", "save_steps": 2}
     folder = prepared(tmp_path / "job")
-    whole = launch(folder, engine, "launched:train", {**settings, "output": "whole"}, flags=FLOAT32)
+    whole = launch(folder, engine, "tests.distributed.launched:train", {**settings, "output": "whole"}, flags=FLOAT32)
     expected = dict(whole.weights)
 
-    job = start(folder, engine, "launched:train_and_stop_while_saving", {**settings, "at": 4}, flags=FLOAT32)
+    job = start(
+        folder, engine, "tests.distributed.launched:train_and_stop_while_saving", {**settings, "at": 4}, flags=FLOAT32
+    )
     try:
         job.wait_for("stopped")
     finally:
@@ -69,7 +77,7 @@ def test_a_run_killed_during_a_save_resumes_from_the_checkpoint_before_it(tmp_pa
     assert half.is_dir()
     assert not (half / "trainer_state.json").exists()
 
-    resumed = launch(folder, engine, "launched:train", {**settings, "resume": True}, flags=FLOAT32)
+    resumed = launch(folder, engine, "tests.distributed.launched:train", {**settings, "resume": True}, flags=FLOAT32)
     assert "Not written to the end" in resumed.printed
     assert "checkpoint-4; resuming from checkpoint-2" in resumed.printed
     assert resumed["loss_state"] == whole["loss_state"]
@@ -86,7 +94,7 @@ def adapter_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_an_adapter_is_saved_with_its_weights(tmp_path, engine: str) -> None:
     folder = prepared(tmp_path / "job")
     settings = {**SHORT, **LORA, "save": "final", "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    record = launch(folder, engine, "launched:train", settings, flags=FLOAT32)
+    record = launch(folder, engine, "tests.distributed.launched:train", settings, flags=FLOAT32)
     trained = adapter_of(record.weights)
     assert len(trained) == 6
     assert all(tensor.abs().max() > 0 for tensor in trained.values())  # B starts at zero
@@ -94,7 +102,9 @@ def test_an_adapter_is_saved_with_its_weights(tmp_path, engine: str) -> None:
         files = load_file(folder / saved / "adapter_model.safetensors")
         assert files.keys() == trained.keys()
         assert all(torch.equal(files[name].float(), tensor.float()) for name, tensor in trained.items())
-    again = launch(folder, engine, "launched:train", {**settings, "resume": True}, flags=FLOAT32)  # no step is left
+    again = launch(
+        folder, engine, "tests.distributed.launched:train", {**settings, "resume": True}, flags=FLOAT32
+    )  # no step is left
     assert all(torch.equal(tensor, trained[name]) for name, tensor in adapter_of(again.weights).items())
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "model"), str(folder / "final"))
     reloaded = adapter_of(loaded.state_dict())
@@ -105,11 +115,16 @@ def test_an_adapter_is_saved_with_its_weights(tmp_path, engine: str) -> None:
 def test_an_adapter_under_zero3_is_checkpointed_as_trl_means_it_to_be(tmp_path, engine: str) -> None:
     folder = prepared(tmp_path / "job")
     settings = {**SHORT, **LORA, "gradient_checkpointing": True, "precompute_ref_log_probs": True, "max_steps": 1}
-    ours = launch(folder, engine, "launched:train_and_tell_checkpointing", settings, flags=FLOAT32)
+    ours = launch(folder, engine, "tests.distributed.launched:train_and_tell_checkpointing", settings, flags=FLOAT32)
     assert ours["reentrant"] is True
     assert ours.steps[0]["grad_norm"] > 0
     theirs = {**settings, "kind": "trl"}  # sets it, under a name that transformers no longer reads
-    assert launch(folder, engine, "launched:train_and_tell_checkpointing", theirs, flags=FLOAT32)["reentrant"] is False
+    assert (
+        launch(folder, engine, "tests.distributed.launched:train_and_tell_checkpointing", theirs, flags=FLOAT32)[
+            "reentrant"
+        ]
+        is False
+    )
 
 
 @pytest.mark.parametrize("engine", ["fsdp1", "fsdp2"])
@@ -117,7 +132,7 @@ def test_an_adapter_under_zero3_is_checkpointed_as_trl_means_it_to_be(tmp_path, 
 def test_sharded_state_dicts_end_in_weights_that_load(tmp_path, engine: str, more: dict) -> None:
     folder = prepared(tmp_path / "job")
     flags = [*FLOAT32, "--fsdp_state_dict_type", "SHARDED_STATE_DICT"]
-    record = launch(folder, engine, "launched:train", {**SHORT, **more, "save": "final"}, flags=flags)
+    record = launch(folder, engine, "tests.distributed.launched:train", {**SHORT, **more, "save": "final"}, flags=flags)
     model = AutoModelForCausalLM.from_pretrained(folder / "model" if more else folder / "final")
     loaded = PeftModel.from_pretrained(model, str(folder / "final")) if more else model
     saved, trained = loaded.state_dict(), record.weights
@@ -143,6 +158,6 @@ def test_a_machine_without_gpus_does_not_train_something_else(
     folder = prepared(tmp_path / "job")
     without = {"WITHOUT_STAND_IN": "1", **variables}
     with pytest.raises(JobFailed, match=said):
-        launch(folder, config, "launched:train", SHORT, variables=without, flags=FLOAT32)
+        launch(folder, config, "tests.distributed.launched:train", SHORT, variables=without, flags=FLOAT32)
     assert not list(Path(folder).glob("out/checkpoint-*"))
     shutil.rmtree(folder)

@@ -7,11 +7,11 @@ import random
 import time
 from pathlib import Path
 
-import engines
 import numpy as np
 import pytest
-import tiny
 
+from tests.distributed import engines
+from tests.support import tiny
 from trl_dpo_ext.reference.store.store import Store
 
 pytestmark = pytest.mark.distributed
@@ -47,7 +47,7 @@ def stored(folder: Path) -> dict[bytes, np.ndarray]:
 @pytest.fixture(scope="module")
 def by_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, np.ndarray]:
     folder = job(tmp_path_factory.mktemp("one"), files)
-    engines.launch(folder, "single_gpu", "storing:train", processes=1, flags=FLAGS)
+    engines.launch(folder, "single_gpu", "tests.distributed.storing:train", processes=1, flags=FLAGS)
     return stored(folder / "refs")
 
 
@@ -60,13 +60,17 @@ def assert_equal(ours: dict[bytes, np.ndarray], expected: dict[bytes, np.ndarray
 @pytest.mark.parametrize("engine", engines.engines())
 def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(engine, tmp_path, files, by_one):
     folder = job(tmp_path, files)
-    first = engines.launch(folder, engine, "storing:train", {"per_device_train_batch_size": 2}, flags=FLAGS)
+    first = engines.launch(
+        folder, engine, "tests.distributed.storing:train", {"per_device_train_batch_size": 2}, flags=FLAGS
+    )
     assert_equal(stored(folder / "refs"), by_one)
     assert first["report"]["computed"] == len(by_one)
     assert first.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert first.steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
-    again = engines.launch(folder, engine, "storing:train", {"seed": 3, "per_device_train_batch_size": 1}, flags=FLAGS)
+    again = engines.launch(
+        folder, engine, "tests.distributed.storing:train", {"seed": 3, "per_device_train_batch_size": 1}, flags=FLAGS
+    )
     assert again["report"]["computed"] == 0
     assert again["report"]["found"] == len(by_one)
 
@@ -86,7 +90,7 @@ def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(e
 )
 def test_two_processes_in_ways_that_trls_pass_does_not_survive(settings, tmp_path, files, by_one):
     folder = job(tmp_path, files)
-    record = engines.launch(folder, "multi_gpu", "storing:train", settings, flags=FLAGS)
+    record = engines.launch(folder, "multi_gpu", "tests.distributed.storing:train", settings, flags=FLAGS)
     if "fill_only" not in settings:
         assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     for name in ["refs"] if "ref_store" not in settings else ["refs-0", "refs-1"]:
@@ -99,7 +103,7 @@ def test_with_an_adapter_it_is_the_base_that_is_stored(engine, tmp_path, files, 
     # An adapter that starts as noise: what is stored must not have seen it.
     lora = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
     settings = {"lora": lora, "per_device_train_batch_size": 2, "ref_self_check": False, "gradient_checkpointing": True}
-    record = engines.launch(folder, engine, "storing:train", settings, flags=FLAGS)
+    record = engines.launch(folder, engine, "tests.distributed.storing:train", settings, flags=FLAGS)
     assert_equal(stored(folder / "refs"), by_one)
     assert abs(record.steps[0]["rewards/margins"]) > 1e-3  # and the policy has
 
@@ -107,7 +111,9 @@ def test_with_an_adapter_it_is_the_base_that_is_stored(engine, tmp_path, files, 
 @pytest.mark.parametrize("engine", engines.engines("fsdp1", "fsdp2"))
 def test_of_an_adapter_that_is_trained_on_its_start_is_stored(engine, tmp_path, files, by_one):
     folder = job(tmp_path, files)
-    record = engines.launch(folder, engine, "storing:train_on", {"per_device_train_batch_size": 2}, flags=FLAGS)
+    record = engines.launch(
+        folder, engine, "tests.distributed.storing:train_on", {"per_device_train_batch_size": 2}, flags=FLAGS
+    )
     ours = stored(folder / "refs")
     assert ours.keys() == by_one.keys()
     assert max(abs(ours[key] - logps).max() for key, logps in by_one.items()) > 0.1
@@ -118,7 +124,9 @@ def test_two_processes_share_the_work(tmp_path, files):
     folder = job(tmp_path, files)
     (folder / "pairs.jsonl").unlink()
     many_pairs(folder / "pairs.jsonl", 200)
-    record = engines.launch(folder, "multi_gpu", "storing:train", {"precompute_ref_max_tokens": 200}, flags=FLAGS)
+    record = engines.launch(
+        folder, "multi_gpu", "tests.distributed.storing:train", {"precompute_ref_max_tokens": 200}, flags=FLAGS
+    )
     assert record["report"]["computed"] == len(Store.read_only(folder / "refs"))  # nothing twice
     assert len(Store.read_only(folder / "refs").parts) > 1  # each process wrote parts
 
@@ -141,7 +149,7 @@ def test_a_launched_pass_that_is_killed_goes_on_where_it_stopped(engine, tmp_pat
     (folder / "pairs.jsonl").unlink()
     many_pairs(folder / "pairs.jsonl", 1500)
     slow = {"precompute_ref_max_tokens": 40}
-    running = engines.start(folder, engine, "storing:train", slow, flags=FLAGS)
+    running = engines.start(folder, engine, "tests.distributed.storing:train", slow, flags=FLAGS)
     deadline = time.monotonic() + 300
     while not list((folder / "refs" / "parts").glob("*.parquet")):
         assert time.monotonic() < deadline, running.printed[-3000:]
@@ -149,6 +157,8 @@ def test_a_launched_pass_that_is_killed_goes_on_where_it_stopped(engine, tmp_pat
     running.kill()
     kept = len(Store.read_only(folder / "refs"))
     assert kept > 0
-    record = engines.launch(folder, engine, "storing:train", {"precompute_ref_max_tokens": 2000}, flags=FLAGS)
+    record = engines.launch(
+        folder, engine, "tests.distributed.storing:train", {"precompute_ref_max_tokens": 2000}, flags=FLAGS
+    )
     assert record["report"]["found"] == kept
     assert record["report"]["found"] + record["report"]["computed"] == len(Store.read_only(folder / "refs"))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from engines import FLOAT32, Record, launch, prepared
 
+from tests.distributed.engines import FLOAT32, Record, launch, prepared
+from tests.support import tiny
 from trl_dpo_ext import Need, list_losses
 
 MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
@@ -19,7 +19,7 @@ def train(folder: Path, processes: int, rows: int = 8, **settings: Any) -> Recor
     """Train the tiny model data-parallel, or alone."""
     config = "multi_gpu" if processes > 1 else "single_gpu"
     prepared(folder, rows)
-    return launch(folder, config, "launched:train", settings, processes=processes, flags=FLOAT32)
+    return launch(folder, config, "tests.distributed.launched:train", settings, processes=processes, flags=FLOAT32)
 
 
 def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:

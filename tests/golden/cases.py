@@ -1,6 +1,6 @@
 """The golden cases: which batches and hyper-parameters the oracle works out, and the file they are written to.
 
-    cd tests && python -m golden.cases
+    python -m tests.golden.cases
 
 First it makes sure that the oracle reproduces every published number, then it writes `vectors.json`.
 """

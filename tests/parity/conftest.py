@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import runs
-import tiny
 from trl import DPOTrainer
+
+from tests.support import runs, tiny
 
 
 @pytest.fixture(scope="module")

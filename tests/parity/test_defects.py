@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import runs
-import tiny
 import torch
-from test_values import PAIRS, batch, loss_and_gradient, set_host, set_ours
 from trl import DPOTrainer
 
+from tests.parity.test_values import PAIRS, batch, loss_and_gradient, set_host, set_ours
+from tests.support import runs, tiny
 from trl_dpo_ext import get_loss
 
 

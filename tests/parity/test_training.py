@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import peft
 import pytest
-import runs
-import tiny
 import torch
 from trl import DPOTrainer
 
+from tests.support import runs, tiny
 from trl_dpo_ext import DPOExtTrainer
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}

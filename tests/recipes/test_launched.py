@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import launch, needs_deepspeed
-from small_recipes import small_flags
 
+from tests.distributed.engines import launch, needs_deepspeed
+from tests.support.small_recipes import small_flags
 from trl_dpo_ext.recipe_registry import Recipe, list_recipes
 
 pytestmark = pytest.mark.recipes

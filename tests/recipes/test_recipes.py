@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_recipes import published_config, small_flags
 
 import trl_dpo_ext.recipe_registry as cookbook
+from tests.support.small_recipes import published_config, small_flags
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.cli.report import read_run
 from trl_dpo_ext.errors import InputError

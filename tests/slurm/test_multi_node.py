@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, slurm, wait_until, why_not
-from engines import HERE, ROOT, environment, prepared
-from test_accelerate_recipes_launched import train_command
+
+from tests.distributed.engines import HERE, ROOT, environment, prepared
+from tests.distributed.test_accelerate_recipes_launched import train_command
+from tests.slurm.cluster import Cluster, slurm, wait_until, why_not
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

@@ -1,0 +1,434 @@
+"""One test for each seam of `trl_dpo_ext/_trl`: a fact about TRL's inside that this package leans on.
+
+A failure here means that the installed TRL has moved the seam that the failing test's message names; mend `_trl`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
+
+from tests.support import runs, tiny
+from trl_dpo_ext import _trl, list_losses
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
+
+
+@pytest.fixture
+def batch(host: Any) -> dict[str, torch.Tensor]:
+    return next(iter(host.get_train_dataloader()))
+
+
+def seam(name: str) -> str:
+    return f"TRL has moved the seam {name!r}: mend it in trl_dpo_ext/_trl"
+
+
+class Spy:
+    """Counts calls and remembers keywords."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.calls = model, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(kwargs)
+        return self.model(*args, **kwargs)
+
+
+def test_the_loss_only_calls_the_model_and_reads_log_probs(host: Any, batch: dict) -> None:
+    spy = Spy(host.model)
+    host.compute_loss(spy, batch)
+    assert len(spy.calls) == 1, seam("the model is called once")
+    assert spy.calls[0].get("fused_lm_head") is True, seam("fused_lm_head=True asks for log-probs")
+
+
+def test_log_probs_are_rows_by_tokens_and_zero_outside_the_completion(host: Any, batch: dict) -> None:
+    recorder = _trl.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    log_probs, mask = recorder.output.log_probs, batch[_trl.COMPLETION_MASK][:, 1:].bool()
+    assert log_probs.shape == mask.shape, seam("log_probs has shape (rows, tokens - 1)")
+    assert (log_probs[~mask] == 0).all(), seam("log_probs is zero outside the completion")
+    assert (log_probs[mask] < 0).all(), seam("log_probs holds log-probabilities on the completion")
+
+
+def test_the_first_half_of_a_batch_is_the_chosen_side(host: Any) -> None:
+    example = {"prompt_ids": [5, 6], "chosen_ids": [7, 2], "rejected_ids": [8, 9, 2]}
+    built = host.data_collator([example])
+    assert built["input_ids"].tolist() == [[5, 6, 7, 2, 0], [5, 6, 8, 9, 2]], seam("chosen half first")
+    assert built[_trl.COMPLETION_MASK].tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], seam("completion_mask")
+
+
+def test_tokenised_completions_stand_in_columns_of_their_own(host: Any) -> None:
+    row = host.train_dataset[0]
+    ends = {side: row[column][-1] for side, column in _trl.COMPLETION_IDS.items()}
+    assert ends == dict.fromkeys(("chosen", "rejected"), tiny.tokenizer().eos_token_id), seam(
+        "chosen_ids, rejected_ids"
+    )
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_the_collator_truncates_by_its_mode(mode: str) -> None:
+    collator = dpo_trainer.DataCollatorForPreference(pad_token_id=0, max_length=2, truncation_mode=mode)
+    built = collator([{"prompt_ids": [5], "chosen_ids": [7, 2], "rejected_ids": [8, 2]}])
+    kept = [7, 2] if _trl.keeps_end(collator) else [5, 7]
+    assert built["input_ids"][0].tolist() == kept, seam("truncation_mode of the collator")
+
+
+def test_an_empty_list_of_losses_is_legal_and_adds_no_loss(host: Any, batch: dict, monkeypatch) -> None:
+    monkeypatch.setattr(host, "loss_types", [])
+    monkeypatch.setattr(host, "loss_weights", [])
+    assert float(host.compute_loss(host.model, batch)) == 0.0, seam("an empty loss_types adds no loss")
+
+
+def test_the_constructor_copies_the_losses_of_its_configuration(tmp_path) -> None:
+    args = runs.config(tmp_path, DPOConfig)
+    with _trl.constructing(args, [], []):
+        trainer = DPOTrainer(
+            tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
+        )
+    assert (trainer.loss_types, trainer.loss_weights) == ([], []), seam("the constructor copies loss_type")
+    assert args.loss_type == ["sigmoid"]
+
+
+def test_both_models_are_loaded_by_create_model_from_path_policy_first(tmp_path, monkeypatch) -> None:
+    folder, loaded = tiny.saved_model(str(tmp_path / "model")), []
+    load = dpo_trainer.create_model_from_path
+    monkeypatch.setattr(
+        dpo_trainer, "create_model_from_path", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1]
+    )
+    trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert loaded == [trainer.model, trainer.ref_model], seam(
+        "create_model_from_path loads the policy, then the reference"
+    )
+
+
+def test_no_reference_is_legal(tmp_path) -> None:
+    folder = tiny.saved_model(str(tmp_path / "model"))
+    with _trl.no_reference_model(policy_by_name=True):
+        trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert trainer.model is not None
+    assert trainer.ref_model is None, seam("a reference of None is skipped in the constructor")
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_the_reference_is_prepared_by_functions_of_the_trainers_module(tmp_path, monkeypatch, engine: str) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(dpo_trainer, f"prepare_{engine}", lambda model, accelerator: calls.append(model) or model)
+    enabled = property(lambda self: "ref_model" in vars(self), lambda self, value: None)  # once it is to be prepared
+    reference = tiny.model(1).train()
+    monkeypatch.setattr(DPOTrainer, f"is_{engine}_enabled", enabled, raising=False)
+    for whole, prepared in ((None, [reference]), (reference, [])):
+        calls.clear()
+        with _trl.placed_reference(whole):
+            trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=reference)
+        assert calls == prepared, seam(f"prepare_{engine}(reference, accelerator)")
+        assert trainer.ref_model is reference
+    assert not reference.training
+
+
+def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> None:
+    model = _trl.with_head(tiny.model(2))
+    scored = _trl.token_logps(host, model, batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    expected = logits[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    expected = expected * batch[_trl.COMPLETION_MASK][:, 1:]
+    torch.testing.assert_close(scored, expected.detach(), msg=seam("add_fused_lm_head, and who calls it"))
+
+
+def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:
+    stored = {name: torch.full((4,), -3.0) for name in _trl.REFERENCE_COLUMNS}
+    with _trl.reference_from_batch(host):
+        host._metrics["train"].clear()
+        host.compute_loss(host.model, {**batch, **stored})
+    reward = host._metrics["train"]["rewards/chosen"][-1]
+    logps = host._metrics["train"]["logps/chosen"][-1]
+    assert reward == pytest.approx(host.beta * (logps + 3.0)), seam("ref_chosen_logps in the batch is the reference")
+
+
+def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, batch: dict, monkeypatch) -> None:
+    def metrics_and_loss() -> tuple[dict, float]:
+        host._metrics["train"].clear()
+        loss = float(host.compute_loss(host.model, batch))
+        return {name: values[-1] for name, values in host._metrics["train"].items() if name != "num_tokens"}, loss
+
+    plain, plain_loss = metrics_and_loss()
+    monkeypatch.setattr(host, "f_divergence_type", "js_divergence")
+    scored, scored_loss = metrics_and_loss()
+    assert scored == plain, seam("metrics do not read scores")
+    assert scored_loss != plain_loss, seam("f_divergence_type is read at each loss")
+    monkeypatch.setattr(host, "f_divergence_type", "unheard_of")
+    with _trl.plain_scores(host):
+        assert metrics_and_loss() == (plain, plain_loss), seam("f_divergence_type is read at each loss")
+
+
+def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) -> None:
+    chosen, rejected, output = _trl.run_reference(host, batch, lambda model: model)
+    assert chosen.shape == rejected.shape == (4,), seam("compute_ref_log_probs returns (pairs,) twice")
+    torch.testing.assert_close(output.log_probs.sum(1), torch.cat([chosen, rejected]), msg=seam("sums of log_probs"))
+
+
+def test_metrics_are_lists_by_mode_that_log_averages_and_clears(host: Any) -> None:
+    host.model.train()
+    host._metrics["train"].clear()
+    _trl.add_metric(host, "loss/x", 1.0)
+    _trl.add_metric(host, "loss/x", 2.0)
+    _trl.replace_metric(host, "loss/x", 3.0)
+    host.log({})
+    assert host.state.log_history[-1]["loss/x"] == 2.0, seam("_metrics[mode][name] is averaged by log")
+    assert not host._metrics["train"], seam("log clears _metrics")
+
+
+def test_the_metrics_that_are_replaced_exist(host: Any, batch: dict) -> None:
+    host.model.train()
+    host.compute_loss(host.model, batch)
+    names = {f"rewards/{what}" for what in ("chosen", "rejected", "margins", "accuracies")}
+    assert names <= set(host._metrics["train"]), seam("the names of the reward metrics")
+
+
+def test_weighting_asks_the_head_for_what_wpo_needs(tmp_path) -> None:
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1), use_weighting=True)
+    recorder = _trl.Recorder(trainer.model)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(recorder, inputs)
+    tokens = inputs["input_ids"].size(1) - 1
+    assert _trl.scored_tokens(recorder.output, tokens, "log_sum_sq_probs").shape[1] == tokens, seam("log_sum_sq_probs")
+
+
+def test_the_references_head_is_asked_for_through_the_trainers_module(tmp_path) -> None:
+    with _trl.reference_entropy():
+        trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1))
+    chosen, _, output = _trl.run_reference(trainer, next(iter(trainer.get_train_dataloader())), lambda model: model)
+    assert chosen.shape == (4,)
+    assert output.entropy is not None, seam("add_fused_lm_head gives the reference its head")
+    assert output.entropy.shape == output.log_probs.shape, seam("entropy is per token")
+    assert _trl.vocabulary_size(trainer) == len(tiny.tokenizer()), seam("vocab_size")
+
+
+def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict) -> None:
+    recorder = _trl.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    assert recorder.output.entropy.shape == recorder.output.log_probs.shape, seam("the policy's head gives entropies")
+
+
+def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host: Any, batch: dict) -> None:
+    mask = batch[_trl.COMPLETION_MASK][:, 1:].bool()
+    recorder = _trl.Recorder(host.model)
+    with _trl.caught_projection(host, host.model, mask, wanted=True) as caught:
+        host.compute_loss(recorder, batch)
+    assert len(caught) == 1, seam("the fused head calls base_model as a module")
+    logits = torch.nn.functional.linear(caught[0].hidden, caught[0].weight, caught[0].bias)
+    labels = batch["input_ids"][:, 1:].unsqueeze(-1)
+    logps = logits.log_softmax(-1).gather(-1, labels).squeeze(-1) * batch[_trl.COMPLETION_MASK][:, 1:]
+    torch.testing.assert_close(
+        logps, recorder.output.log_probs, rtol=1e-4, atol=1e-5, msg=seam("logits are last_hidden_state @ output layer")
+    )
+    assert _trl.projection_problems(host) == []
+
+
+def test_the_backbone_takes_another_mask_and_the_head_scores_what_it_is_given(host: Any, batch: dict) -> None:
+    ids, masks, backbone = batch["input_ids"], [], host.model.base_model
+    spy = backbone.register_forward_pre_hook(lambda _m, _a, kwargs: masks.append(kwargs), with_kwargs=True)
+    labels, scored = ids[:, 1:].flatten(), torch.arange(ids.numel()).view(ids.shape)[:, :-1].flatten()
+    order = torch.randperm(len(scored))
+    with _trl.backbone_seeing(host.model, None, scored[order]):
+        output = host.model(
+            input_ids=ids, attention_mask="for the head", shift_labels=labels[order][None], fused_lm_head=True
+        )
+    spy.remove()
+    assert masks[0]["attention_mask"] is None, seam("keywords are passed on to base_model")
+    logps = host.model(input_ids=ids).logits[:, :-1].log_softmax(-1).flatten(0, 1).gather(-1, labels[:, None])
+    torch.testing.assert_close(
+        output.log_probs, logps[order].T, rtol=1e-4, atol=1e-5, msg=seam("shift_labels are scored without shifting")
+    )
+    assert not backbone._forward_hooks
+    assert not backbone._forward_pre_hooks
+
+
+def test_of_a_scored_output_all_but_the_losses_is_per_token(host: Any, batch: dict) -> None:
+    recorder = _trl.Recorder(host.model)
+    host.compute_loss(recorder, batch)
+    output, mask = recorder.output, batch[_trl.COMPLETION_MASK][:, 1:].bool()
+    per_token = {name: value for name, value in output.items() if name not in ("loss", "aux_loss")}
+    assert all(value.shape == mask.shape for value in per_token.values()), seam("fields of the fused head's output")
+    assert {"log_probs", "entropy", "mean_logits", "is_top1", "label_mask"} <= set(per_token), seam("its names")
+    compact = type(output)(**{name: value[mask][None] for name, value in per_token.items()})
+    restored = _trl.in_rows(compact, mask)
+    for name, value in per_token.items():
+        assert torch.equal(getattr(restored, name), value), seam("fields are zero outside the completion")
+
+
+def test_the_labels_are_the_completion_tokens(host: Any, batch: dict) -> None:
+    spy = Spy(host.model)
+    host.compute_loss(spy, batch)
+    assert torch.equal(spy.calls[0]["labels"], _trl.labels_of(batch)), seam("labels")
+    batch_keys = set(spy.calls[0]) - {"labels", "fused_lm_head"}
+    assert batch_keys <= {"input_ids", "attention_mask", "use_cache", "output_router_logits"}, seam("keywords")
+
+
+def test_the_constructor_alone_reads_padding_free(tmp_path, caplog) -> None:
+    args = runs.config(tmp_path, DPOConfig, padding_free=True)
+    with _trl.constructing(args, ["sigmoid"], []):
+        DPOTrainer(
+            tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
+        )
+    assert "padding_free" not in caplog.text, seam("padding_free is read in the constructor")
+    assert args.padding_free
+
+
+def test_tokenised_data_has_the_columns_that_lengths_are_made_of(host: Any) -> None:
+    assert set(_trl.TOKEN_IDS) <= set(host.train_dataset.column_names), seam("prompt_ids, chosen_ids, rejected_ids")
+    parameters = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
+    assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"], seam("_prepare_dataset")
+
+
+def test_policy_and_reference_are_found_and_are_text(host: Any) -> None:
+    assert _trl.models_of(host) == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
+    assert _trl.not_plain_text(host) == []
+    parallel = SimpleNamespace(cp_size=2, sp_size=1)
+    vision = SimpleNamespace(_is_vision_dataset=True, accelerator=SimpleNamespace(parallelism_config=parallel))
+    images, parts = _trl.not_plain_text(vision)
+    assert "images" in images
+    assert "cp_size=2" in parts
+    assert host._is_vision_dataset is False, seam("_is_vision_dataset")
+
+
+def test_virtual_tokens_stand_in_front() -> None:
+    output = SimpleNamespace(log_probs=torch.arange(10.0).view(2, 5))
+    assert _trl.scored_tokens(output, 3).tolist() == [[2, 3, 4], [7, 8, 9]]
+
+
+def test_the_names_of_trl_are_the_names_declared_as_trls() -> None:
+    help_text = next(f for f in DPOConfig.__dataclass_fields__.values() if f.name == "loss_type").metadata["help"]
+    names = set(re.findall(r"`'(\w+)'`", help_text))
+    assert names == {v.name for v in list_losses() if v.from_trl}, seam("the losses named in the help of loss_type")
+
+
+def test_the_constructor_takes_the_arguments_we_pass_by_position() -> None:
+    names = list(inspect.signature(DPOTrainer.__init__).parameters)
+    expected = ["self", "model", "ref_model", "args", "data_collator", "train_dataset", "eval_dataset"]
+    assert names[:7] == expected, seam("the order of the constructor's arguments")
+
+
+def test_signature_columns_are_a_list_filled_on_demand(host: Any) -> None:
+    host._signature_columns = None
+    host._set_signature_columns_if_needed()
+    assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(host._signature_columns), seam("_signature_columns")
+
+
+def test_the_default_output_folder_is_named_like_trls() -> None:
+    model = tiny.model()
+    model.config._name_or_path = "someone/Tiny-1B"
+    assert _trl.default_output_dir("someone/Tiny-1B") == _trl.default_output_dir(model) == "Tiny-1B-DPO"
+
+
+def test_the_hash_of_all_weights_is_made_by_hash_module_and_read_by_the_pass_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dpo_trainer, "hash_module", lambda _: pytest.fail("the weights were read"))
+    with _trl.no_model_hash():
+        trainer = runs.trainer(tmp_path, DPOTrainer, precompute_ref_log_probs=True)
+    assert trainer._precompute_model_hash == "", seam("hash_module, looked up in the trainer's module")
+
+
+def test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone(tmp_path) -> None:
+    class Hooked(DPOTrainer):
+        calls: tuple = ()
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            assert self.data_collator is not None
+            assert self.model is not None
+            self.calls = (*self.calls, name)
+            return dataset
+
+    data = {"a": tiny.preferences(2), "b": tiny.preferences(1)}
+    trainer = runs.trainer(tmp_path, Hooked, precompute_ref_log_probs=True, eval_dataset=data)
+    assert trainer.calls == ("train", "a", "b"), seam("_precompute_ref_logps(dataset, name, batch_size)")
+    assert "ref_chosen_logps" not in trainer.train_dataset.column_names
+
+
+def test_the_columns_that_the_collator_reads_are_listed(host: Any) -> None:
+    columns = _trl.collated_columns(host)
+    assert {"prompt_ids", "chosen_ids", "rejected_ids", *_trl.REFERENCE_COLUMNS} <= {*columns}, seam(
+        "_signature_columns"
+    )
+
+
+def test_the_reference_is_run_without_gradient_with_the_adapter_off_by_what_computes_its_log_probs(tmp_path) -> None:
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    trainer = runs.trainer(tmp_path, DPOTrainer, peft_config=lora)
+    ids = torch.tensor([[5, 6, 7]])
+
+    def logits() -> torch.Tensor:
+        return trainer.model(input_ids=ids).logits
+
+    base = _trl.as_reference(trainer, logits)
+    assert not base.requires_grad, seam("compute_ref_log_probs runs without gradient")
+    with trainer.model.disable_adapter():
+        assert torch.equal(base, logits()), seam("compute_ref_log_probs switches the adapter off")
+    assert not torch.equal(base, logits())
+
+
+def test_new_data_is_prepared_by_a_method_that_leaves_tokenised_data_as_it_is(host: Any) -> None:
+    once = _trl.prepared(host, tiny.preferences(2))
+    assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= {*once.column_names}, seam("_prepare_dataset")
+    assert _trl.prepared(host, {"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenised data")
+
+
+def test_evaluate_runs_its_own_pass_only_where_precompute_ref_logps_is_set(host: Any, monkeypatch) -> None:
+    monkeypatch.setattr(host, "precompute_ref_logps", True)
+    monkeypatch.setattr(type(host), "_precompute_ref_logps", lambda *_: pytest.fail(seam("precompute_ref_logps")))
+    with _trl.no_precompute(host):
+        host.evaluate(_trl.prepared(host, tiny.preferences(2)))
+
+
+def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_averaged(host: Any, batch: dict) -> None:
+    host.model.eval()
+    host._metrics["eval"].clear()
+    calls = []
+    with _trl.cut_when_gathered(host, lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
+        host.compute_loss(host.model, batch)
+    assert "gather" not in vars(host.accelerator)
+    values = host._metrics["eval"]
+    assert all(len(values[name]) == 1 for name in values), seam("each batch adds one value to each metric")
+    pairs = {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    }
+    assert {name for name in values if name.startswith(_trl.PAIR_METRICS)} == pairs, seam("names of metrics of pairs")
+    cut = dict(values)
+    host._metrics["eval"].clear()
+    host.compute_loss(host.model, {key: value[[0, 4]] for key, value in batch.items()})  # the first pair alone
+    first = host._metrics["eval"]
+    assert {name: cut[name] for name in pairs} == {name: pytest.approx(first[name], abs=1e-5) for name in pairs}, seam(
+        "accelerator.gather is what metrics of pairs go through"
+    )
+    _trl.weigh_pair_metrics(host, 3)
+    assert all(len(first[name]) == 3 for name in pairs)
+    host._metrics["eval"].clear()
+    host.model.train()
+
+
+def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(tmp_path) -> None:
+    folder = tiny.saved_model(str(tmp_path / "model"))
+    with _trl.no_policy(), _trl.no_reference_model(policy_by_name=True):
+        trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
+    assert trainer.model.num_parameters() < 2000, seam("create_model_from_path, looked up in the trainer's module")
+
+
+def test_the_accelerator_holds_what_it_has_prepared(tmp_path) -> None:
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(seed=1))
+    assert any(model is trainer.ref_model for model in trainer.accelerator._models), seam("accelerator._models")
+    _trl.let_go_of_reference(trainer)
+    assert trainer.ref_model is None
