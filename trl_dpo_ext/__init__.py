@@ -1,4 +1,4 @@
-"""Loss variants, quantised and stored references, and launched recipes for TRL's DPO trainer."""
+"""Loss variants, quantized and stored references, and launched recipes for TRL's DPO trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: TRL's `DPOConfig`, and a field for each hyper-parameter that a loss variant declares."""
+"""The configuration of a run: TRL's `DPOConfig`, and a field for each hyperparameter that a loss variant declares."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 from trl import DPOConfig
 
-from .core.hyperparameters import SHARED, HyperParameter
+from .core.hyperparameters import SHARED, DeclaredHyper
 from .core.mixture import LossMixture, MixtureParser
 from .core.pairs import Need
 from .core.registry import list_losses
 from .core.transforms import F_DIVERGENCES
 from .errors import InputError
-from .estimate.config import TrapFlags, trap_problems
-from .forward.config import ForwardFlags, forward_problems
-from .reference.config import ReferenceModelFlags, reference_model_problems
-from .reference.store_flags import StoreFlags, store_problems
+from .estimate.config import PitfallOptions, pitfall_problems
+from .forward.config import ForwardOptions, forward_problems
+from .reference.config import ReferenceModelOptions, reference_model_problems
+from .reference.store_flags import StoreOptions, store_problems
 
 
-def owned_hyperparameters() -> dict[str, tuple[HyperParameter, list[str]]]:
-    """Every owned hyper-parameter by name, with the variants that take it."""
-    found: dict[str, tuple[HyperParameter, list[str]]] = {}
+def owned_hyperparameters() -> dict[str, tuple[DeclaredHyper, list[str]]]:
+    """Every owned hyperparameter by name, with the variants that take it."""
+    found: dict[str, tuple[DeclaredHyper, list[str]]] = {}
     for variant in list_losses():
         for parameter in variant.owned:
             found.setdefault(parameter.name, (parameter, []))[1].append(variant.name)
     return found
 
 
-def _field_of(parameter: HyperParameter) -> tuple[str, Any, Any]:
+def _field_of(parameter: DeclaredHyper) -> tuple[str, Any, Any]:
     # None means "not set": the variant's own default applies, and setting it without using the variant is an error.
     return (parameter.name, parameter.type | None, field(default=None, metadata={"help": _escaped(parameter.summary)}))
 
@@ -51,14 +51,14 @@ _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
 
 @dataclass
-class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, ForwardFlags, TrapFlags):  # type: ignore[misc, valid-type]
+class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOptions, ForwardOptions, PitfallOptions):  # type: ignore[misc, valid-type]
     """Configuration of [`DPOExtTrainer`]: everything in TRL's `DPOConfig`, and what is listed here.
 
-    Each hyper-parameter that a loss variant declares is a field too, named `<variant>_<word>`, for instance
+    Each hyperparameter that a loss variant declares is a field too, named `<variant>_<word>`, for instance
     `dpop_lambda`; `trl-dpo-ext losses` lists them with their defaults.
 
     Args:
-        loss_type: one or several losses by name. A loss can carry hyper-parameters of its own, `"sigmoid:beta=1.0"` or
+        loss_type: one or several losses by name. A loss can carry hyperparameters of its own, `"sigmoid:beta=1.0"` or
             in YAML `- sigmoid: {beta: 1.0}`. `trl:<name>` leaves the loss to TRL's own code.
         reference_free: read the reference log-probs as zero; no reference is loaded.
         wpo_clamp: with `use_weighting`, limit the weight of a pair to 1, as WPO's authors do and TRL does not.
@@ -79,7 +79,7 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, F
         default_factory=lambda: ["sigmoid"],
         metadata={
             "help": "One or several losses by name; `trl-dpo-ext losses` lists them. `name:beta=1.0,...` gives one "
-            "hyper-parameters of its own, `trl:name` leaves one to TRL's own code."
+            "hyperparameters of its own, `trl:name` leaves one to TRL's own code."
         },
     )
     f_divergence_type: str = field(
@@ -107,14 +107,14 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, F
         if mixture:
             problems = self._stage_problems(mixture)
         if problems:
-            raise InputError(problems)
+            raise InputError(*problems)
         super().__post_init__()
 
     def loss_mixture(self) -> LossMixture:
         """The mixture that the fields describe, with fresh running states."""
         mixture, problems = self._parse_losses()
         if mixture is None:
-            raise InputError(problems)
+            raise InputError(*problems)
         return mixture
 
     def _parse_losses(self) -> tuple[LossMixture | None, list[str]]:
@@ -132,12 +132,12 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreFlags, ReferenceModelFlags, F
             *store_problems(self, mixture),
             *reference_model_problems(self, mixture),
             *forward_problems(self, mixture),
-            *trap_problems(self),
+            *pitfall_problems(self),
         ]
 
 
 def _as_spec(spec: Any) -> str:
-    """A loss given as a string, or as `{name: {hyper-parameter: value}}`, in its string form."""
+    """A loss given as a string, or as `{name: {hyperparameter: value}}`, in its string form."""
     if isinstance(spec, str):
         return spec
     if isinstance(spec, Mapping) and len(spec) == 1:
@@ -147,7 +147,7 @@ def _as_spec(spec: Any) -> str:
         if isinstance(hyper, Mapping):
             return f"{name}:" + ",".join(f"{key}={value}" for key, value in hyper.items())
     form = "a name, 'name:beta=1.0', or a mapping {name: {beta: 1.0}}"
-    raise InputError([f"loss_type entry {spec!r} must be {form}."])
+    raise InputError(f"loss_type entry {spec!r} must be {form}.")
 
 
 def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:

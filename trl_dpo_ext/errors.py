@@ -1,14 +1,16 @@
-"""What a run says when its input is wrong: all of it at once, before a model is loaded."""
+"""The error raised for wrong input. It lists every problem at once, before a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class InputError(ValueError):
-    """Something in flags, files or data is wrong; `problems` lists every one."""
+    """Raised when flags, files or data are wrong.
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    Args:
+        *problems: one sentence or two for each problem: what is wrong, what was found, how to fix it.
+    """
+
+    def __init__(self, *problems: str) -> None:
         self.problems = list(problems)
         several = f"{len(self.problems)} problems:\n" + "\n".join(f"- {problem}" for problem in self.problems)
         super().__init__(several if len(self.problems) > 1 else self.problems[0])

@@ -48,7 +48,7 @@ class Recipe:
 
     @property
     def batch(self) -> int | None:
-        """Pairs per optimiser step, as its header has it."""
+        """Pairs per optimizer step, as its header has it."""
         found = re.match(r"(\d+) pairs", self.header.get("Batch", ""))
         return int(found[1]) if found else None
 
@@ -63,7 +63,7 @@ def recipes_folder() -> Path:
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / ACCELERATE).is_dir():
             return folder
-    raise InputError([f"There are no recipes in {package / 'recipes'}; is the installation complete?"])
+    raise InputError(f"There are no recipes in {package / 'recipes'}; is the installation complete?")
 
 
 def list_recipes() -> list[Recipe]:
@@ -107,7 +107,7 @@ def get_recipe(name: str) -> Recipe:
         return known[_stem(name)]
     near = difflib.get_close_matches(_stem(name), known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise InputError([f'There is no recipe {name!r}.{hint} "trl-dpo-ext recipes" lists them.'])
+    raise InputError(f'There is no recipe {name!r}.{hint} "trl-dpo-ext recipes" lists them.')
 
 
 def find_config(given: str) -> Path:
@@ -197,7 +197,7 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
     sources |= {folder / file.name: file for file in _named_in(recipe.path)}
     there = [str(target) for target in sources if target.exists()]
     if there:
-        raise InputError([f"{file} is there already; give another folder, or move it." for file in there])
+        raise InputError(*[f"{file} is there already; give another folder, or move it." for file in there])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for target, source in sources.items():
@@ -207,7 +207,7 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
             target.write_text(text, encoding="utf-8")
             target.chmod(source.stat().st_mode)
     except OSError as error:
-        raise InputError([f"{name} cannot be copied to {folder}: {error.strerror}. Give another folder."]) from None
+        raise InputError(f"{name} cannot be copied to {folder}: {error.strerror}. Give another folder.") from None
     return list(sources)
 
 

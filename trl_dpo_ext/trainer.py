@@ -22,25 +22,25 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need, Pairs
 from .data.lengths import length_column
 from .data.validation import ColumnCollator, check_preferences, one_layout, token_column_problems
-from .distributed.eval_padding import RealPairs
+from .distributed.eval_padding import EvalPadding
 from .distributed.launch import check_launch
-from .distributed.mixin import OnEngines
+from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
-from .forward.outputs import Recorded, pair_weights, two_sides
+from .forward.outputs import ForwardOutputs, build_sides, pair_weights
 from .forward.pair_forward import PairForward
 from .reference import consistency_check
-from .reference.drift.monitor import DriftWatch, watch_drift
+from .reference.drift.monitor import DriftMonitor, watch_drift
 from .reference.identity.weights import adapters_alter_base
-from .reference.model.loading import unpacked_on_cpu
+from .reference.model.loading import disable_cpu_repacking
 from .reference.model.memory import describe_weights
-from .reference.model.resolve import choose_reference, kept_whole
-from .reference.model.spec import PlannedReference
+from .reference.model.resolve import is_replicated, resolve_reference
+from .reference.model.spec import ReferenceSpec
 from .reference.precompute.collator import REF_TOKEN_LOGPS
 from .reference.precompute.stored import StoredReference, has_reference_columns, open_store
 from .reference.store.manifest import check_folder
 
 
-class DPOExtTrainer(OnEngines, DPOTrainer):
+class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
     """Drop-in for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
@@ -83,21 +83,21 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         if args.precompute_ref_log_probs and args.ref_store:
             check_folder(Path(args.ref_store))
         self.mixture = args.loss_mixture()
-        self.forward = PairForward(args.share_prompt, args.padding_free, args.share_prompt_check)
+        self.forward = PairForward(args.share_prompt, args.padding_free, args.verify_share_prompt)
         self.extra_columns = _extra_columns(args, self.mixture)
         train_dataset, eval_dataset = self._checked(train_dataset=train_dataset, eval_dataset=eval_dataset)
         _warn_of_likely_mistakes(args, self.mixture, ref_model)
 
-        self.drift_watch: DriftWatch | None = None
-        self._planned_reference: PlannedReference | None = None
+        self.drift_watch: DriftMonitor | None = None
+        self._planned_reference: ReferenceSpec | None = None
         if self.mixture.needs_reference:
-            planned = choose_reference(args, model, ref_model, keywords)
+            planned = resolve_reference(args, model, ref_model, keywords)
             if planned is not None and args.precompute_ref_log_probs and planned.by_name:
                 self._planned_reference = planned  # loaded when something is missing in the store
             elif planned is not None:
                 ref_model = planned.load()
             self.drift_watch = watch_drift(args, self.mixture, model, self._planned_reference or ref_model)
-        whole = ref_model if kept_whole(args, ref_model) else None
+        whole = ref_model if is_replicated(args, ref_model) else None
         self._policy_source = model if isinstance(model, str) else None
         self._own_reference = ref_model is not None or self._planned_reference is not None
         self._start_checked = False
@@ -114,19 +114,19 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             ref_model, reference = None, _trl.no_reference_model(policy_by_name=isinstance(model, str))
         elif Need.REF_ENTROPY in self.mixture.needs:
             reference = _trl.reference_entropy()
-        losses = _trl.constructing(args, self.mixture.host_names, self.mixture.host_weights)
+        losses = _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights)
         with reference, _trl.placed_reference(whole), losses:
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )
-        unpacked_on_cpu(self.model)
-        longest, other = args.max_length, _trl.not_plain_text(self)
-        self.forward.refuse_what_cannot_be_exact(_trl.models_of(self), longest, other)
+        disable_cpu_repacking(self.model)
+        longest, other = args.max_length, _trl.unsupported_inputs(self)
+        self.forward.check_supported(_trl.models_of(self), longest, other)
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
             problems = _trl.projection_problems(self)
             if problems:
-                raise InputError([f"{names} needs both models' whole distributions, and {p}." for p in problems])
+                raise InputError(*[f"{names} needs both models' whole distributions, and {p}." for p in problems])
         self._check_token_columns(train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._plain_collator = self.data_collator
         if self.extra_columns:
@@ -159,13 +159,13 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         whole, selected = Need.TOKEN_KL in self.mixture.needs, self.forward.active
         if self.drift_watch is not None and not self.drift_watch.over:
             self.drift_watch.measure(self, model, self._reference, self._gather)
-        with _trl.caught_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
+        with _trl.capture_projection(self, self.ref_model or model, mask, whole, selected) as ref_projections:
             ref_logps, ref_output = self._reference(inputs, mask, stored)
         if self.drift_watch is not None:
             ref_logps, ref_output = self.drift_watch.corrected(ref_logps, ref_output, mask, self.args.ld_alpha)
         recorder = _trl.Recorder(self._call(model))
-        scores = contextlib.nullcontext() if self.mixture.host_names else _trl.plain_scores(self)
-        catching = _trl.caught_projection(self, model, mask, whole, selected)
+        scores = contextlib.nullcontext() if self.mixture.host_names else _trl.with_reverse_kl(self)
+        catching = _trl.capture_projection(self, model, mask, whole, selected)
         with _trl.reference_from_batch(self), scores, catching as projections:
             host = super().compute_loss(
                 recorder,  # type: ignore[arg-type]  (TRL only calls it)
@@ -175,7 +175,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             )
         host_loss, outputs = host if return_outputs else (host, None)
 
-        batch = Recorded(
+        batch = ForwardOutputs(
             recorder.output,
             mask,
             ref_logps,
@@ -185,14 +185,14 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         )
         self._check_start(batch)
         pairs = Pairs(
-            *two_sides(batch, self.mixture, self.args),
+            *build_sides(batch, self.mixture, self.args),
             columns=columns,
             gather=self._gather,
             rank=self.accelerator.process_index,
             training=_trl.is_training(self),
             progress=self.state.global_step / max(self.state.max_steps, 1),
         )
-        real = None if pairs.training else RealPairs.of(self.accelerator, len(pairs.margin))
+        real = None if pairs.training else EvalPadding.of(self.accelerator, len(pairs.margin))
         weights = pair_weights(batch, self.args, columns)
         loss, per_term = self.mixture(pairs, real.weights(weights, mask.device) if real else weights)
         self._log_terms(per_term, real.share if real else 1.0)
@@ -211,7 +211,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             zeros = torch.zeros(inputs["input_ids"].size(0) // 2, device=inputs["input_ids"].device)
             return (zeros, zeros), None
         if stored is not None:
-            chosen, rejected = transforms.reduce(stored, mask, self.args.ld_alpha).chunk(2)
+            chosen, rejected = transforms.sum_logps(stored, mask, self.args.ld_alpha).chunk(2)
             return (chosen, rejected), _trl.scored_output(stored)
         if self.args.precompute_ref_log_probs:
             chosen, rejected = (inputs[column] for column in _trl.REFERENCE_COLUMNS)
@@ -219,19 +219,19 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         chosen, rejected, output = _trl.run_reference(self, inputs, self._call)
         return (chosen, rejected), output
 
-    def _check_start(self, batch: Recorded) -> None:
+    def _check_start(self, batch: ForwardOutputs) -> None:
         """Before the first step, compare policy and stored reference where they are one model."""
         if self._start_checked or not _trl.is_training(self):
             return
         self._start_checked = True
-        if not (self.args.precompute_ref_log_probs and self.args.ref_self_check) or self.state.global_step:
+        if not (self.args.precompute_ref_log_probs and self.args.verify_reference) or self.state.global_step:
             return
         causal = _trl.causal_model(self, self.model)
         apart = self._own_reference or adapters_alter_base(_trl.reference_module(self))
-        if consistency_check.unchecked_because(self.args, causal.config, apart):
+        if consistency_check.skip_reason(self.args, causal.config, apart):
             return
         if batch.ref_output is None:
-            logps = transforms.reduce(batch.tokens(), batch.mask, self.args.ld_alpha)
+            logps = transforms.sum_logps(batch.tokens(), batch.mask, self.args.ld_alpha)
             measured = consistency_check.difference(logps, torch.cat(batch.ref_logps), batch.mask)
         else:
             measured = consistency_check.difference(batch.tokens(), batch.ref_tokens(), batch.mask)
@@ -251,7 +251,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             models = {"policy": model, "reference": self.ref_model}
             calls = {name: (m, _trl.causal_model(self, m)) for name, m in models.items() if m is not None}
             lowest = max((_trl.precision(self, c)[0] for _, c in calls.values()), key=lambda d: torch.finfo(d).eps)
-            self.forward.check_once(calls, batch, torch.finfo(lowest).bits < 32, self._gather)
+            self.forward.verify_first_batch(calls, batch, torch.finfo(lowest).bits < 32, self._gather)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = gather(values.detach())  # not the accelerator's, which leaves padding out in evaluation
@@ -314,7 +314,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL's place for the reference pass: ours fills the store, and leaves the dataset as it is."""
-        unpacked_on_cpu(self.model)
+        disable_cpu_repacking(self.model)
         if has_reference_columns(dataset):
             return dataset
         if self._stored is None:
@@ -322,15 +322,15 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
         self._stored.fill(self, dataset, name, self._plain_collator or self.data_collator)
         return dataset
 
-    def save_beside(self, checkpoint: Path) -> None:
+    def save_extra_state(self, checkpoint: Path) -> None:
         """Write the losses' running state into a checkpoint, and what the reference's error was measured to be."""
-        super().save_beside(checkpoint)
+        super().save_extra_state(checkpoint)
         if self.drift_watch is not None and self.drift_watch.drift is not None:
             self.drift_watch.drift.save(checkpoint)
 
-    def restore_from(self, checkpoint: Path) -> None:
-        """Read what `save_beside` has written."""
-        super().restore_from(checkpoint)
+    def load_extra_state(self, checkpoint: Path) -> None:
+        """Read what `save_extra_state` has written."""
+        super().load_extra_state(checkpoint)
         if self.drift_watch is not None:
             self.drift_watch.resume(checkpoint)
 
@@ -352,11 +352,11 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             else:
                 prepared.append(self._check_one(dataset, name, problems))
         if problems:
-            raise InputError(problems)
+            raise InputError(*problems)
         return prepared
 
     def _check_token_columns(self, **datasets: Any) -> None:
-        """Compare what TRL has tokenised with the columns that hold a value per token.
+        """Compare what TRL has tokenized with the columns that hold a value per token.
 
         Raises:
             InputError: listing the first row of each dataset and column that does not fit.
@@ -370,7 +370,7 @@ class DPOExtTrainer(OnEngines, DPOTrainer):
             problem for name, part in parts.items() for problem in token_column_problems(part, name, self.extra_columns)
         ]
         if problems:
-            raise InputError(problems)
+            raise InputError(*problems)
 
     def _check_one(self, dataset: Any, name: str, problems: list[str]) -> Any:
         report = check_preferences(dataset, name, self.extra_columns)

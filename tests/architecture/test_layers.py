@@ -25,7 +25,7 @@ def tree(name):
 
 
 def imported(nodes, name):
-    """Dotted names of what the nodes import; relative ones are spelt out with the package's name."""
+    """Dotted names of what the nodes import; relative ones are spelled out with the package's name."""
     folder = ["trl_dpo_ext", *Path(name).parent.parts]
     for node in nodes:
         if isinstance(node, ast.Import):

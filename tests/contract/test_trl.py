@@ -68,7 +68,7 @@ def test_the_first_half_of_a_batch_is_the_chosen_side(host: Any) -> None:
     assert built[_trl.COMPLETION_MASK].tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], seam("completion_mask")
 
 
-def test_tokenised_completions_stand_in_columns_of_their_own(host: Any) -> None:
+def test_tokenized_completions_stand_in_columns_of_their_own(host: Any) -> None:
     row = host.train_dataset[0]
     ends = {side: row[column][-1] for side, column in _trl.COMPLETION_IDS.items()}
     assert ends == dict.fromkeys(("chosen", "rejected"), tiny.tokenizer().eos_token_id), seam(
@@ -92,7 +92,7 @@ def test_an_empty_list_of_losses_is_legal_and_adds_no_loss(host: Any, batch: dic
 
 def test_the_constructor_copies_the_losses_of_its_configuration(tmp_path) -> None:
     args = runs.config(tmp_path, DPOConfig)
-    with _trl.constructing(args, [], []):
+    with _trl.without_losses(args, [], []):
         trainer = DPOTrainer(
             tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
         )
@@ -167,7 +167,7 @@ def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, 
     assert scored == plain, seam("metrics do not read scores")
     assert scored_loss != plain_loss, seam("f_divergence_type is read at each loss")
     monkeypatch.setattr(host, "f_divergence_type", "unheard_of")
-    with _trl.plain_scores(host):
+    with _trl.with_reverse_kl(host):
         assert metrics_and_loss() == (plain, plain_loss), seam("f_divergence_type is read at each loss")
 
 
@@ -223,7 +223,7 @@ def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict
 def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host: Any, batch: dict) -> None:
     mask = batch[_trl.COMPLETION_MASK][:, 1:].bool()
     recorder = _trl.Recorder(host.model)
-    with _trl.caught_projection(host, host.model, mask, wanted=True) as caught:
+    with _trl.capture_projection(host, host.model, mask, wanted=True) as caught:
         host.compute_loss(recorder, batch)
     assert len(caught) == 1, seam("the fused head calls base_model as a module")
     logits = torch.nn.functional.linear(caught[0].hidden, caught[0].weight, caught[0].bias)
@@ -240,7 +240,7 @@ def test_the_backbone_takes_another_mask_and_the_head_scores_what_it_is_given(ho
     spy = backbone.register_forward_pre_hook(lambda _m, _a, kwargs: masks.append(kwargs), with_kwargs=True)
     labels, scored = ids[:, 1:].flatten(), torch.arange(ids.numel()).view(ids.shape)[:, :-1].flatten()
     order = torch.randperm(len(scored))
-    with _trl.backbone_seeing(host.model, None, scored[order]):
+    with _trl.override_attention_mask(host.model, None, scored[order]):
         output = host.model(
             input_ids=ids, attention_mask="for the head", shift_labels=labels[order][None], fused_lm_head=True
         )
@@ -262,7 +262,7 @@ def test_of_a_scored_output_all_but_the_losses_is_per_token(host: Any, batch: di
     assert all(value.shape == mask.shape for value in per_token.values()), seam("fields of the fused head's output")
     assert {"log_probs", "entropy", "mean_logits", "is_top1", "label_mask"} <= set(per_token), seam("its names")
     compact = type(output)(**{name: value[mask][None] for name, value in per_token.items()})
-    restored = _trl.in_rows(compact, mask)
+    restored = _trl.scatter_to_batch(compact, mask)
     for name, value in per_token.items():
         assert torch.equal(getattr(restored, name), value), seam("fields are zero outside the completion")
 
@@ -277,7 +277,7 @@ def test_the_labels_are_the_completion_tokens(host: Any, batch: dict) -> None:
 
 def test_the_constructor_alone_reads_padding_free(tmp_path, caplog) -> None:
     args = runs.config(tmp_path, DPOConfig, padding_free=True)
-    with _trl.constructing(args, ["sigmoid"], []):
+    with _trl.without_losses(args, ["sigmoid"], []):
         DPOTrainer(
             tiny.model(), tiny.model(1), args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer()
         )
@@ -285,7 +285,7 @@ def test_the_constructor_alone_reads_padding_free(tmp_path, caplog) -> None:
     assert args.padding_free
 
 
-def test_tokenised_data_has_the_columns_that_lengths_are_made_of(host: Any) -> None:
+def test_tokenized_data_has_the_columns_that_lengths_are_made_of(host: Any) -> None:
     assert set(_trl.TOKEN_IDS) <= set(host.train_dataset.column_names), seam("prompt_ids, chosen_ids, rejected_ids")
     parameters = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
     assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"], seam("_prepare_dataset")
@@ -293,10 +293,10 @@ def test_tokenised_data_has_the_columns_that_lengths_are_made_of(host: Any) -> N
 
 def test_policy_and_reference_are_found_and_are_text(host: Any) -> None:
     assert _trl.models_of(host) == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
-    assert _trl.not_plain_text(host) == []
+    assert _trl.unsupported_inputs(host) == []
     parallel = SimpleNamespace(cp_size=2, sp_size=1)
     vision = SimpleNamespace(_is_vision_dataset=True, accelerator=SimpleNamespace(parallelism_config=parallel))
-    images, parts = _trl.not_plain_text(vision)
+    images, parts = _trl.unsupported_inputs(vision)
     assert "images" in images
     assert "cp_size=2" in parts
     assert host._is_vision_dataset is False, seam("_is_vision_dataset")
@@ -376,10 +376,10 @@ def test_the_reference_is_run_without_gradient_with_the_adapter_off_by_what_comp
     assert not torch.equal(base, logits())
 
 
-def test_new_data_is_prepared_by_a_method_that_leaves_tokenised_data_as_it_is(host: Any) -> None:
+def test_new_data_is_prepared_by_a_method_that_leaves_tokenized_data_as_it_is(host: Any) -> None:
     once = _trl.prepared(host, tiny.preferences(2))
     assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= {*once.column_names}, seam("_prepare_dataset")
-    assert _trl.prepared(host, {"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenised data")
+    assert _trl.prepared(host, {"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenized data")
 
 
 def test_evaluate_runs_its_own_pass_only_where_precompute_ref_logps_is_set(host: Any, monkeypatch) -> None:
@@ -393,7 +393,7 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
     host.model.eval()
     host._metrics["eval"].clear()
     calls = []
-    with _trl.cut_when_gathered(host, lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
+    with _trl.trim_gathered(host, lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
         host.compute_loss(host.model, batch)
     assert "gather" not in vars(host.accelerator)
     values = host._metrics["eval"]
@@ -414,7 +414,7 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
     assert {name: cut[name] for name in pairs} == {name: pytest.approx(first[name], abs=1e-5) for name in pairs}, seam(
         "accelerator.gather is what metrics of pairs go through"
     )
-    _trl.weigh_pair_metrics(host, 3)
+    _trl.weight_metrics_by_pairs(host, 3)
     assert all(len(first[name]) == 3 for name in pairs)
     host._metrics["eval"].clear()
     host.model.train()
@@ -422,7 +422,7 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
 
 def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(tmp_path) -> None:
     folder = tiny.saved_model(str(tmp_path / "model"))
-    with _trl.no_policy(), _trl.no_reference_model(policy_by_name=True):
+    with _trl.stub_policy(), _trl.no_reference_model(policy_by_name=True):
         trainer = runs.trainer(tmp_path, DPOTrainer, model=folder)
     assert trainer.model.num_parameters() < 2000, seam("create_model_from_path, looked up in the trainer's module")
 
@@ -430,5 +430,5 @@ def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(
 def test_the_accelerator_holds_what_it_has_prepared(tmp_path) -> None:
     trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(seed=1))
     assert any(model is trainer.ref_model for model in trainer.accelerator._models), seam("accelerator._models")
-    _trl.let_go_of_reference(trainer)
+    _trl.release_reference(trainer)
     assert trainer.ref_model is None

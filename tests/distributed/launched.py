@@ -69,7 +69,7 @@ def train_watching_precision(folder: Path, settings: dict[str, Any]) -> dict[str
     compute_loss = run.compute_loss
 
     def watching(model: Any, inputs: dict[str, Any], **keywords: Any) -> Any:
-        log_probs = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, **labelled(inputs)).log_probs
+        log_probs = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, **labeled(inputs)).log_probs
         scored = log_probs[log_probs != 0].detach()
         seen.update(log_probs=str(scored.dtype), rounded=(scored == scored.bfloat16()).float().mean().item())
         return compute_loss(model, inputs, **keywords)
@@ -79,7 +79,7 @@ def train_watching_precision(folder: Path, settings: dict[str, Any]) -> dict[str
     return seen
 
 
-def labelled(inputs: dict[str, Any]) -> dict[str, Any]:
+def labeled(inputs: dict[str, Any]) -> dict[str, Any]:
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     return {"labels": labels, "fused_lm_head": True}
 

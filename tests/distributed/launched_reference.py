@@ -1,4 +1,4 @@
-"""Run in every process by the tests of quantised references: trains, and says what the reference was."""
+"""Run in every process by the tests of quantized references: trains, and says what the reference was."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def stand_in_for_gpus() -> None:
 
 
 def copy_gathered_states() -> None:
-    """FSDP1 gathers one kind of optimiser states after another in one buffer; offloading from a GPU takes them out of it."""
+    """FSDP1 gathers one kind of optimizer states after another in one buffer; offloading from a GPU takes them out of it."""
     from torch.distributed.fsdp import _optim_utils
 
     unflatten = _optim_utils._unflatten_orig_param_states
@@ -110,7 +110,7 @@ def record(folder: Path, more: dict[str, Any] | None) -> None:
     rank = int(os.environ.get("RANK", 0))
     kept = dict(more or {})
     if TRAINERS:
-        from trl_dpo_ext.estimate.strategy import running_engine
+        from trl_dpo_ext.estimate.strategy import detect_strategy
 
         trainer = TRAINERS[-1]
         kept = {
@@ -118,7 +118,7 @@ def record(folder: Path, more: dict[str, Any] | None) -> None:
             "distributed_type": trainer.accelerator.distributed_type.value,
             "processes": trainer.accelerator.num_processes,
             "wrapped": type(trainer.model_wrapped).__name__,
-            "estimated_as": dataclasses.asdict(running_engine(trainer.accelerator)),
+            "estimated_as": dataclasses.asdict(detect_strategy(trainer.accelerator)),
             "logs": trainer.state.log_history,
             **kept,
         }

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.distributed.engines import ENGINES, FLOAT32, RECIPES, Record, engines, launch, prepared, start
-from trl_dpo_ext.estimate.strategy import read_engine
+from trl_dpo_ext.estimate.strategy import read_strategy
 
 pytestmark = pytest.mark.distributed
 RECIPE = """\
@@ -61,7 +61,7 @@ def test_the_other_files_train_as_they_stand(tmp_path, name: str) -> None:
     record = launch(folder, name, command, processes=processes, flags=HSDP if name == "fsdp2_hsdp" else ())
     assert f"Saved to {folder}/out." in record.printed
     assert record["logs"][-1]["step"] == 3
-    written = read_engine(RECIPES / f"{name}.yaml").over(processes)
+    written = read_strategy(RECIPES / f"{name}.yaml").over(processes)
     shards = 2 if name == "fsdp2_hsdp" else 0
     expected = replace(written, half=bf16 == "true", on_cpu=True, machines=1, shards=shards)
     assert record["estimated_as"] == asdict(expected)

@@ -1,4 +1,4 @@
-"""A model of which each process holds a part is recognised by all of its weights."""
+"""A model of which each process holds a part is recognized by all of its weights."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.distributed.engines import Record, engines, launch
 from tests.support import tiny
 
 FLAGS = ["--mixed_precision", "no"]
-NF4 = {"ref_quantization": "nf4", "ref_drift_pairs": 6, "ref_calibrate": True, "loss_type": "dpop"}
+NF4 = {"ref_quantization": "nf4", "ref_drift_num_pairs": 6, "ref_calibrate": True, "loss_type": "dpop"}
 ALL = ("multi_gpu", "fsdp1", "fsdp2", "zero2", "zero3")
 LORA = {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}}
 
@@ -56,7 +56,7 @@ def is_whole_and_unchanged(record: Record) -> None:
 
 
 @pytest.mark.parametrize("engine", engines(*ALL))
-def test_a_quantised_reference_is_whole_on_every_process(tmp_path, alone: dict[str, Record], engine: str) -> None:
+def test_a_quantized_reference_is_whole_on_every_process(tmp_path, alone: dict[str, Record], engine: str) -> None:
     split = run(tmp_path / "job", engine, **NF4)
     same_training(split, alone["full"])
     is_whole_and_unchanged(split)
@@ -70,14 +70,14 @@ def test_a_reference_of_an_instances_weights(tmp_path, alone: dict[str, Record],
 
 
 @pytest.mark.parametrize("engine", engines("fsdp2", "zero3"))
-def test_a_quantised_reference_beside_lora(tmp_path, alone: dict[str, Record], engine: str) -> None:
+def test_a_quantized_reference_beside_lora(tmp_path, alone: dict[str, Record], engine: str) -> None:
     split = run(tmp_path / "job", engine, **NF4, **LORA)
     same_training(split, alone["lora"])
     is_whole_and_unchanged(split)
 
 
 @pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp2", "zero3"))
-def test_a_quantised_reference_beside_qlora(tmp_path, engine: str) -> None:
+def test_a_quantized_reference_beside_qlora(tmp_path, engine: str) -> None:
     split = run(tmp_path / "job", engine, **NF4, **LORA, qlora="uint8")
     assert all(line["grad_norm"] > 0 for line in split.steps)
     is_whole_and_unchanged(split)
@@ -85,7 +85,7 @@ def test_a_quantised_reference_beside_qlora(tmp_path, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp2", "zero3"))
-def test_a_quantised_reference_is_stored_and_freed(tmp_path, alone: dict[str, Record], engine: str) -> None:
+def test_a_quantized_reference_is_stored_and_freed(tmp_path, alone: dict[str, Record], engine: str) -> None:
     store = {"precompute_ref_log_probs": True, "ref_store": str(tmp_path / "store")}
     split = run(tmp_path / "job", engine, **NF4, **store)
     same_training(split, alone["full"])
@@ -93,7 +93,7 @@ def test_a_quantised_reference_is_stored_and_freed(tmp_path, alone: dict[str, Re
 
 
 @pytest.mark.parametrize("engine", engines("fsdp1", "fsdp2", "zero2"))
-def test_an_unquantised_reference_keeps_its_dtype(tmp_path, alone: dict[str, Record], engine: str) -> None:
+def test_an_unquantized_reference_keeps_its_dtype(tmp_path, alone: dict[str, Record], engine: str) -> None:
     split = run(tmp_path / "job", engine, ref_dtype="bfloat16")
     losses = [line["loss"] for line in alone["bf16"].steps]
     assert [line["loss"] for line in split.steps] == pytest.approx(losses, abs=2e-4)

@@ -102,7 +102,12 @@ def test_with_an_adapter_it_is_the_base_that_is_stored(engine, tmp_path, files, 
     folder = job(tmp_path, files)
     # An adapter that starts as noise: what is stored must not have seen it.
     lora = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
-    settings = {"lora": lora, "per_device_train_batch_size": 2, "ref_self_check": False, "gradient_checkpointing": True}
+    settings = {
+        "lora": lora,
+        "per_device_train_batch_size": 2,
+        "verify_reference": False,
+        "gradient_checkpointing": True,
+    }
     record = engines.launch(folder, engine, "tests.distributed.storing:train", settings, flags=FLAGS)
     assert_equal(stored(folder / "refs"), by_one)
     assert abs(record.steps[0]["rewards/margins"]) > 1e-3  # and the policy has

@@ -1,4 +1,4 @@
-"""The golden cases: which batches and hyper-parameters the oracle works out, and the file they are written to.
+"""The golden cases: which batches and hyperparameters the oracle works out, and the file they are written to.
 
     python -m tests.golden.cases
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 PUBLISHED = json.loads((HERE / "published.json").read_text())
 
 SHARED = {"beta": 0.1, "label_smoothing": 0.0, "discopop_tau": 0.05}
-"""TRL's defaults of the hyper-parameters that variants share."""
+"""TRL's defaults of the hyperparameters that variants share."""
 NOT_DEFAULT = {"exo_pair": {"label_smoothing": 1e-3}, "beta_dpo": {"beta_dpo_rho": 0.0}}
 """What a variant is given in a default's place: exo has none at 0, and the oracle draws no random numbers."""
 
@@ -45,7 +45,7 @@ AWKWARD = {
 }
 INPUTS = {"published": PUBLISHED["inputs"], "awkward": AWKWARD}
 
-# Hyper-parameters worth a case of their own, beside the published and the default ones.
+# Hyperparameters worth a case of their own, beside the published and the default ones.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "exo_pair": [{"beta": 0.5, "label_smoothing": 0.1}],
     "robust": [{"beta": 0.1, "label_smoothing": 0.4}],
@@ -130,7 +130,7 @@ def default_hyper(name: str) -> dict[str, Any]:
 
 
 def cases_of(name: str) -> list[dict[str, Any]]:
-    """Every case of one variant: published, default and optional hyper-parameters, on tame and awkward batches."""
+    """Every case of one variant: published, default and optional hyperparameters, on tame and awkward batches."""
     published = PUBLISHED["variants"].get(name, [])
     hypers = [case["hyper"] for case in published if "f_divergence" not in case]
     for hyper in [default_hyper(name), *OPTIONS.get(name, [])]:

@@ -1,4 +1,4 @@
-"""Every variant, at its own default hyper-parameters, moves a real model the right way: the chosen side ends preferred."""
+"""Every variant, at its own default hyperparameters, moves a real model the right way: the chosen side ends preferred."""
 
 from __future__ import annotations
 

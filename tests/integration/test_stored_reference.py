@@ -18,7 +18,7 @@ from tests.support import runs, tiny
 from trl_dpo_ext import DPOExtTrainer, Need, list_losses
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import identify
-from trl_dpo_ext.reference.model.spec import PlannedReference
+from trl_dpo_ext.reference.model.spec import ReferenceSpec
 from trl_dpo_ext.reference.precompute.sequences import batch_sequences
 from trl_dpo_ext.reference.store.store import Store
 
@@ -302,7 +302,7 @@ def test_the_adapter_that_training_started_from_is_the_reference_and_belongs_to_
         stored(tmp_path, store)
 
 
-def test_a_quantised_base_is_a_reference_of_its_own(tmp_path, store, monkeypatch):
+def test_a_quantized_base_is_a_reference_of_its_own(tmp_path, store, monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     folder = tiny.saved_model(str(tmp_path / "model"))
 
@@ -338,7 +338,7 @@ def test_a_described_reference_is_loaded_only_where_something_is_missing(tmp_pat
     folder = tiny.saved_model(str(tmp_path / "model"))
     if "ref_model_name_or_path" in flags:
         flags = {"ref_model_name_or_path": tiny.saved_model(str(tmp_path / "other"), seed=4)}
-    settings = {"model": folder, "ref_drift_pairs": 0, **flags}
+    settings = {"model": folder, "ref_drift_num_pairs": 0, **flags}
     first = stored(tmp_path, store, **settings)
     assert first.ref_model is None
     assert report(first).computed > 0
@@ -352,7 +352,7 @@ def test_a_described_reference_is_loaded_only_where_something_is_missing(tmp_pat
         plan.load(), source=plan.settings["model"], compute_dtype=first._stored.store.identity.compute_dtype
     )
     assert whole == first._stored.store.identity
-    monkeypatch.setattr(PlannedReference, "load", loaded_again)
+    monkeypatch.setattr(ReferenceSpec, "load", loaded_again)
     again = stored(tmp_path, store, **settings)
     again.train()
     monkeypatch.undo()
@@ -417,7 +417,7 @@ def test_a_store_that_lies_is_caught_at_the_first_step(tmp_path, store):
 
 def test_the_check_can_be_switched_off_and_lets_rounding_pass(tmp_path, store):
     forged(tmp_path, store, shift=-0.5)
-    stored(tmp_path, store, ref_self_check=False).train()
+    stored(tmp_path, store, verify_reference=False).train()
     forged(tmp_path, str(tmp_path / "nearly"), shift=1e-4)
     stored(tmp_path, str(tmp_path / "nearly")).train()
 

@@ -85,7 +85,7 @@ def set_ours(trainer: Any, name: str, divergence: str, ld_alpha: Any, weighting:
     args.loss_type, args.loss_weights, args.label_smoothing = [name], [0.7], smoothing
     args.f_divergence_type, args.ld_alpha, args.use_weighting = divergence, ld_alpha, weighting
     trainer.mixture = args.loss_mixture()
-    args.precompute_ref_log_probs, args.ref_self_check, trainer.ld_alpha = True, False, ld_alpha
+    args.precompute_ref_log_probs, args.verify_reference, trainer.ld_alpha = True, False, ld_alpha
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))

@@ -1,7 +1,7 @@
 """Every recipe, launched with its own accelerate config: three steps, a checkpoint, and a resume from it.
 
 Two CPU processes stand in for the GPUs of every config but `single_gpu` and `cpu`, which are of one process. Model and rows
-are small; architecture, quantisation, adapter, losses, precision and engine are the recipe's own.
+are small; architecture, quantization, adapter, losses, precision and engine are the recipe's own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train(recipe: Recipe, folder: Path, flags: list[str]) -> dict[int, dict[str,
 @pytest.mark.parametrize("recipe", parameters())
 def test_a_recipe_is_launched_saved_and_resumed(tmp_path, recipe: Recipe) -> None:
     on_gpus = {} if recipe.accelerate in ONE_PROCESS else {"ddp_backend": "gloo"}
-    changed = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "ignore_traps": "other_batch", **on_gpus}
+    changed = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "ignore_pitfalls": "other_batch", **on_gpus}
     flags = small_flags(recipe, tmp_path, **changed)
     first = train(recipe, tmp_path, flags)
     assert sorted(first) == [1, 2, 3]

@@ -66,7 +66,7 @@ def test_the_headers_numbers_are_computed_ones_and_no_trap_is_near(tmp_path, rec
     counts = [keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]]
     assert recipe.batch == found.batch == counts[0] * counts[1] * own.engine.processes
     assert f"({counts[0]} per GPU x {counts[1]} accumulated" in recipe.header["Batch"]
-    assert re.split(";", recipe.header["First step"])[0] == f"loss = {found.first_loss}"
+    assert re.split(";", recipe.header["First step"])[0] == f"loss = {found.expected_initial_loss}"
     machines, per_machine, card = re.fullmatch(
         r"(?:(\d+) machines x )?(\d+) x (\d+) GB", recipe.header["Hardware"]
     ).groups()  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def test_a_recipe_trains_in_small(tmp_path, recipe: cookbook.Recipe, monkeypatch
 
     monkeypatch.setattr(layers, "has_avx512bf16", lambda: False)
     # in float32, so that the first loss is exact
-    flags = small_flags(recipe, tmp_path, use_cpu="true", bf16="false", dtype="float32", ignore_traps="other_batch")
+    flags = small_flags(recipe, tmp_path, use_cpu="true", bf16="false", dtype="float32", ignore_pitfalls="other_batch")
     assert cli.main(["train", *flags]) == 0
     run = read_run(tmp_path / "out")
     assert len(run.train) == 2

@@ -171,7 +171,7 @@ class Cluster:
 
     def wait_for(self, number: str, state: str, timeout: float) -> dict[str, str]:
         """The job, once it is in that state."""
-        failed = {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
+        failed = {"FAILED", "Canceled", "TIMEOUT", "NODE_FAIL"} - {state}
 
         def there() -> bool:
             now = self.job(number)["JobState"]

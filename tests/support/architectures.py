@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models of many architectures, with weights large enough that a wrong mask shows."""
+"""Tiny randomly initialized models of many architectures, with weights large enough that a wrong mask shows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 
 from trl_dpo_ext import Pairs, Side
 from trl_dpo_ext.core.registry import LossVariant
-from trl_dpo_ext.core.transforms import score
+from trl_dpo_ext.core.transforms import f_divergence_score
 
 # These tensors hold a handful of numbers: waking other threads for them costs a hundred times the work.
 torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def _side(inputs: dict[str, Any], name: str, logps: torch.Tensor, f_divergence: 
     return Side(
         logps=logps,
         ref_logps=ref_logps,
-        score=score(logps - ref_logps, **(f_divergence or {})),
+        score=f_divergence_score(logps - ref_logps, **(f_divergence or {})),
         lengths=lengths,
         token_logps=logps.unsqueeze(1) * share,
         mask=mask,
@@ -124,7 +124,7 @@ def gradients(loss: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Ten
 
 
 def hypers_of(variant: LossVariant) -> list[dict[str, Any]]:
-    """Every set of hyper-parameters that the golden cases use for a variant."""
+    """Every set of hyperparameters that the golden cases use for a variant."""
     hypers: list[dict[str, Any]] = []
     for case in GOLDEN["cases"][variant.name]:
         if case["hyper"] not in hypers:

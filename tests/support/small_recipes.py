@@ -165,7 +165,7 @@ def small_file(recipe: Recipe, folder: Path, rows: int = 8) -> Path:
 
 
 ON_CPU = {"paged_adamw_32bit": "adamw_torch"}
-"""Optimisers that need a GPU -> what stands in for them here."""
+"""Optimizers that need a GPU -> what stands in for them here."""
 
 
 def small_flags(recipe: Recipe, folder: Path, **flags: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The configuration: specs, weights, own hyper-parameters, and everything wrong with them said at once."""
+"""The configuration: specs, weights, own hyperparameters, and everything wrong with them said at once."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ COMPLETION_MASK = "completion_mask"
 
 
 COMPLETION_IDS = {"chosen": "chosen_ids", "rejected": "rejected_ids"}
-"""Seam: the columns in which TRL keeps a row's tokenised completions, EOS included."""
+"""Seam: the columns in which TRL keeps a row's tokenized completions, EOS included."""
 
 
 TOKEN_IDS = ("prompt_ids", *COMPLETION_IDS.values())
@@ -32,9 +32,9 @@ def keeps_end(collator: Any) -> bool:
 
 
 def prepared(trainer: Any, dataset: Any) -> Any:
-    """A dataset, or a dictionary of them, tokenised as TRL does it.
+    """A dataset, or a dictionary of them, tokenized as TRL does it.
 
-    Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenised data as it is.
+    Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenized data as it is.
     """
     if isinstance(dataset, dict):
         return {
@@ -55,7 +55,7 @@ def collated_columns(trainer: Any) -> list[str] | None:
     return list(trainer._signature_columns)
 
 
-def not_plain_text(trainer: Any) -> list[str]:
+def unsupported_inputs(trainer: Any) -> list[str]:
     """What keeps a batch from being whole sequences of tokens and nothing else.
 
     Seam: `_is_vision_dataset`; context and sequence parallelism cut the batch before the loss sees it.

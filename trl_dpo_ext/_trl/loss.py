@@ -40,7 +40,7 @@ def scored_output(log_probs: torch.Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def constructing(args: Any, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
+def without_losses(args: Any, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
     """Inside, TRL's constructor sees only the losses it is to compute itself, usually none.
 
     Seam: an empty `loss_types` is legal and adds no loss; the constructor copies the names and is done with `args`.
@@ -69,7 +69,7 @@ def reference_from_batch(trainer: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_scores(trainer: Any) -> Iterator[None]:
+def with_reverse_kl(trainer: Any) -> Iterator[None]:
     """Inside, TRL's loss works out no scores of an f-divergence, of which it knows fewer than we do.
 
     Seam: `f_divergence_type` is read at each loss, and scores go into losses alone, not into metrics.
@@ -99,7 +99,7 @@ PAIR_METRICS = ("rewards/", "logps/", "loss/")
 """Seam: how TRL's names of metrics begin that are means over the pairs of a batch; and ours."""
 
 
-def weigh_pair_metrics(trainer: Any, pairs: int) -> None:
+def weight_metrics_by_pairs(trainer: Any, pairs: int) -> None:
     """Let the evaluation batch just done count by its number of pairs: TRL averages batches, whatever their size.
 
     Seam: each batch adds one value to each list of `_metrics["eval"]`, and the lists are averaged.
@@ -110,7 +110,7 @@ def weigh_pair_metrics(trainer: Any, pairs: int) -> None:
 
 
 @contextlib.contextmanager
-def cut_when_gathered(trainer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def trim_gathered(trainer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Inside, what TRL gathers over processes goes through `cut`.
 
     Seam: what TRL logs per pair is gathered by `accelerator.gather`.

@@ -45,13 +45,13 @@ def causal_model(trainer: Any, model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def caught_projection(
+def capture_projection(
     trainer: Any, model: Any, mask: torch.Tensor, wanted: bool, selected: bool = False
 ) -> Iterator[list[Projection]]:
     """The list that the first forward of `model` inside fills, where it is wanted.
 
     `mask` is true on completion tokens, (rows, tokens); `selected` says that the head is given these alone, by
-    `backbone_seeing`.
+    `override_attention_mask`.
 
     Seam: a fused head calls the backbone `base_model` as a module and projects its `last_hidden_state` but the last
     position through the weights of `get_output_embeddings()`, as they are at that time (an adapter may be off).
@@ -95,7 +95,7 @@ def projection_problems(trainer: Any) -> list[str]:
             if getattr(text, name, None) not in (None, 1, 1.0)
         ]
         if not causal.get_output_embeddings().weight.is_floating_point():
-            problems.append(f"the output layer of {type(causal).__name__} is quantised")
+            problems.append(f"the output layer of {type(causal).__name__} is quantized")
     return list(dict.fromkeys(problems))
 
 
@@ -118,7 +118,7 @@ def vocabulary_size(trainer: Any) -> int:
 
 
 @contextlib.contextmanager
-def backbone_seeing(
+def override_attention_mask(
     causal: Any, mask: Any, scored: torch.Tensor, router_tokens: torch.Tensor | None = None
 ) -> Iterator[None]:
     """Inside, the backbone of `causal` sees `mask` in its attention mask's place, and the head sees scored tokens only.
@@ -156,7 +156,7 @@ def backbone_seeing(
             handle.remove()
 
 
-def in_rows(output: Any, mask: torch.Tensor) -> Any:
+def scatter_to_batch(output: Any, mask: torch.Tensor) -> Any:
     """A scored output whose fields are (1, scored), with fields of the shape of `mask`, zero outside it.
 
     Seam: of a scored output, `loss` and `aux_loss` are scalars and all else is per token.

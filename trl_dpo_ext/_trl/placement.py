@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 
-def place_whole(reference: Any, accelerator: Any) -> Any:
+def replicate(reference: Any, accelerator: Any) -> Any:
     """A frozen reference, kept whole on this process's device, that neither FSDP nor ZeRO touches."""
     reference.to(accelerator.device)
     if _zero_stage(accelerator) == 3:

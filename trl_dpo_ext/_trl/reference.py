@@ -16,7 +16,7 @@ from ..errors import InputError
 from .batch import COMPLETION_MASK
 from .loss import Recorder, scored_tokens
 from .models import causal_model, is_adapted
-from .placement import place_whole, shard_by_layer
+from .placement import replicate, shard_by_layer
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def no_reference_model(policy_by_name: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_policy() -> Iterator[None]:
+def stub_policy() -> Iterator[None]:
     """Inside, TRL's constructor gets a policy of a few kilobytes under the name that it asks for: nobody will run it.
 
     Seam: a policy given by name is loaded through `create_model_from_path(name, ...)` as found in the trainer's module,
@@ -95,12 +95,12 @@ def placed_reference(whole: Any) -> Iterator[None]:
 
     def prepare_fsdp(model: Any, accelerator: Any) -> Any:
         if model is whole:
-            return place_whole(model, accelerator)
+            return replicate(model, accelerator)
         shard_by_layer(model, accelerator)
         return saved[0](model, accelerator)
 
     def prepare_deepspeed(model: Any, accelerator: Any) -> Any:
-        return place_whole(model, accelerator) if model is whole else saved[1](model, accelerator)
+        return replicate(model, accelerator) if model is whole else saved[1](model, accelerator)
 
     dpo_trainer.prepare_fsdp, dpo_trainer.prepare_deepspeed = prepare_fsdp, prepare_deepspeed
     try:
@@ -172,7 +172,7 @@ def no_model_hash() -> Iterator[None]:
         dpo_trainer.hash_module = hash_module
 
 
-def let_go_of_reference(trainer: Any) -> None:
+def release_reference(trainer: Any) -> None:
     """Drop the trainer's reference model, so that its memory is free if nobody else holds it.
 
     Seam: the trainer holds it as `ref_model`, and the accelerator that prepared it in `_models`.
@@ -211,7 +211,7 @@ def reference_for_pass(trainer: Any, load: Callable[[], Any] | None = None) -> I
     """
     ours = trainer.ref_model is None and load is None  # the policy is the reference
     if ours and not is_adapted(trainer) and trainer.state.global_step > 0:
-        raise InputError([_GONE])
+        raise InputError(_GONE)
     model, engine = trainer.ref_model, None
     if load is not None:
         model = engine = load()
@@ -241,7 +241,7 @@ def _reference_of_policy(trainer: Any) -> Any:
     TRL switches the adapters of the policy, so here the trained one is taken out for good.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    # FSDP puts parts of its own in the places of these, and leaves the tensors as they are. Quantised ones are more
+    # FSDP puts parts of its own in the places of these, and leaves the tensors as they are. Quantized ones are more
     # than a tensor, and copied.
     plain = (p for p in policy.parameters() if type(p) is torch.nn.Parameter)
     shared = {id(p): torch.nn.Parameter(p.data, requires_grad=p.requires_grad) for p in plain}
@@ -281,10 +281,10 @@ def autocast_dtype(trainer: Any) -> str | None:
 
 
 def precision(trainer: Any, causal: Any) -> tuple[torch.dtype, bool]:
-    """The lowest precision of parameters and forward, and whether weights are quantised."""
+    """The lowest precision of parameters and forward, and whether weights are quantized."""
     dtypes = [causal.dtype, getattr(torch, compute_dtype(trainer, causal))]
-    quantised = getattr(causal.config, "quantization_config", None) is not None
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), quantised
+    quantized = getattr(causal.config, "quantization_config", None) is not None
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), quantized
 
 
 def reference_module(trainer: Any) -> Any:

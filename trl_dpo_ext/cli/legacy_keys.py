@@ -9,6 +9,11 @@ import difflib
 from collections.abc import Iterable
 
 OLD_KEYS = {
+    # this package, before its first release
+    "share_prompt_check": "it is called verify_share_prompt now",
+    "ref_self_check": "it is called verify_reference now",
+    "ref_drift_pairs": "it is called ref_drift_num_pairs now",
+    "ignore_traps": "it is called ignore_pitfalls now",
     # transformers
     "warmup_ratio": "use warmup_steps; a number below 1 is a ratio (warmup_steps: 0.1)",
     "evaluation_strategy": "it is called eval_strategy now",

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="print the table of the README")
     losses.set_defaults(run=_losses)
 
-    report = commands.add_parser("report", help="what a run learnt: first and last values, and a plot")
+    report = commands.add_parser("report", help="what a run learned: first and last values, and a plot")
     report.add_argument("output_dir", help="the run's output folder, or one of its checkpoints")
     report.add_argument("--plot", metavar="PNG", help="write a plot there (needs the extra `plot`)")
     report.set_defaults(run=_report)
@@ -79,7 +79,7 @@ def _losses(parsed: argparse.Namespace) -> int:
         try:
             print(tables.describe(parsed.name))
         except ValueError as error:
-            raise InputError([str(error)]) from None
+            raise InputError(str(error)) from None
     elif parsed.json:
         print(tables.as_json())
     else:
@@ -91,7 +91,7 @@ def _recipes(parsed: argparse.Namespace) -> int:
     from .. import recipe_registry
 
     if parsed.copy and not parsed.name:
-        raise InputError(["--copy needs the name of a recipe."])
+        raise InputError("--copy needs the name of a recipe.")
     if parsed.copy:
         files = recipe_registry.copy_recipe(parsed.name, parsed.copy)
         print("\n".join(str(file) for file in files))

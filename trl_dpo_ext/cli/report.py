@@ -1,4 +1,4 @@
-"""What a run learnt, read from the log that it left: first and last values, and a plot."""
+"""What a run learned, read from the log that it left: first and last values, and a plot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METRICS = {
     "logps/chosen": "log-prob of chosen",
     "logps/rejected": "log-prob of rejected",
 }
-_CHOSEN, _REJECTED, _NEUTRAL = "#0072b2", "#d55e00", "#333333"  # told apart by colour-blind readers too
+_CHOSEN, _REJECTED, _NEUTRAL = "#0072b2", "#d55e00", "#333333"  # told apart by color-blind readers too
 _WINDOW = 5
 
 
@@ -73,7 +73,7 @@ def read_run(output_dir: str | Path) -> Run:
     rows = json.loads(_state_file(folder).read_text(encoding="utf-8"))["log_history"]
     train = tuple(row for row in rows if "loss" in row)
     if not train:
-        raise InputError([f"{folder} logged no training step. Set logging_steps below the number of steps."])
+        raise InputError(f"{folder} logged no training step. Set logging_steps below the number of steps.")
     return Run(folder, train, tuple(row for row in rows if "eval_loss" in row))
 
 
@@ -85,7 +85,7 @@ def _state_file(folder: Path) -> Path:
     found = [(int(match[1]), path) for match, path in numbered if match]
     if not found:
         raise InputError(
-            [f"{folder} holds no {STATE}, nor does a checkpoint in it. Is it the output_dir of a run that has ended?"]
+            f"{folder} holds no {STATE}, nor does a checkpoint in it. Is it the output_dir of a run that has ended?"
         )
     return max(found)[1]
 
@@ -107,7 +107,7 @@ def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[Row] = 
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(["A plot needs matplotlib: pip install 'trl-dpo-ext[plot]'."]) from None
+        raise InputError("A plot needs matplotlib: pip install 'trl-dpo-ext[plot]'.") from None
     figure = Figure(figsize=(11, 8), dpi=110, layout="constrained")
     (loss, accuracy), (margin, logps) = figure.subplots(2, 2)
     _draw(loss, run, {"loss": ("", _NEUTRAL)}, "Loss", "mean over the batch")
@@ -117,9 +117,9 @@ def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[Row] = 
     sides = {"logps/chosen": ("chosen", _CHOSEN), "logps/rejected": ("rejected", _REJECTED)}
     _draw(logps, run, sides, "Log-probability of the answers", "log p(answer | prompt) (nats)")
     accuracy.set_ylim(-0.03, 1.03)
-    accuracy.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    accuracy.annotate("chance", (0.995, 0.505), xycoords=("axes fraction", "data"), ha="right", color="grey", size=9)
-    margin.axhline(0.0, color="grey", linestyle=":", linewidth=1)
+    accuracy.axhline(0.5, color="gray", linestyle=":", linewidth=1)
+    accuracy.annotate("chance", (0.995, 0.505), xycoords=("axes fraction", "data"), ha="right", color="gray", size=9)
+    margin.axhline(0.0, color="gray", linestyle=":", linewidth=1)
     figure.suptitle(f"{run.folder.name}: {run.train[-1]['step']} steps")
     figure.savefig(png)
 
@@ -129,15 +129,15 @@ def _draw(axis: Any, run: Run, metrics: Mapping[str, tuple[str, str]], title: st
 
     Of several metrics only the lines get an entry in the legend, with the name of their side.
     """
-    for metric, (side, colour) in metrics.items():
+    for metric, (side, color) in metrics.items():
         dots, line, diamonds = ("_", side, "_") if side else ("training", f"mean of {_WINDOW}", "held-out")
         steps, values = run.series(metric)
-        axis.plot(steps, values, ".", color=colour, alpha=0.35, label=dots)
-        axis.plot(steps, _running_mean(values), "-", color=colour, label=line)
+        axis.plot(steps, values, ".", color=color, alpha=0.35, label=dots)
+        axis.plot(steps, _running_mean(values), "-", color=color, label=line)
         steps, values = run.held_out(metric)
         if values:
-            axis.plot(steps, values, "D:", color=colour, markersize=8, mec="white", label=diamonds)
-    axis.set(title=title, xlabel="optimiser step", ylabel=unit)
+            axis.plot(steps, values, "D:", color=color, markersize=8, mec="white", label=diamonds)
+    axis.set(title=title, xlabel="optimizer step", ylabel=unit)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=9, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

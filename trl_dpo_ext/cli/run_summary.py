@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..estimate.formulas import GIB, Training, estimate
-from ..estimate.from_args import situation_of, training_of
-from ..estimate.initial_loss import describe_first_loss
-from ..estimate.model_size import ModelShape, shape_of
-from ..estimate.pitfalls import find_traps, warnings_of
-from ..estimate.strategy import Engine, running_engine
+from ..estimate.from_args import context_from_args, training_from_args
+from ..estimate.initial_loss import describe_initial_loss
+from ..estimate.model_size import ModelSize, model_size_of
+from ..estimate.pitfalls import find_pitfalls, warnings_of
+from ..estimate.strategy import ParallelStrategy, detect_strategy
 from ..recipe_registry import read_recipe
 
 
@@ -27,18 +27,18 @@ def announce(trainer: Any, model: Any, recipe: Path | None) -> None:
     """
     if not trainer.accelerator.is_main_process:
         return
-    args, engine = trainer.args, running_engine(trainer.accelerator)
-    training = training_of(args, model, trainer.mixture, trainer.model.config)
+    args, engine = trainer.args, detect_strategy(trainer.accelerator)
+    training = training_from_args(args, model, trainer.mixture, trainer.model.config)
     shape = _shape(trainer)
     print("\n".join(lines(trainer, training, engine, shape)), flush=True)
     if shape is not None:
         published = read_recipe(recipe).batch if recipe else None
-        situation = situation_of(args, trainer.mixture, training, engine, published)
-        for trap in warnings_of(find_traps(situation, args.ignore_traps)):
+        situation = context_from_args(args, trainer.mixture, training, engine, published)
+        for trap in warnings_of(find_pitfalls(situation, args.ignore_pitfalls)):
             warnings.warn(trap, stacklevel=3)
 
 
-def lines(trainer: Any, training: Training, engine: Engine, shape: ModelShape | None) -> list[str]:
+def lines(trainer: Any, training: Training, engine: ParallelStrategy, shape: ModelSize | None) -> list[str]:
     """What will run, in a few lines."""
     args = trainer.args
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -57,7 +57,7 @@ def lines(trainer: Any, training: Training, engine: Engine, shape: ModelShape | 
 
 
 def _first_loss(trainer: Any, training: Training) -> str:
-    expected = describe_first_loss(trainer.mixture)
+    expected = describe_initial_loss(trainer.mixture)
     exact = training.reference.kind in ("none", "adapter off", "loaded") and not getattr(
         trainer.args, "describes_reference", False
     )
@@ -69,11 +69,11 @@ def _cost(training: Training) -> str:
     return ", no memory of its own" if training.reference.kind in ("stored", "adapter off") else ""
 
 
-def _shape(trainer: Any) -> ModelShape | None:
+def _shape(trainer: Any) -> ModelSize | None:
     """The model's sizes, or None for architectures that are no causal language model by configuration."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     try:
-        shape = shape_of(model.config)
+        shape = model_size_of(model.config)
     except ValueError:
         return None
     # ZeRO-3 leaves an empty tensor where it has taken a weight away, with the size beside it.

@@ -54,7 +54,7 @@ class TrainParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong without printing the several hundred flags there are."""
-        raise InputError([f"{message} (see --help)"])
+        raise InputError(f"{message} (see --help)")
 
     def parse(self, argv: Sequence[str]) -> tuple[ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig]:
         """The four argument groups.
@@ -70,13 +70,13 @@ class TrainParser(TrlParser):
         problems += unknown_key_problems(flags, known)
         problems += [] if flags or not unknown else [f"Unexpected arguments: {' '.join(unknown)}."]
         if problems:
-            raise InputError(problems)
+            raise InputError(*problems)
         try:
             return self.parse_args_and_config(argv)  # type: ignore[return-value]
         except InputError:
             raise
         except ValueError as error:  # what transformers' own configuration refuses
-            raise InputError([str(error)]) from error
+            raise InputError(str(error)) from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -109,13 +109,13 @@ def _config_keys(argv: Sequence[str]) -> list[str]:
     rest = argv[argv.index("--config") + 1 :]
     file = Path(rest[0]) if rest else None
     if file is None or not file.is_file():
-        raise InputError([f'--config {file or ""} is not a file, nor a recipe; "trl-dpo-ext recipes" lists those.'])
+        raise InputError(f'--config {file or ""} is not a file, nor a recipe; "trl-dpo-ext recipes" lists those.')
     try:
         keys = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise InputError([f"{file} is not valid YAML: {error}"]) from None
+        raise InputError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(keys, dict):
-        raise InputError([f"{file} must hold a YAML mapping of keys to values."])
+        raise InputError(f"{file} must hold a YAML mapping of keys to values.")
     return list(keys)
 
 
@@ -133,7 +133,7 @@ def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, arg
             train = splits[script.dataset_train_split]
             splits = train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
     else:
-        raise InputError(["No dataset: give --dataset_name (a hub id, a folder or a file), or datasets: in the YAML."])
+        raise InputError("No dataset: give --dataset_name (a hub id, a folder or a file), or datasets: in the YAML.")
     wanted = [("dataset_train_split", script.dataset_train_split)]
     if args.eval_strategy != "no":
         wanted.append(("dataset_test_split", script.dataset_test_split))
@@ -144,7 +144,7 @@ def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, arg
         if split not in splits
     ]
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     return splits[wanted[0][1]], splits[wanted[1][1]] if len(wanted) > 1 else None
 
 
@@ -154,11 +154,11 @@ def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
     path = Path(name).expanduser()
     builder = _FILE_BUILDERS.get(path.suffix)
     if path.is_file() and builder is None:
-        raise InputError([f"{name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}."])
+        raise InputError(f"{name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}.")
     if path.is_file() and path.stat().st_size == 0:
-        raise InputError([f"{name} is empty."])
+        raise InputError(f"{name} is empty.")
     if not path.exists() and (builder or name.startswith((".", "/", "~"))):
-        raise InputError([f"There is no dataset file or folder {name}."])
+        raise InputError(f"There is no dataset file or folder {name}.")
     streaming: Any = {"streaming": script.dataset_streaming}
     try:
         if path.is_file():
@@ -167,7 +167,7 @@ def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
             return load_from_disk(str(path))  # type: ignore[return-value]
         return load_dataset(name, name=script.dataset_config, **streaming)
     except (OSError, ValueError, DatasetsError) as error:  # not there, not readable, or no network
-        raise InputError([f"The dataset {name} could not be loaded: {error}"]) from error
+        raise InputError(f"The dataset {name} could not be loaded: {error}") from error
 
 
 def build_trainer(
@@ -175,7 +175,7 @@ def build_trainer(
 ) -> DPOExtTrainer:
     """The trainer that the arguments describe, with model and data loaded."""
     if model.model_name_or_path is None:
-        raise InputError(["No model: give --model_name_or_path (a hub id or a folder)."])
+        raise InputError("No model: give --model_name_or_path (a hub id or a folder).")
     train_dataset, eval_dataset = load_preferences(script, mixture, args)
     given = {
         "revision": model.model_revision,
@@ -232,7 +232,7 @@ def run_precompute(argv: Sequence[str], prog: str | None = None) -> None:
         args.max_steps = 1  # transformers asks for a length that a stream does not have, and nothing is trained here
     policy: Any = contextlib.nullcontext()
     if args.describes_reference:  # which alone is run: the policy would only take memory
-        policy, model.use_peft, model.load_in_4bit, model.load_in_8bit = _trl.no_policy(), False, False, False
+        policy, model.use_peft, model.load_in_4bit, model.load_in_8bit = _trl.stub_policy(), False, False, False
     with policy:
         trainer = build_trainer(script, args, model, mixture)
     trainer.precompute_reference()

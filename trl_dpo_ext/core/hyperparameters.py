@@ -1,6 +1,6 @@
-"""Hyper-parameters of loss variants, declared in the signature of the function that uses them.
+"""Hyperparameters of loss variants, declared in the signature of the function that uses them.
 
-A *shared* hyper-parameter is a field of TRL's `DPOConfig` and has no default here. An *owned* one belongs to a variant
+A *shared* hyperparameter is a field of TRL's `DPOConfig` and has no default here. An *owned* one belongs to a variant
 (or to a family of variants), is named after it, has its published default, and becomes a flag.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """What a hyper-parameter means and which values it may take."""
+    """What a hyperparameter means and which values it may take."""
 
     help: str
     gt: float | None = None
@@ -24,7 +24,7 @@ class Hyper:
     lt: float | None = None
     le: float | None = None
     excludes: str | None = None
-    """Name of another hyper-parameter of the same variant that must not be set together with this one."""
+    """Name of another hyperparameter of the same variant that must not be set together with this one."""
     per_token: Literal["chosen", "rejected"] | None = None
     """Of a column: the side that it holds a list of values for, one per token. None: one value per pair."""
 
@@ -62,8 +62,8 @@ NO_DEFAULT = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)
-class HyperParameter:
-    """One declared hyper-parameter of a variant."""
+class DeclaredHyper:
+    """One declared hyperparameter of a variant."""
 
     name: str
     type: type
@@ -105,8 +105,8 @@ class HyperParameter:
         return f"{self.name} must be {allowed} for loss_type {variant!r}; got {value!r} ({meaning})."
 
 
-def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[HyperParameter, ...]:
-    """The hyper-parameters that `function` declares as annotated keyword-only parameters.
+def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[DeclaredHyper, ...]:
+    """The hyperparameters that `function` declares as annotated keyword-only parameters.
 
     Raises:
         TypeError: a declaration is not of the expected form; the message says which and how it should look.
@@ -120,7 +120,7 @@ def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[Hyp
     return tuple(found)
 
 
-def _read_one(name: str, hint: Any, default: Any, prefix: str) -> HyperParameter:
+def _read_one(name: str, hint: Any, default: Any, prefix: str) -> DeclaredHyper:
     metadata = [entry for entry in getattr(hint, "__metadata__", ()) if isinstance(entry, Hyper)]
     if len(metadata) != 1:
         raise TypeError(f"{name} must be annotated as Annotated[type, Hyper(...)].")
@@ -131,5 +131,5 @@ def _read_one(name: str, hint: Any, default: Any, prefix: str) -> HyperParameter
     plain = hint.__origin__
     arms = [arm for arm in typing.get_args(plain) if arm is not type(None)]
     if typing.get_origin(plain) is Literal:
-        return HyperParameter(name, str, default, metadata[0], choices=typing.get_args(plain))
-    return HyperParameter(name, arms[0] if arms else plain, default, metadata[0])
+        return DeclaredHyper(name, str, default, metadata[0], choices=typing.get_args(plain))
+    return DeclaredHyper(name, arms[0] if arms else plain, default, metadata[0])

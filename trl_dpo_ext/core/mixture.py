@@ -1,6 +1,6 @@
-"""A weighted sum of loss variants, each with its own hyper-parameters: parsed, checked, computed.
+"""A weighted sum of loss variants, each with its own hyperparameters: parsed, checked, computed.
 
-A loss is named by a *spec*: `dpop`, or with hyper-parameters of its own `cdpo:beta=1.0,label_smoothing=0.1`, so that
+A loss is named by a *spec*: `dpop`, or with hyperparameters of its own `cdpo:beta=1.0,label_smoothing=0.1`, so that
 one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .hyperparameters import Hyper, HyperParameter
+from .hyperparameters import DeclaredHyper, Hyper
 from .pairs import Need, Pairs
 from .registry import LossVariant, get_loss, list_losses
 
@@ -26,13 +26,13 @@ class Term:
     variant: LossVariant
     weight: float
     hyper: Mapping[str, Any]
-    """The value of every hyper-parameter, published defaults included."""
+    """The value of every hyperparameter, published defaults included."""
     label: str
     """The variant's name, or its spec where a mixture holds the variant more than once."""
     loss: Callable[..., torch.Tensor]
 
     def describe(self) -> str:
-        """Name, hyper-parameters and weight in one line."""
+        """Name, hyperparameters and weight in one line."""
         inside = ", ".join(f"{name}={value}" for name, value in self.hyper.items() if value is not None)
         return f"{self.weight:g} x {self.variant.name}({inside})"
 
@@ -122,7 +122,7 @@ class MixtureParser:
     specs: Sequence[str]
     weights: Sequence[float] | None
     values: Mapping[str, Any]
-    """Flag values by hyper-parameter name: shared ones always, owned ones None where not set."""
+    """Flag values by hyperparameter name: shared ones always, owned ones None where not set."""
     shared_defaults: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
 
@@ -179,7 +179,7 @@ class MixtureParser:
         return [(variant, weight, complete, spec)]
 
     def _assignment(self, variant: LossVariant, spec: str, assignment: str) -> tuple[str | None, Any]:
-        """`beta=1.0` as (name, value); an owned hyper-parameter may be named without its variant's prefix."""
+        """`beta=1.0` as (name, value); an owned hyperparameter may be named without its variant's prefix."""
         key, equals, text = (part.strip() for part in assignment.partition("="))
         by_name = {p.name: p for p in variant.hyperparameters}
         short = {p.name.removeprefix(f"{variant.name}_"): p for p in variant.owned}
@@ -216,7 +216,7 @@ def _owned_by(name: str, owners: Sequence[str]) -> str:
     return f"it is for {listed}.{extra}"
 
 
-def _convert(parameter: HyperParameter, text: str) -> Any:
+def _convert(parameter: DeclaredHyper, text: str) -> Any:
     """A value written in a spec, in the parameter's type; what does not convert is left for the range check to name."""
     if text.lower() in ("none", "null"):
         return None

@@ -215,7 +215,7 @@ def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float
     Returns:
         Rewards in nats times beta, shape (pairs,).
 
-    Reference: arXiv 2305.18290, section 4 (the reparameterised reward).
+    Reference: arXiv 2305.18290, section 4 (the reparameterized reward).
 
     Example:
         >>> implicit_reward(torch.tensor([-50.0]), torch.tensor([-51.0]), beta=0.1)

@@ -1,6 +1,6 @@
 """Where loss variants are declared and found.
 
-A declaration is all there is: flags, validation, tables and parametrised tests derive from it.
+A declaration is all there is: flags, validation, tables and parametrized tests derive from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from .hyperparameters import Hyper, HyperParameter, read_hyperparameters
+from .hyperparameters import DeclaredHyper, Hyper, read_hyperparameters
 from .pairs import Need, Pairs
 
 PLUGIN_GROUP = "trl_dpo_ext.losses"
@@ -59,7 +59,7 @@ class LossVariant:
     """Reads the score of an f-divergence instead of the plain log-ratio."""
     differences: bool
     """A shift of reference log-probs that both sides share, per answer or per token, does not reach it."""
-    hyperparameters: tuple[HyperParameter, ...]
+    hyperparameters: tuple[DeclaredHyper, ...]
     aliases: tuple[str, ...]
     evidence: Evidence
     reward: Reward | None
@@ -91,8 +91,8 @@ class LossVariant:
         return self.doc.split("\n", 1)[0]
 
     @property
-    def owned(self) -> tuple[HyperParameter, ...]:
-        """The hyper-parameters that become flags of their own."""
+    def owned(self) -> tuple[DeclaredHyper, ...]:
+        """The hyperparameters that become flags of their own."""
         return tuple(parameter for parameter in self.hyperparameters if not parameter.shared)
 
     def make(self) -> Callable[..., torch.Tensor]:
@@ -103,7 +103,7 @@ class LossVariant:
         """One value per pair, shape (pairs,), in the dtype of the log-probs.
 
         Raises:
-            ValueError: the pairs lack something the variant needs, or a hyper-parameter is missing, unknown or
+            ValueError: the pairs lack something the variant needs, or a hyperparameter is missing, unknown or
                 out of range.
         """
         missing = pairs.missing(self.needs, list(self.columns))
@@ -115,10 +115,10 @@ class LossVariant:
         return self.make()(pairs, **hyper)
 
     def check(self, hyper: dict[str, Any]) -> list[str]:
-        """What is wrong with these hyper-parameters: missing, unknown, out of range, or excluding one another."""
+        """What is wrong with these hyperparameters: missing, unknown, out of range, or excluding one another."""
         declared = {parameter.name: parameter for parameter in self.hyperparameters}
         problems = [
-            f"loss_type {self.name!r} has no hyper-parameter {name!r}; it has {', '.join(declared) or 'none'}."
+            f"loss_type {self.name!r} has no hyperparameter {name!r}; it has {', '.join(declared) or 'none'}."
             for name in hyper
             if name not in declared
         ]
@@ -167,7 +167,7 @@ def register_loss(
         f_divergence: whether it reads the score and so takes `f_divergence_type`.
         differences: whether a shift of the reference that both sides share cancels in it; as `f_divergence` by default.
         name: the name in `loss_type`; the function's name by default.
-        prefix: what owned hyper-parameters start with; the variant's name by default. Variants of one family may share.
+        prefix: what owned hyperparameters start with; the variant's name by default. Variants of one family may share.
         aliases: other names of the same loss.
         evidence: how the formula was checked.
         reward: `reward(side, **hyper)`, logged instead of beta times the log-ratio where no reference is used.

@@ -19,7 +19,7 @@ _MAX_EXPONENT, _MAX_EXPONENT_FLOAT16 = 80.0, 11.0
 _LINEAR_FROM = 10.0
 
 
-def reduce(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
+def sum_logps(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
     """Sum the token log-probs of each completion; with `ld_alpha`, tokens beyond the pair's shorter side count less.
 
     Args:
@@ -43,7 +43,9 @@ def reduce(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None
     return shared + ld_alpha * tail
 
 
-def score(logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: float = 0.5) -> torch.Tensor:
+def f_divergence_score(
+    logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: float = 0.5
+) -> torch.Tensor:
     """f'(policy / reference) of a divergence, elementwise and in the shape of `logratio`.
 
     `reverse_kl`: lr. `forward_kl`: 1 - exp(-lr). `js_divergence`: log 2 + log sigmoid(lr).

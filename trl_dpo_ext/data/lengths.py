@@ -13,10 +13,10 @@ _BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
 def length_column(dataset: Any, args: Any) -> Any:
-    """A tokenised preference dataset with the number of tokens that each row feeds, where the run samples by length.
+    """A tokenized preference dataset with the number of tokens that each row feeds, where the run samples by length.
 
     A column of that name (`length_column_name`) that the dataset already has is kept; streamed data, and data that is
-    tokenised in the collator, is left alone, as transformers does.
+    tokenized in the collator, is left alone, as transformers does.
 
     Args:
         dataset: with TRL's columns of token ids.

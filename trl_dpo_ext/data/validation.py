@@ -130,9 +130,9 @@ def _is_empty(completion: Any) -> bool:
 
 
 def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> list[str]:
-    """Columns of a tokenised dataset that do not have one value per token; the first such row is named.
+    """Columns of a tokenized dataset that do not have one value per token; the first such row is named.
 
-    Streamed data, and data that is tokenised later, is checked by the collator.
+    Streamed data, and data that is tokenized later, is checked by the collator.
     """
     problems = []
     for column, meaning in columns.items():

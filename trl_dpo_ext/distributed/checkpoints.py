@@ -39,14 +39,14 @@ def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | 
         return None
     if asked is not True and asked != "auto":
         if not is_complete(Path(asked)):
-            raise InputError([f"{asked} is no complete checkpoint: it has no readable {_STATE_FILE}."])
+            raise InputError(f"{asked} is no complete checkpoint: it has no readable {_STATE_FILE}.")
         return str(asked)
     found = _checkpoints(Path(folder))
     newest = next((checkpoint for checkpoint in found if is_complete(checkpoint)), None)
     broken = found[: found.index(newest)] if newest else found
     if newest is None and asked is True:
         halves = f"; not written to the end: {_names(broken)}" if broken else ""
-        raise InputError([f"There is no complete checkpoint in {folder}{halves}. Leave resume_from_checkpoint out."])
+        raise InputError(f"There is no complete checkpoint in {folder}{halves}. Leave resume_from_checkpoint out.")
     if broken:
         start = f"resuming from {newest.name}" if newest else "starting anew"
         warnings.warn(f"Not written to the end in {folder}: {_names(broken)}; {start}.", stacklevel=3)
@@ -151,7 +151,7 @@ def load_wrapped_adapter(model: Any, checkpoint: Path) -> None:
                     parameter.copy_(saved[key])
                     left.remove(key)
     if left:
-        raise InputError([f"{file} holds weights that this run's adapter has no place for: {', '.join(sorted(left))}."])
+        raise InputError(f"{file} holds weights that this run's adapter has no place for: {', '.join(sorted(left))}.")
 
 
 def gathered_weights(accelerator: Any, model: Any) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class RealPairs:
+class EvalPadding:
     """How many pairs of an evaluation batch are rows of the dataset, and not repeated to fill the last batch."""
 
     rows: int
@@ -21,7 +21,7 @@ class RealPairs:
     processes: int
 
     @classmethod
-    def of(cls, accelerator: Any, rows: int) -> RealPairs:
+    def of(cls, accelerator: Any, rows: int) -> EvalPadding:
         """Of the batch that the evaluation is at, of which this process was fed `rows` pairs."""
         state, processes = accelerator.gradient_state, accelerator.num_processes
         fed = rows * processes

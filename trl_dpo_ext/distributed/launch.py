@@ -27,7 +27,7 @@ def check_launch(environment: Mapping[str, str], args: Any) -> None:
     processes = args.world_size  # asked first: it sets the state up
     problems = launch_problems(environment, args.distributed_state.distributed_type.value, processes)
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     _warn_of_one_process(environment, processes)
 
 

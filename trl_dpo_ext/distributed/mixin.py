@@ -12,10 +12,10 @@ from .. import _trl
 from ..core.hyperparameters import Hyper
 from ..core.mixture import LossMixture
 from . import checkpoints, launch
-from .eval_padding import RealPairs
+from .eval_padding import EvalPadding
 
 
-class OnEngines(Trainer):
+class DistributedTrainerMixin(Trainer):
     """Overrides of transformers' `Trainer`, to stand before the class of a trainer that is made for one process."""
 
     mixture: LossMixture
@@ -33,10 +33,10 @@ class OnEngines(Trainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
         """One step of an evaluation, in which every pair counts once, however many processes and batches there are."""
-        real = RealPairs.of(self.accelerator, len(inputs["input_ids"]) // 2)
-        with _trl.cut_when_gathered(self, real.cut):
+        real = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
+        with _trl.trim_gathered(self, real.cut):
             result = super().prediction_step(model, inputs, *positional, **keywords)
-        _trl.weigh_pair_metrics(self, real.everyone)
+        _trl.weight_metrics_by_pairs(self, real.everyone)
         return result
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
@@ -48,15 +48,15 @@ class OnEngines(Trainer):
         """
         checkpoint = checkpoints.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint:
-            self.restore_from(Path(checkpoint))
+            self.load_extra_state(Path(checkpoint))
         return super().train(checkpoint, *positional, **keywords)
 
-    def save_beside(self, checkpoint: Path) -> None:
+    def save_extra_state(self, checkpoint: Path) -> None:
         """Write what a checkpoint holds beside transformers' files, before the last of them marks it as complete."""
         checkpoints.save_loss_state(self.mixture, checkpoint)
 
-    def restore_from(self, checkpoint: Path) -> None:
-        """Read what `save_beside` has written."""
+    def load_extra_state(self, checkpoint: Path) -> None:
+        """Read what `save_extra_state` has written."""
         checkpoints.load_loss_state(self.mixture, checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -65,7 +65,7 @@ class OnEngines(Trainer):
         with checkpoints.names_without_wrappers(self.model):
             if _internal_call and self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
-                self.save_beside(Path(folder))
+                self.save_extra_state(Path(folder))
             weights = None if _internal_call else checkpoints.gathered_weights(self.accelerator, self.model)
             if weights is not None:
                 self._save(folder, state_dict=weights)

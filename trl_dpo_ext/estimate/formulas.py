@@ -6,9 +6,9 @@ Sources by letter, named again where they are used:
   AdamW's states (2 with 8-bit states).
 - B: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3: what each stage splits; 2 + 2 + 12 bytes per parameter.
 - C: Dettmers et al., QLoRA, arXiv 2305.14314, section 3: 4 bits per weight, and per block of 64 one float32 constant,
-  or 0.127 bits per weight with double quantisation.
+  or 0.127 bits per weight with double quantization.
 - D: PyTorch's documentation of DistributedDataParallel: its buckets take as much as the gradients.
-- E: transformers' `Trainer.create_optimizer`: embedding tables keep 32-bit states under 8-bit optimisers.
+- E: transformers' `Trainer.create_optimizer`: embedding tables keep 32-bit states under 8-bit optimizers.
 - F: TRL 1.16: `prepare_deepspeed` and `prepare_fsdp` (how a reference is placed), `chunked_logprob` (tiles of 4096
   tokens x 32768 words instead of whole logits), 4-bit models' adapters in bf16.
 - G: DeepSpeed's defaults: buckets of 5e8 elements, 1e9 live parameters in stage 3.
@@ -18,7 +18,7 @@ Sources by letter, named again where they are used:
   documentation (70B with LoRA and QLoRA under ZeRO-3 and FSDP) come out within 15 %. On one GPU and under DDP it rests
   on no measurement: `benchmarks/estimate_peak.py` makes one.
 
-Not modelled: mixtures of experts (their activations), vision towers, prompts shared between rows (less, by how long the
+Not modeled: mixtures of experts (their activations), vision towers, prompts shared between rows (less, by how long the
 prompts are), and the pass that computes reference log-probs before training.
 """
 
@@ -27,8 +27,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .model_size import ModelShape
-from .strategy import Engine
+from .model_size import ModelSize
+from .strategy import ParallelStrategy
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -37,11 +37,11 @@ USABLE = 15 / 16
 
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768  # F
 _STATES = {"sgd": 0, "rmsprop": 1, "adagrad": 1, "lion": 1, "adafactor": 0}  # tensors per parameter; two in AdamW's kin
-_BLOCK_8BIT = 256  # one float32 constant per block and state, in bitsandbytes' optimisers
+_BLOCK_8BIT = 256  # one float32 constant per block and state, in bitsandbytes' optimizers
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """A model whose linear layers bitsandbytes holds in few bits."""
 
     bits: Literal[4, 8] = 4
@@ -63,7 +63,7 @@ class Reference:
 
     kind: Literal["none", "loaded", "stored", "adapter off"] = "none"
     dtype: str = "float32"
-    quantised: Quantised | None = None
+    quantized: Quantized | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +73,8 @@ class Training:
     dtype: str = "float32"
     adapter: bool = False
     adapter_dropout: bool = False
-    quantised: Quantised | None = None
-    optimiser: str = "adamw_torch"
+    quantized: Quantized | None = None
+    optimizer: str = "adamw_torch"
     pairs: int = 8
     """Pairs per GPU and forward pass."""
     tokens: int = 1024
@@ -96,7 +96,7 @@ class Memory:
 
     weights: float
     gradients: float
-    optimiser: float
+    optimizer: float
     reference: float
     activations: float
     head: float
@@ -108,7 +108,7 @@ class Memory:
     @property
     def total(self) -> float:
         """The sum of all that is on the GPU."""
-        parts = (self.weights, self.gradients, self.optimiser, self.reference)
+        parts = (self.weights, self.gradients, self.optimizer, self.reference)
         return sum(parts) + self.activations + self.head + self.sharding + self.overhead
 
     def fits(self, gpu_memory: float) -> bool:
@@ -116,21 +116,22 @@ class Memory:
         return self.total / GIB <= USABLE * gpu_memory
 
 
-def estimate(shape: ModelShape, training: Training, engine: Engine) -> Memory:
+def estimate(shape: ModelSize, training: Training, engine: ParallelStrategy) -> Memory:
     """The peak of one training step.
 
     Example:
         >>> from transformers import LlamaConfig
-        >>> from .model_size import shape_of
-        >>> small = shape_of(LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=320))
-        >>> estimate(small, Training(), Engine("single", 1)).optimiser / small.parameters  # AdamW in float32
+        >>> from .model_size import model_size_of
+        >>> config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=320)
+        >>> small = model_size_of(config)
+        >>> estimate(small, Training(), ParallelStrategy("single", 1)).optimizer / small.parameters  # AdamW in float32
         8.0
     """
-    held, grads, states = (part(shape, training, engine) for part in (weights, gradients, optimiser))
+    held, grads, states = (part(shape, training, engine) for part in (weights, gradients, optimizer))
     away = 0.0
     if engine.offload:
         away, held, grads, states = held + grads + states, 0.0, 0.0, 0.0
-    elif engine.offload_optimiser:
+    elif engine.offload_optimizer:
         away, states = states, 0.0
     reference = reference_model(shape, training, engine)
     stored, layer = activations(shape, training, engine)
@@ -144,12 +145,12 @@ def estimate(shape: ModelShape, training: Training, engine: Engine) -> Memory:
     return Memory(held, grads, states, reference, working, head, live, share * used + constant, host=away * per_machine)
 
 
-def weights(shape: ModelShape, t: Training, engine: Engine) -> float:
+def weights(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
     """The policy. Trained whole: A on one GPU and under DDP; B under ZeRO; FSDP with mixed precision keeps float32."""
     size = _held(t, engine)
-    if t.quantised:
-        base = t.quantised.bytes * shape.linear + BYTES[t.dtype] * (shape.parameters - shape.linear)
-        split = engine.splits if engine.shards_weights and t.quantised.shardable else 1
+    if t.quantized:
+        base = t.quantized.bytes * shape.linear + BYTES[t.dtype] * (shape.parameters - shape.linear)
+        split = engine.splits if engine.shards_weights and t.quantized.shardable else 1
         return base / split + _adapter_bytes(t, engine) * shape.trainable / _if_sharded(engine)
     if t.adapter:
         return (size * shape.parameters + _adapter_bytes(t, engine) * shape.trainable) / _if_sharded(engine)
@@ -159,29 +160,29 @@ def weights(shape: ModelShape, t: Training, engine: Engine) -> float:
     return (size + (2 if cached else 0)) * shape.parameters / _if_sharded(engine)
 
 
-def gradients(shape: ModelShape, t: Training, engine: Engine) -> float:
+def gradients(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
     """One value per trained parameter, in its precision (A); split from ZeRO-2 on (B) and under FSDP."""
     size = _adapter_bytes(t, engine) if t.adapter else _held(t, engine)
     split = engine.splits if engine.shards_weights or engine.kind == "zero2" else 1
     return size * shape.trainable / split
 
 
-def optimiser(shape: ModelShape, t: Training, engine: Engine) -> float:
-    """The optimiser's states (A, E); under ZeRO also the float32 master copy, both split (B)."""
+def optimizer(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
+    """The optimizer's states (A, E); under ZeRO also the float32 master copy, both split (B)."""
     trained = _adapter_bytes(t, engine) if t.adapter else _held(t, engine)
     zero = engine.kind.startswith("zero")
-    states = state_bytes(t.optimiser, 4 if zero else trained)
+    states = state_bytes(t.optimizer, 4 if zero else trained)
     master = 4 if zero and trained == 2 else 0
     embedding = 0 if t.adapter else shape.embedding
     total = (
         states * (shape.trainable - embedding)
-        + state_bytes(_in_32_bit(t.optimiser), 4 if zero else trained) * embedding
+        + state_bytes(_in_32_bit(t.optimizer), 4 if zero else trained) * embedding
     )
     return (total + master * shape.trainable) / (engine.splits if _is_sharding(engine) else 1)
 
 
 def state_bytes(name: str, parameter_bytes: float) -> float:
-    """Bytes of states per parameter of the optimiser that `optim` names. Sources A and, for 8 bits, bitsandbytes."""
+    """Bytes of states per parameter of the optimizer that `optim` names. Sources A and, for 8 bits, bitsandbytes."""
     family = next((count for kind, count in _STATES.items() if kind in name), 2)
     if "8bit" in name:
         return family * (1 + 4 / _BLOCK_8BIT)
@@ -194,19 +195,19 @@ def _in_32_bit(name: str) -> str:
     return name.replace("8bit", "32bit")
 
 
-def reference_model(shape: ModelShape, t: Training, engine: Engine) -> float:
+def reference_model(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
     """The reference while training: nothing, a whole copy, or a part of one. Source F.
 
     ZeRO-1 and 2 replicate it, what splits the policy's weights splits it too, layer by layer (plain TRL makes one unit
-    of it under FSDP2, and gathers all of it for each pass). A quantised one stays whole on each GPU.
+    of it under FSDP2, and gathers all of it for each pass). A quantized one stays whole on each GPU.
     """
     ref = t.reference
     if ref.kind != "loaded":
         return 0.0
     size = BYTES[ref.dtype]
     base = shape.parameters
-    if ref.quantised:
-        return ref.quantised.bytes * shape.linear + size * (base - shape.linear)
+    if ref.quantized:
+        return ref.quantized.bytes * shape.linear + size * (base - shape.linear)
     if engine.kind.startswith("zero") and engine.half:
         size = 2
     if engine.offload:
@@ -214,7 +215,7 @@ def reference_model(shape: ModelShape, t: Training, engine: Engine) -> float:
     return size * base / (engine.splits if engine.shards_weights else 1)
 
 
-def activations(shape: ModelShape, t: Training, engine: Engine) -> tuple[float, float]:
+def activations(shape: ModelSize, t: Training, engine: ParallelStrategy) -> tuple[float, float]:
     """What is kept for the backward pass, and what the largest layer needs on top while it is run. Source H."""
     tokens, hidden, mlp = t.batch_tokens, shape.hidden, shape.mlp
     residual = _residual_bytes(t, engine)
@@ -228,7 +229,7 @@ def activations(shape: ModelShape, t: Training, engine: Engine) -> tuple[float, 
     return shape.layers * layer, 0.25 * layer
 
 
-def _layer_bytes(t: Training, engine: Engine, hidden: int, mlp: int) -> float:
+def _layer_bytes(t: Training, engine: ParallelStrategy, hidden: int, mlp: int) -> float:
     """Bytes per token that one layer saves. Source H; without half precision, twice that of bf16 weights."""
     if t.adapter and t.adapter_dropout:
         return 51 * hidden + 12.5 * mlp if _adapter_bytes(t, engine) == 4 else 38 * hidden + 9.7 * mlp
@@ -239,19 +240,19 @@ def _layer_bytes(t: Training, engine: Engine, hidden: int, mlp: int) -> float:
     return 32 * hidden + 8 * mlp if _residual_bytes(t, engine) == 4 else 22 * hidden + 8 * mlp
 
 
-def _residual_bytes(t: Training, engine: Engine) -> int:
+def _residual_bytes(t: Training, engine: ParallelStrategy) -> int:
     # Autocast leaves the residual stream in the precision of the weights; sharding engines cast the whole model.
     return 2 if _is_sharding(engine) and engine.half else BYTES[t.dtype]
 
 
-def output_head(shape: ModelShape, t: Training, engine: Engine) -> float:
+def output_head(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
     """The output layer at work: a tile of logits, the hidden states, and its gradient where it is trained. Source F."""
     tile = min(t.batch_tokens, _TILE_TOKENS) * min(shape.vocabulary, _TILE_WORDS) * 2
     states = t.batch_tokens * shape.hidden * (_residual_bytes(t, engine) + 4)
     return tile + states + (0 if t.adapter else 4 * shape.head)
 
 
-def sharding(shape: ModelShape, t: Training, engine: Engine) -> float:
+def sharding(shape: ModelSize, t: Training, engine: ParallelStrategy) -> float:
     """What the engine holds beside its share: buckets (D, G), and layers that it has gathered."""
     if engine.kind == "single":
         return 0.0
@@ -261,29 +262,29 @@ def sharding(shape: ModelShape, t: Training, engine: Engine) -> float:
         return 2 * min(1e9, 2.0 * shape.trainable)
     if engine.kind == "zero3":
         return min(3e9, 2.0 * shape.parameters)
-    weight = t.quantised.bytes if t.quantised else 2.0
+    weight = t.quantized.bytes if t.quantized else 2.0
     at_once = shape.layers if engine.keeps_gathered else 2  # the one that runs and the one that is fetched
     layers = at_once * weight * shape.linear / shape.layers
-    dequantised = 2.0 * shape.largest_linear if t.quantised else 0.0
+    dequantized = 2.0 * shape.largest_linear if t.quantized else 0.0
     roots = 2 if t.adapter else 4  # embedding and output layer, and their gradients before these are split
-    return layers + dequantised + roots * 2.0 * shape.head
+    return layers + dequantized + roots * 2.0 * shape.head
 
 
-def _allowance(engine: Engine) -> tuple[float, float]:
+def _allowance(engine: ParallelStrategy) -> tuple[float, float]:
     """Share for fragments and temporaries, and a constant for contexts and communicators. Source I."""
     share = 0.20 if engine.shards_weights else 0.10
     return share, (1 if engine.kind == "single" else 2) * GIB
 
 
-def _is_sharding(engine: Engine) -> bool:
+def _is_sharding(engine: ParallelStrategy) -> bool:
     return engine.kind not in ("single", "ddp")
 
 
-def _if_sharded(engine: Engine) -> int:
+def _if_sharded(engine: ParallelStrategy) -> int:
     return engine.splits if engine.shards_weights else 1
 
 
-def _held(t: Training, engine: Engine) -> int:
+def _held(t: Training, engine: ParallelStrategy) -> int:
     """Bytes per weight: DeepSpeed casts them, FSDP keeps float32 of what is trained where it computes in half."""
     if engine.kind.startswith("zero") and engine.half:
         return 2
@@ -292,6 +293,6 @@ def _held(t: Training, engine: Engine) -> int:
     return BYTES[t.dtype]
 
 
-def _adapter_bytes(t: Training, engine: Engine) -> int:
-    """PEFT keeps adapters in float32; TRL casts those of a quantised model, and under ZeRO-3, to half precision. F."""
-    return 2 if t.quantised or (engine.kind.startswith("zero") and engine.half) else 4
+def _adapter_bytes(t: Training, engine: ParallelStrategy) -> int:
+    """PEFT keeps adapters in float32; TRL casts those of a quantized model, and under ZeRO-3, to half precision. F."""
+    return 2 if t.quantized or (engine.kind.startswith("zero") and engine.half) else 4

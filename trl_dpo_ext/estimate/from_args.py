@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .formulas import BYTES, Quantised, Reference, Training
-from .pitfalls import Situation
-from .strategy import Engine
+from .formulas import BYTES, Quantized, Reference, Training
+from .pitfalls import RunContext
+from .strategy import ParallelStrategy
 
 DEFAULT_TOKENS = 2048
 
 
-def training_of(args: Any, model: Any, mixture: Any, config: Any) -> Training:
+def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Training:
     """How the flags say the model is trained.
 
     Args:
@@ -26,8 +26,8 @@ def training_of(args: Any, model: Any, mixture: Any, config: Any) -> Training:
         dtype=dtype,
         adapter=model.use_peft,
         adapter_dropout=model.lora_dropout > 0,
-        quantised=_policy_quantised(model),
-        optimiser=str(getattr(args.optim, "value", args.optim)),
+        quantized=_policy_quantized(model),
+        optimizer=str(getattr(args.optim, "value", args.optim)),
         pairs=args.per_device_train_batch_size,
         tokens=args.max_length or getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS),
         accumulates=args.gradient_accumulation_steps > 1,
@@ -44,10 +44,10 @@ def _dtype(given: str | None, config: Any) -> str:
     return declared if given == "auto" and declared in BYTES else "float32"
 
 
-def _policy_quantised(model: Any) -> Quantised | None:
+def _policy_quantized(model: Any) -> Quantized | None:
     if model.load_in_4bit:
-        return Quantised(4, model.use_bnb_nested_quant, shardable=model.bnb_4bit_quant_storage in BYTES)
-    return Quantised(8) if model.load_in_8bit else None
+        return Quantized(4, model.use_bnb_nested_quant, shardable=model.bnb_4bit_quant_storage in BYTES)
+    return Quantized(8) if model.load_in_8bit else None
 
 
 def _reference(args: Any, model: Any, mixture: Any, dtype: str) -> Reference:
@@ -58,19 +58,21 @@ def _reference(args: Any, model: Any, mixture: Any, dtype: str) -> Reference:
     if model.use_peft and not args.describes_reference:
         return Reference("adapter off")
     kind = args.ref_quantization
-    quantised = Quantised(8 if kind == "int8" else 4, args.ref_double_quant) if kind else None
-    return Reference("loaded", args.ref_dtype or dtype, quantised)
+    quantized = Quantized(8 if kind == "int8" else 4, args.ref_double_quant) if kind else None
+    return Reference("loaded", args.ref_dtype or dtype, quantized)
 
 
-def engine_for(engine: Engine, args: Any) -> Engine:
+def strategy_for(engine: ParallelStrategy, args: Any) -> ParallelStrategy:
     """The engine with the precision that the flags ask for, which wins over the accelerate configuration's."""
     return replace(engine, half=bool(args.bf16 or args.fp16))
 
 
-def situation_of(args: Any, mixture: Any, training: Training, engine: Engine, published_batch: int | None) -> Situation:
+def context_from_args(
+    args: Any, mixture: Any, training: Training, engine: ParallelStrategy, published_batch: int | None
+) -> RunContext:
     """What the checks look at."""
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    return Situation(
+    return RunContext(
         training=training,
         engine=engine,
         learning_rate=args.learning_rate,

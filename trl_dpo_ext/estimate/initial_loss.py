@@ -14,13 +14,13 @@ _BATCHES = (
 )
 
 
-def first_loss(term: Term) -> float | None:
+def expected_initial_loss(term: Term) -> float | None:
     """A loss's value at the first step, or None where it depends on the model or on the data.
 
     Example:
         >>> from trl_dpo_ext import DPOExtConfig
         >>> config = DPOExtConfig(output_dir="out", loss_type=["sigmoid", "sft"], bf16=False)
-        >>> [first_loss(term) for term in config.loss_mixture().terms]
+        >>> [expected_initial_loss(term) for term in config.loss_mixture().terms]
         [0.6931471805599453, None]
     """
     served = Need.REFERENCE | Need.LENGTHS | Need.BATCH
@@ -44,7 +44,7 @@ def _value(term: Term, batch: dict[str, list[float]]) -> float:
     return float(term.variant.make()(pairs, **term.hyper).mean())
 
 
-def describe_first_loss(mixture: LossMixture) -> str:
+def describe_initial_loss(mixture: LossMixture) -> str:
     """The first loss in words: a number, or a number and what comes on top of it.
 
     Example:
@@ -52,13 +52,13 @@ def describe_first_loss(mixture: LossMixture) -> str:
         >>> config = DPOExtConfig(
         ...     output_dir="out", loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2], bf16=False
         ... )
-        >>> describe_first_loss(config.loss_mixture())
+        >>> describe_initial_loss(config.loss_mixture())
         '0.6931 + 0.2 x loss/sft'
     """
     known, rest = 0.0, []
     any_known = False
     for term in mixture.terms:
-        value = None if mixture.reference_free else first_loss(term)
+        value = None if mixture.reference_free else expected_initial_loss(term)
         if value is None:
             rest.append(f"{term.weight:g} x loss/{term.label}")
         else:

@@ -14,15 +14,15 @@ from ..errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
+class ModelSize:
     """Numbers of parameters and widths of a causal language model."""
 
     name: str
     parameters: int
     linear: int
-    """Weights of linear layers but the output layer: what bitsandbytes quantises."""
+    """Weights of linear layers but the output layer: what bitsandbytes quantizes."""
     embedding: int
-    """Weights of embedding tables, of which 8-bit optimisers keep 32-bit states."""
+    """Weights of embedding tables, of which 8-bit optimizers keep 32-bit states."""
     largest_linear: int
     layers: int
     hidden: int
@@ -38,7 +38,7 @@ class ModelShape:
         return self.vocabulary * self.hidden
 
 
-def shape_of(config: Any, peft_config: Any = None) -> ModelShape:
+def model_size_of(config: Any, peft_config: Any = None) -> ModelSize:
     """Count a model by building it on the meta device; with `peft_config`, its adapter too.
 
     Args:
@@ -53,15 +53,15 @@ def shape_of(config: Any, peft_config: Any = None) -> ModelShape:
         >>> tiny = LlamaConfig(
         ...     hidden_size=8, intermediate_size=16, num_hidden_layers=2, vocab_size=32, num_attention_heads=2
         ... )
-        >>> shape_of(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
+        >>> model_size_of(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
         1832
     """
     from transformers import AutoModelForCausalLM
 
-    from ..reference.model.loading import loaded_whole
+    from ..reference.model.loading import unsharded_loading
 
     # Under ZeRO-3 a model is made by all processes together, and this one is only looked at, perhaps by one of them.
-    with torch.device("meta"), loaded_whole():
+    with torch.device("meta"), unsharded_loading():
         model: Any = AutoModelForCausalLM.from_config(config)
     output = model.get_output_embeddings()
     linear = [
@@ -71,7 +71,7 @@ def shape_of(config: Any, peft_config: Any = None) -> ModelShape:
     parameters = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
     hidden = text.hidden_size
-    return ModelShape(
+    return ModelSize(
         name=type(model).__name__,
         parameters=parameters,
         linear=sum(linear),
@@ -111,16 +111,14 @@ def read_config(model_name_or_path: str | None, model_config: str | None, revisi
     if model_config:
         return _config_from_file(Path(model_config))
     if model_name_or_path is None:
-        raise InputError(["No model: give --model_name_or_path, or --model_config with the model's config.json."])
+        raise InputError("No model: give --model_name_or_path, or --model_config with the model's config.json.")
     try:
         return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
     except (OSError, ValueError) as error:  # not cached and no network, gated, or no such model
         reason = str(error).split("\n")[0]
         raise InputError(
-            [
-                f"The configuration of {model_name_or_path} is neither on this machine nor reachable: {reason} Fetch "
-                "its config.json (a few kB; no weights are needed) and give --model_config FILE."
-            ]
+            f"The configuration of {model_name_or_path} is neither on this machine nor reachable: {reason} Fetch "
+            "its config.json (a few kB; no weights are needed) and give --model_config FILE."
         ) from None
 
 
@@ -129,14 +127,14 @@ def _config_from_file(path: Path) -> Any:
 
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise InputError([f"--model_config {path}: there is no such file; it must be a model's config.json."])
+        raise InputError(f"--model_config {path}: there is no such file; it must be a model's config.json.")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError([f"--model_config {file} is not valid JSON: {error}"]) from None
+        raise InputError(f"--model_config {file} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or "model_type" not in values:
-        raise InputError([f"--model_config {file} names no model_type; is it a model's config.json?"])
+        raise InputError(f"--model_config {file} names no model_type; is it a model's config.json?")
     try:
         return AutoConfig.for_model(**values)
     except ValueError as error:
-        raise InputError([f"--model_config {file}: {str(error).splitlines()[0]}"]) from None
+        raise InputError(f"--model_config {file}: {str(error).splitlines()[0]}") from None

@@ -11,13 +11,13 @@ from typing import Any
 from ..errors import InputError
 from ..recipe_registry import accelerate_configs, find_accelerate, find_config, read_recipe
 from .formulas import GIB, Memory, Training, estimate
-from .from_args import engine_for, situation_of, training_of
-from .initial_loss import describe_first_loss
-from .model_size import ModelShape, read_config, shape_of
-from .pitfalls import Situation, find_traps, warnings_of
-from .strategy import Engine, read_engine
+from .from_args import context_from_args, strategy_for, training_from_args
+from .initial_loss import describe_initial_loss
+from .model_size import ModelSize, model_size_of, read_config
+from .pitfalls import RunContext, find_pitfalls, warnings_of
+from .strategy import ParallelStrategy, read_strategy
 
-PARTS = ("weights", "gradients", "optimiser", "reference", "activations", "head", "sharding", "overhead", "total")
+PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "sharding", "overhead", "total")
 # From the simplest to the slowest; the first that fits is the smallest.
 ORDER = ("single_gpu", "multi_gpu", "zero1", "zero2", "fsdp2", "fsdp1", "fsdp1_lora", "zero3")
 MORE_GPUS = (16, 32, 64, 128, 256)
@@ -28,7 +28,7 @@ class Row:
     """One accelerate configuration and what it leaves on each GPU."""
 
     name: str
-    engine: Engine
+    engine: ParallelStrategy
     memory: Memory
     traps: frozenset[str] = frozenset()
     """Names of the traps that the run would walk into there, but for the number of pairs per step."""
@@ -39,14 +39,14 @@ class Row:
 class Plan:
     """What the command found."""
 
-    shape: ModelShape
+    shape: ModelSize
     training: Training
     rows: tuple[Row, ...]
     """The run's own configuration first, where it has one, then all others from the simplest on."""
     gpu_memory: float
     traps: tuple[str, ...]
     losses: str
-    first_loss: str
+    expected_initial_loss: str
     batch: int
 
     @property
@@ -62,7 +62,7 @@ class Plan:
         return next((row for row in self.fitting if row.traps <= everywhere), None)
 
 
-def _simplicity(name: str, engine: Engine) -> tuple[int, int]:
+def _simplicity(name: str, engine: ParallelStrategy) -> tuple[int, int]:
     return (ORDER.index(name) if name in ORDER else len(ORDER), engine.processes)
 
 
@@ -85,23 +85,23 @@ def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | N
     args, model = parse_anywhere(argv)
     recipe = read_recipe(find_config(argv[argv.index("--config") + 1])) if "--config" in argv else None
     chosen = accelerate_config or (recipe.accelerate if recipe else None) or None
-    own = engine_for(read_engine(find_accelerate(chosen)), args) if chosen else None
+    own = strategy_for(read_strategy(find_accelerate(chosen)), args) if chosen else None
     gpus = gpus or (recipe.processes if recipe and chosen == recipe.accelerate else None)
     own = own.over(gpus) if own and gpus else own
     config = read_config(model.model_name_or_path, given.get("model_config"), model.model_revision)
     mixture = args.loss_mixture()
-    training = training_of(args, model, mixture, config)
+    training = training_from_args(args, model, mixture, config)
     try:
-        shape = shape_of(config, adapter_config(model))
+        shape = model_size_of(config, adapter_config(model))
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise InputError([f"{model.model_name_or_path} is not a causal language model: {reason}"]) from None
+        raise InputError(f"{model.model_name_or_path} is not a causal language model: {reason}") from None
 
-    def situation(engine: Engine) -> Situation:
-        return situation_of(args, mixture, training, engine, recipe.batch if recipe else None)
+    def situation(engine: ParallelStrategy) -> RunContext:
+        return context_from_args(args, mixture, training, engine, recipe.batch if recipe else None)
 
-    def row(name: str, engine: Engine) -> Row:
-        walks_into = find_traps(situation(engine), [*args.ignore_traps, "other_batch"])
+    def row(name: str, engine: ParallelStrategy) -> Row:
+        walks_into = find_pitfalls(situation(engine), [*args.ignore_pitfalls, "other_batch"])
         return Row(name, engine, estimate(shape, training, engine), frozenset(walks_into), own=engine is own)
 
     others = _others(training, args, gpus or (own.processes if own and own.processes > 1 else 8))
@@ -113,9 +113,9 @@ def plan(argv: Sequence[str], gpu_memory: float = 80, accelerate_config: str | N
         training,
         tuple(rows),
         gpu_memory,
-        tuple(warnings_of(find_traps(first, args.ignore_traps))),
+        tuple(warnings_of(find_pitfalls(first, args.ignore_pitfalls))),
         mixture.describe(),
-        describe_first_loss(mixture),
+        describe_initial_loss(mixture),
         first.batch,
     )
 
@@ -124,16 +124,16 @@ def _check_numbers(gpu_memory: float, gpus: int | None) -> None:
     problems = [f"--gpu_memory must be above 0; got {gpu_memory:g}."] if not gpu_memory > 0 else []
     problems += [f"--gpus must be 1 or more; got {gpus}."] if gpus is not None and gpus < 1 else []
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
 
 
-def _others(training: Training, args: Any, gpus: int) -> dict[Engine, str]:
+def _others(training: Training, args: Any, gpus: int) -> dict[ParallelStrategy, str]:
     """The engines of the shipped configurations that suit the run, with their names, from the simplest on."""
-    found: dict[Engine, str] = {}
+    found: dict[ParallelStrategy, str] = {}
     for name, file in accelerate_configs().items():
-        engine = engine_for(read_engine(file).over(gpus), args)
+        engine = strategy_for(read_strategy(file).over(gpus), args)
         # FSDP1 flattens weights together, which have to be of one type.
-        flat = not training.quantised or (training.quantised.shardable and training.dtype == "bfloat16")
+        flat = not training.quantized or (training.quantized.shardable and training.dtype == "bfloat16")
         wrong_fsdp1 = engine.kind == "fsdp1" and (not flat or (name == "fsdp1_lora") != training.adapter)
         if not engine.on_cpu and not wrong_fsdp1:
             found.setdefault(engine, name)
@@ -159,7 +159,7 @@ def describe(found: Plan) -> str:
         host = f", {row.memory.host / GIB:.0f} GiB of host memory" if row.memory.host else ""
         label = f"{row.name} x {row.engine.processes}{' (chosen)' if row.own else ''}"
         lines.append(f"{label:28}{values}  {fits}{host}")
-    lines += ["", _verdict(found), f"Expected loss at the first step: {found.first_loss}"]
+    lines += ["", _verdict(found), f"Expected loss at the first step: {found.expected_initial_loss}"]
     lines += [f"Warning: {trap}" for trap in found.traps]
     return "\n".join(lines)
 
@@ -171,9 +171,9 @@ def _verdict(found: Plan) -> str:
         return f"Smallest that fits {found.gpu_memory:g} GB: {smallest.name} on {gpus} GPU{'s' if gpus > 1 else ''}."
     if found.fitting:
         trapped = "; ".join(f"{row.name}: {', '.join(sorted(row.traps))}" for row in found.fitting)
-        return f"What fits {found.gpu_memory:g} GB walks into a trap ({trapped}); see the README, or ignore_traps."
+        return f"What fits {found.gpu_memory:g} GB walks into a trap ({trapped}); see the README, or ignore_pitfalls."
     for gpus in MORE_GPUS:
-        engine = Engine("zero3", gpus, machines=-(-gpus // 8), half=found.rows[0].engine.half)
+        engine = ParallelStrategy("zero3", gpus, machines=-(-gpus // 8), half=found.rows[0].engine.half)
         if estimate(found.shape, found.training, engine).fits(found.gpu_memory):
             return f"Nothing here fits {found.gpu_memory:g} GB; zero3 does on {gpus} GPUs."
     return (

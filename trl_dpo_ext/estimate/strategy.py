@@ -19,7 +19,7 @@ _STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRI
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class ParallelStrategy:
     """How a run is spread over GPUs."""
 
     kind: Kind
@@ -30,8 +30,8 @@ class Engine:
     half: bool = True
     """Whether it computes in bf16 or fp16 (`mixed_precision`)."""
     offload: bool = False
-    """Whether parameters and optimiser states wait in host memory."""
-    offload_optimiser: bool = False
+    """Whether parameters and optimizer states wait in host memory."""
+    offload_optimizer: bool = False
     on_cpu: bool = False
     keeps_gathered: bool = False
     """Whether FSDP's layers, once gathered for the forward pass, stay so until the backward pass."""
@@ -51,7 +51,7 @@ class Engine:
         """Whether each process holds a part of the weights only."""
         return self.is_fsdp or self.kind == "zero3"
 
-    def over(self, processes: int) -> Engine:
+    def over(self, processes: int) -> ParallelStrategy:
         """The same engine over another number of GPUs; machines of eight."""
         if self.kind == "single":
             return self
@@ -63,13 +63,13 @@ class Engine:
         """Kind and processes, in a few words."""
         words = {"single": "one process", "ddp": "DDP", "fsdp1": "FSDP1", "fsdp2": "FSDP2"}
         name = words.get(self.kind, f"ZeRO-{self.kind[-1]}")
-        name += " with offload" if self.offload or self.offload_optimiser else ""
+        name += " with offload" if self.offload or self.offload_optimizer else ""
         if self.kind == "single":
             return name
         return f"{name} over {self.processes} GPUs" + (f" on {self.machines} machines" if self.machines > 1 else "")
 
 
-def read_engine(file: str | Path) -> Engine:
+def read_strategy(file: str | Path) -> ParallelStrategy:
     """The engine that an accelerate configuration describes.
 
     Raises:
@@ -77,21 +77,21 @@ def read_engine(file: str | Path) -> Engine:
     """
     path = Path(file)
     if not path.is_file():
-        raise InputError([f"--accelerate_config {file} is neither a file nor the name of a shipped one."])
+        raise InputError(f"--accelerate_config {file} is neither a file nor the name of a shipped one.")
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError([f"{file} is not valid YAML: {error}"]) from None
+        raise InputError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(keys, dict):
-        raise InputError([f"{file} must hold a YAML mapping of keys to values."])
+        raise InputError(f"{file} must hold a YAML mapping of keys to values.")
     try:
         return _engine(keys)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError([f"{file} is not a configuration that accelerate takes: {error!r}."]) from None
+        raise InputError(f"{file} is not a configuration that accelerate takes: {error!r}.") from None
 
 
-def _engine(keys: Mapping[str, Any]) -> Engine:
-    engine = Engine(
+def _engine(keys: Mapping[str, Any]) -> ParallelStrategy:
+    engine = ParallelStrategy(
         "single",
         processes=int(keys.get("num_processes") or 1),
         machines=int(keys.get("num_machines") or 1),
@@ -110,9 +110,9 @@ def _engine(keys: Mapping[str, Any]) -> Engine:
     raise ValueError(f"distributed_type {kind} is not one that this package knows")
 
 
-def _fsdp(engine: Engine, fsdp: Mapping[str, Any], parallelism: Mapping[str, Any]) -> Engine:
+def _fsdp(engine: ParallelStrategy, fsdp: Mapping[str, Any], parallelism: Mapping[str, Any]) -> ParallelStrategy:
     offload = bool(fsdp.get("fsdp_offload_params"))
-    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimiser=offload)
+    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimizer=offload)
     if int(fsdp.get("fsdp_version", 1)) == 2:
         shards = int(parallelism.get("parallelism_config_dp_shard_size") or 0)
         keeps = fsdp.get("fsdp_reshard_after_forward", True) in (False, "false")
@@ -124,14 +124,14 @@ def _fsdp(engine: Engine, fsdp: Mapping[str, Any], parallelism: Mapping[str, Any
     return _with_strategy(engine, strategy)
 
 
-def _with_strategy(engine: Engine, strategy: str) -> Engine:
+def _with_strategy(engine: ParallelStrategy, strategy: str) -> ParallelStrategy:
     if strategy == "NO_SHARD":
         return replace(engine, kind="ddp")
     shards = engine.processes // engine.machines if strategy.startswith("HYBRID") else 0
     return replace(engine, shards=shards, keeps_gathered=strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2"))
 
 
-def _deepspeed(engine: Engine, keys: Mapping[str, Any]) -> Engine:
+def _deepspeed(engine: ParallelStrategy, keys: Mapping[str, Any]) -> ParallelStrategy:
     own = keys.get("deepspeed_config_file")
     if own:
         return _with_zero(engine, json.loads(Path(own).read_text(encoding="utf-8")).get("zero_optimization", {}))
@@ -139,7 +139,7 @@ def _deepspeed(engine: Engine, keys: Mapping[str, Any]) -> Engine:
     return _with_zero(engine, {"stage": keys.get("zero_stage", 2), **offloads})
 
 
-def _with_zero(engine: Engine, zero: Mapping[str, Any]) -> Engine:
+def _with_zero(engine: ParallelStrategy, zero: Mapping[str, Any]) -> ParallelStrategy:
     """With what DeepSpeed's own configuration has under `zero_optimization`."""
     params, states = (
         str((zero.get(f"offload_{part}") or {}).get("device") or "none") != "none" for part in ("param", "optimizer")
@@ -147,13 +147,13 @@ def _with_zero(engine: Engine, zero: Mapping[str, Any]) -> Engine:
     stage = int(zero.get("stage", 0))
     if stage not in _STAGES:
         raise ValueError(f"there is no ZeRO stage {stage}")
-    return replace(engine, kind=_STAGES[stage], offload=params, offload_optimiser=states)
+    return replace(engine, kind=_STAGES[stage], offload=params, offload_optimizer=states)
 
 
-def running_engine(accelerator: Any) -> Engine:
+def detect_strategy(accelerator: Any) -> ParallelStrategy:
     """The engine that a live accelerator runs under."""
     state = accelerator.state
-    engine = Engine(
+    engine = ParallelStrategy(
         "ddp" if accelerator.num_processes > 1 else "single",
         accelerator.num_processes,
         half=str(accelerator.mixed_precision) != "no",
@@ -167,7 +167,7 @@ def running_engine(accelerator: Any) -> Engine:
     from torch.distributed.fsdp import CPUOffloadPolicy  # of FSDP2; FSDP1 has one object with a flag
 
     offload = isinstance(fsdp.cpu_offload, CPUOffloadPolicy) or getattr(fsdp.cpu_offload, "offload_params", False)
-    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimiser=offload)
+    engine = replace(engine, kind="fsdp1", offload=offload, offload_optimizer=offload)
     if fsdp.fsdp_version == 2:
         parallelism = getattr(accelerator, "parallelism_config", None)
         shards = parallelism.dp_shard_size if parallelism else 0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class ForwardFlags:
+class ForwardOptions:
     """Fields of `DPOExtConfig` about how policy and reference are run; with `padding_free`, TRL's own flag."""
 
     share_prompt: bool = field(
@@ -20,7 +20,7 @@ class ForwardFlags:
             "loss and gradients from fewer tokens. Batches for which it does not pay are fed without padding."
         },
     )
-    share_prompt_check: bool = field(
+    verify_share_prompt: bool = field(
         default=True,
         metadata={
             "help": "Compare the first batch of share_prompt or padding_free with the model's plain forward; a "

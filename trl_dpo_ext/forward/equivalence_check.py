@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .packed_model import SharedPrompt
+from .packed_model import PackedModel
 from .tree_rows import UNSCORED
 
 # Mean difference per token, in nats, that rounding alone does not exceed: TF32 and another kernel on an accelerator,
@@ -19,7 +19,7 @@ _TIMES_NOISE = 5
 
 
 def check_first_batch(
-    models: Mapping[str, SharedPrompt],
+    models: Mapping[str, PackedModel],
     inputs: Mapping[str, torch.Tensor],
     half: bool,
     gather: Callable[[torch.Tensor], torch.Tensor],
@@ -48,14 +48,14 @@ def check_first_batch(
                 problems.append(
                     f"{flags}: on the first batch the {name}'s log-probs are off by {difference:.2g} per token "
                     f"(allowed: {allowed:.2g}); {type(model.causal).__name__} does not heed its attention mask or "
-                    f"positions as others do. Drop --{flags.replace(' and ', ' or --')}; share_prompt_check=False "
+                    f"positions as others do. Drop --{flags.replace(' and ', ' or --')}; verify_share_prompt=False "
                     "trains regardless."
                 )
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
 
 
-def _differences(model: SharedPrompt, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def _differences(model: PackedModel, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Mean absolute difference per scored token: of every way, and of the plain forward on half of the batch."""
     inputs = dict(inputs)
     scored = inputs["labels"][:, 1:] != UNSCORED
@@ -65,7 +65,7 @@ def _differences(model: SharedPrompt, inputs: Mapping[str, torch.Tensor]) -> lis
     def mean(found: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return ((found - expected).abs() * mask).sum() / mask.sum().clamp(min=1)
 
-    ways = [SharedPrompt(model.model, model.causal, [way]) for way in model.ways]
+    ways = [PackedModel(model.model, model.causal, [way]) for way in model.ways]
     differences = [mean(way(**inputs, fused_lm_head=True).log_probs, plain, scored) for way in ways]
     chosen = {name: tensor[:pairs] for name, tensor in inputs.items()}
     again = model.model(**chosen, fused_lm_head=True, use_cache=False).log_probs

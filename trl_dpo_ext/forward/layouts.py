@@ -16,7 +16,7 @@ from .tree_rows import PADDING, TRUNK, UNSCORED
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class LayoutKind:
     """A way to feed a batch."""
 
     share: bool
@@ -62,7 +62,7 @@ class Layout:
     """(rows, width) each; None where the rows are ordinary causal ones."""
 
 
-def extents(input_ids: torch.Tensor, attention_mask: torch.Tensor, with_last: bool = False) -> Extents:
+def measure_lengths(input_ids: torch.Tensor, attention_mask: torch.Tensor, with_last: bool = False) -> Extents:
     """Measure a batch, without waiting for its device.
 
     Args:
@@ -76,25 +76,25 @@ def extents(input_ids: torch.Tensor, attention_mask: torch.Tensor, with_last: bo
     return Extents(fed, torch.minimum(shared, fed.view(2, -1).amax(dim=0)))
 
 
-def shapes(ways: Sequence[Way], measured: Extents) -> list[torch.Tensor]:
+def shapes(ways: Sequence[LayoutKind], measured: Extents) -> list[torch.Tensor]:
     """Width of the fed rows in each way, scalars on the device; see `rows_of` for their number."""
     return [measured.rows(way.share).sum() if way.pack else measured.rows(way.share).max() for way in ways]
 
 
-def rows_of(way: Way, pairs: int) -> int:
+def rows_of(way: LayoutKind, pairs: int) -> int:
     """Number of fed rows."""
     return 1 if way.pack else pairs if way.share else 2 * pairs
 
 
-def lay_out(
-    way: Way, width: int, measured: Extents, input_ids: torch.Tensor, labels: torch.Tensor, plain: bool = False
+def build_layout(
+    way: LayoutKind, width: int, measured: Extents, input_ids: torch.Tensor, labels: torch.Tensor, plain: bool = False
 ) -> Layout:
     """The batch as `way` feeds it.
 
     Args:
         way: how to feed it.
         width: of the rows to build, at least what `shapes` gives.
-        measured: see `extents`.
+        measured: see `measure_lengths`.
         input_ids, labels: (2 x pairs, tokens); labels as TRL gives them, not shifted, -100 where not scored.
         plain: leave positions and branches out, for rows that are ordinary causal ones.
     """
@@ -118,7 +118,7 @@ def lay_out(
     )
 
 
-def _places(way: Way, width: int, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _places(way: LayoutKind, width: int, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Flat index where each row starts, (rows before packing,); for every fed place, its row and its place there."""
     index = torch.arange(width, device=lengths.device)
     if not way.pack:
@@ -130,7 +130,7 @@ def _places(way: Way, width: int, lengths: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _origin(
-    way: Way, measured: Extents, row: torch.Tensor, place: torch.Tensor
+    way: LayoutKind, measured: Extents, row: torch.Tensor, place: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For every fed place: the row of TRL's batch, the token in it, and the branch."""
     if not way.share:
@@ -145,7 +145,7 @@ def _origin(
     return row + pairs * (rejected | short), token, branch
 
 
-def _slots(way: Way, measured: Extents, starts: torch.Tensor, tokens: int) -> torch.Tensor:
+def _slots(way: LayoutKind, measured: Extents, starts: torch.Tensor, tokens: int) -> torch.Tensor:
     """Flat index of every token of TRL's batch, (2 x pairs, tokens); what is not fed gets an index without meaning."""
     token = torch.arange(tokens, device=starts.device)
     if not way.share:

@@ -21,7 +21,7 @@ AttentionMask = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class TreeMask:
     """Which token may see which, by where they stand in their row; a function of indices, as flex_attention asks."""
 
     branch: torch.Tensor
@@ -68,7 +68,7 @@ def attention_mask(
 
     Args:
         config: the text model's configuration.
-        branch, position_ids, segment: (rows, width); see `Sight`.
+        branch, position_ids, segment: (rows, width); see `TreeMask`.
         dtype: of the model's activations, for eager attention.
 
     Returns:
@@ -78,7 +78,8 @@ def attention_mask(
     if form is None:  # flash attention, which tells packed sequences apart by their positions
         return None
     masks = {
-        kind: form(Sight(branch, position_ids, segment, *_reach(config, kind)), dtype) for kind in _layer_kinds(config)
+        kind: form(TreeMask(branch, position_ids, segment, *_reach(config, kind)), dtype)
+        for kind in _layer_kinds(config)
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -103,24 +104,24 @@ def _reach(config: Any, kind: str) -> tuple[int | None, int | None]:
     )
 
 
-def _boolean(sight: Sight, _dtype: torch.dtype) -> torch.Tensor:
+def _boolean(sight: TreeMask, _dtype: torch.dtype) -> torch.Tensor:
     return sight.as_tensor()
 
 
-def _additive(sight: Sight, dtype: torch.dtype) -> torch.Tensor:
+def _additive(sight: TreeMask, dtype: torch.dtype) -> torch.Tensor:
     # Eager attention adds its mask to the scores; a boolean one would be taken as 0 and 1, without an error.
     seen = sight.as_tensor()
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _blocks(sight: Sight, _dtype: torch.dtype) -> Any:
+def _blocks(sight: TreeMask, _dtype: torch.dtype) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, width = sight.branch.shape
     return create_block_mask(sight, rows, None, width, width, device=sight.branch.device)
 
 
-_FORMS: dict[str, Callable[[Sight, torch.dtype], Any]] = {
+_FORMS: dict[str, Callable[[TreeMask, torch.dtype], Any]] = {
     "sdpa": _boolean,
     "eager": _additive,
     "flex_attention": _blocks,

@@ -17,7 +17,7 @@ from ..core.token_kl import Projection, token_kl
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class ForwardOutputs:
     """One batch: what both models gave for it. Rows are 2 x pairs, chosen half first."""
 
     output: Any
@@ -42,14 +42,14 @@ class Recorded:
         return _trl.scored_tokens(self.ref_output, self.mask.size(1), name)
 
 
-def two_sides(batch: Recorded, mixture: LossMixture, args: DPOExtConfig) -> list[Side]:
+def build_sides(batch: ForwardOutputs, mixture: LossMixture, args: DPOExtConfig) -> list[Side]:
     """The chosen and the rejected side of every pair, reduced and scored, with what the mixture needs."""
     token_logps = batch.tokens()
-    logps, ref_logps = transforms.reduce(token_logps, batch.mask, args.ld_alpha), torch.cat(batch.ref_logps)
+    logps, ref_logps = transforms.sum_logps(token_logps, batch.mask, args.ld_alpha), torch.cat(batch.ref_logps)
     fields = {
         "logps": logps,
         "ref_logps": ref_logps,
-        "score": transforms.score(logps - ref_logps, args.f_divergence_type, args.f_alpha_divergence_coef),
+        "score": transforms.f_divergence_score(logps - ref_logps, args.f_divergence_type, args.f_alpha_divergence_coef),
         "lengths": batch.mask.sum(dim=1),
         "token_logps": token_logps,
         "mask": batch.mask,
@@ -66,7 +66,7 @@ def two_sides(batch: Recorded, mixture: LossMixture, args: DPOExtConfig) -> list
     return [Side(**{name: half[side] for name, half in halves.items()}) for side in range(2)]
 
 
-def pair_weights(batch: Recorded, args: DPOExtConfig, columns: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def pair_weights(batch: ForwardOutputs, args: DPOExtConfig, columns: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """The weight of each pair, (pairs,), without gradient; None where all weigh the same."""
     weights = columns[args.weight_column] if args.weight_column else None
     if args.use_weighting:

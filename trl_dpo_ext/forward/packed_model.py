@@ -9,14 +9,14 @@ import torch
 
 from .. import _trl
 from ..errors import InputError
-from .layouts import Extents, Layout, Way, extents, lay_out, rows_of, shapes
+from .layouts import Extents, Layout, LayoutKind, build_layout, measure_lengths, rows_of, shapes
 from .run_rows import run_rows
 
 _FLEX_BLOCK = 128  # widths in whole blocks, so that a compiled kernel meets few of them
 _NOT_TOKENS = {"use_cache", "output_router_logits"}
 
 
-class SharedPrompt:
+class PackedModel:
     """A model on a batch of pairs, called as TRL calls it and answering as the model itself would.
 
     Takes the (2 x pairs, tokens) batch, runs the backbone on the cheapest of `ways`, and hands the fused head's output
@@ -28,7 +28,7 @@ class SharedPrompt:
         ways: the ways that this model can be fed in.
     """
 
-    def __init__(self, model: Callable[..., Any], causal: Any, ways: Sequence[Way]) -> None:
+    def __init__(self, model: Callable[..., Any], causal: Any, ways: Sequence[LayoutKind]) -> None:
         self.model, self.causal, self.ways = model, causal, tuple(ways)
 
     def __call__(
@@ -49,9 +49,7 @@ class SharedPrompt:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **keywords)
         foreign = sorted(set(keywords) - _NOT_TOKENS)
         if foreign:
-            raise InputError(
-                [f"share_prompt and padding_free take text alone, and the batch has {', '.join(foreign)}."]
-            )
+            raise InputError(f"share_prompt and padding_free take text alone, and the batch has {', '.join(foreign)}.")
         routed = bool(keywords.pop("output_router_logits", False)) or self._asks_for_routing()
         keywords.pop("use_cache", None)
         layout = self._lay_out(input_ids, attention_mask, labels, with_last=routed)
@@ -68,7 +66,7 @@ class SharedPrompt:
             router_tokens=layout.slots.flatten() if routed else None,
             **routing,
         )
-        return _trl.in_rows(output, labels[:, 1:] != -100)
+        return _trl.scatter_to_batch(output, labels[:, 1:] != -100)
 
     def _asks_for_routing(self) -> bool:
         return bool(getattr(self.causal.config.get_text_config(), "output_router_logits", False))
@@ -76,26 +74,28 @@ class SharedPrompt:
     def _lay_out(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, with_last: bool
     ) -> Layout:
-        measured = extents(input_ids, attention_mask, with_last)
+        measured = measure_lengths(input_ids, attention_mask, with_last)
         padded_left = (attention_mask[:, 1:] > attention_mask[:, :-1]).any().long()
         # The only time that the host waits for these numbers.
         *widths, left = torch.stack([*shapes(self.ways, measured), padded_left]).tolist()
         if left:
-            raise InputError(["share_prompt and padding_free need rows padded on the right; the collator pads left."])
+            raise InputError("share_prompt and padding_free need rows padded on the right; the collator pads left.")
         config = self.causal.config.get_text_config()
         pairs = len(measured.trunk)
         costs = [cost(config, way, pairs, width) for way, width in zip(self.ways, widths, strict=True)]
         way, width = min(zip(costs, self.ways, widths, strict=True), key=lambda option: option[0])[1:]
         return self._in_way(way, width, measured, input_ids, labels)
 
-    def _in_way(self, way: Way, width: int, measured: Extents, input_ids: torch.Tensor, labels: torch.Tensor) -> Layout:
+    def _in_way(
+        self, way: LayoutKind, width: int, measured: Extents, input_ids: torch.Tensor, labels: torch.Tensor
+    ) -> Layout:
         if self.causal.config.get_text_config()._attn_implementation == "flex_attention":
             width = -(-width // _FLEX_BLOCK) * _FLEX_BLOCK
         plain = not (way.share or way.pack)
-        return lay_out(way, max(width, 1), measured, input_ids, labels, plain)
+        return build_layout(way, max(width, 1), measured, input_ids, labels, plain)
 
 
-def cost(config: Any, way: Way, pairs: int, width: int) -> float:
+def cost(config: Any, way: LayoutKind, pairs: int, width: int) -> float:
     """What a backbone has to compute for a batch fed in this way, in tokens' worth of its matrix products.
 
     Attention to one more token costs 4 h products, and a layer's matrices 4 h^2 + 3 h i, times two; a mask that is a
@@ -109,6 +109,8 @@ def cost(config: Any, way: Way, pairs: int, width: int) -> float:
     return tokens * (1 + seen * 2 / (4 * hidden + 3 * inner))
 
 
-def ways_of(share: bool, pack: bool) -> list[Way]:
+def candidate_layouts(share: bool, pack: bool) -> list[LayoutKind]:
     """What these flags allow, from which each batch takes the cheapest: sharing and packing do not always pay."""
-    return [Way(s, p) for p in ([True, False] if pack else [False]) for s in ([True, False] if share else [False])]
+    return [
+        LayoutKind(s, p) for p in ([True, False] if pack else [False]) for s in ([True, False] if share else [False])
+    ]

@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from .equivalence_check import check_first_batch
 from .masks import branch_problems, packing_problems
-from .packed_model import SharedPrompt, ways_of
+from .packed_model import PackedModel, candidate_layouts
 
 
 class PairForward:
@@ -24,7 +24,7 @@ class PairForward:
 
     def __init__(self, share: bool, pack: bool, check: bool) -> None:
         self.share, self.pack = share, pack
-        self.ways = ways_of(share, pack)
+        self.ways = candidate_layouts(share, pack)
         self.unchecked = check and self.active
 
     @property
@@ -32,11 +32,11 @@ class PairForward:
         """Whether anything differs from TRL's own forward."""
         return self.share or self.pack
 
-    def around(self, model: Callable[..., Any], causal: Any) -> SharedPrompt:
+    def around(self, model: Callable[..., Any], causal: Any) -> PackedModel:
         """What to call in `model`'s place where the forward is active; `causal` is the causal model inside it."""
-        return SharedPrompt(model, causal, self.ways)
+        return PackedModel(model, causal, self.ways)
 
-    def refuse_what_cannot_be_exact(self, models: Mapping[str, Any], longest: int | None, other: list[str]) -> None:
+    def check_supported(self, models: Mapping[str, Any], longest: int | None, other: list[str]) -> None:
         """Ask the models whether they can be fed this way.
 
         Args:
@@ -53,9 +53,9 @@ class PairForward:
         flags = " and ".join(["share_prompt"] * self.share + ["padding_free"] * self.pack)
         found = [*other, *(f"{name}: {p}" for name, model in models.items() for p in find(model, longest))]
         if found:
-            raise InputError([f"{flags} cannot be used here. {each}. Or drop {flags}." for each in found])
+            raise InputError(*[f"{flags} cannot be used here. {each}. Or drop {flags}." for each in found])
 
-    def check_once(
+    def verify_first_batch(
         self,
         models: Mapping[str, tuple[Any, Any]],
         inputs: Mapping[str, torch.Tensor],
@@ -65,5 +65,5 @@ class PairForward:
         """On the first call, `check_first_batch`; `models` gives what to call and the causal model inside it."""
         if self.unchecked:
             self.unchecked = False
-            calls = {name: SharedPrompt(*model, self.ways) for name, model in models.items()}
+            calls = {name: PackedModel(*model, self.ways) for name, model in models.items()}
             check_first_batch(calls, inputs, half, gather)

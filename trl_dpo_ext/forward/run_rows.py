@@ -51,7 +51,7 @@ def run_rows(
         input_ids: (rows, width).
         labels, scored: (scored,) the token to predict, and the flat index in (rows x width) of where it is predicted.
         position_ids, branch, segment: (rows, width); without a branch and a segment, rows are plain causal.
-        router_tokens: see `_trl.backbone_seeing`.
+        router_tokens: see `_trl.override_attention_mask`.
         **keywords: for the model.
     """
     mask = None
@@ -60,7 +60,7 @@ def run_rows(
     if branch is not None and position_ids is not None:
         config = causal.config.get_text_config()
         mask = attention_mask(config, branch, position_ids, causal.dtype, segment)
-    with _trl.backbone_seeing(causal, mask, scored, router_tokens):
+    with _trl.override_attention_mask(causal, mask, scored, router_tokens):
         return model(
             input_ids=input_ids, shift_labels=labels.unsqueeze(0), fused_lm_head=True, use_cache=False, **keywords
         )

@@ -96,7 +96,7 @@ def dpo_shift(
 
 
 DELTA_R_COLUMN = {
-    "delta_r": Hyper("Gap of the two rewards, normalised to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
+    "delta_r": Hyper("Gap of the two rewards, normalized to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
 }
 
 

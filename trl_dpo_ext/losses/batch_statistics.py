@@ -25,7 +25,7 @@ DrDpoBeta = Annotated[
     evidence="authors",
 )
 def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tensor:
-    """Dr. DPO: weighs down the pairs with the largest losses in the batch, as the likeliest to be mislabelled.
+    """Dr. DPO: weighs down the pairs with the largest losses in the batch, as the likeliest to be mislabeled.
 
         -beta' * log mean over the batch of exp(-loss / beta'),  loss = -log sigmoid(beta * margin)
 

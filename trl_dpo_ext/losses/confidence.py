@@ -46,7 +46,7 @@ RopoAlpha = Annotated[float, Hyper("Weight of the bounded, noise-tolerant term a
 
 @register_loss(paper="2404.04102", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
 def ropo(p: Pairs, *, beta: Beta, ropo_alpha: RopoAlpha = 14.0) -> torch.Tensor:
-    """ROPO: DPO mixed with a bounded loss, so that pairs the policy is sure are mislabelled stop pulling.
+    """ROPO: DPO mixed with a bounded loss, so that pairs the policy is sure are mislabeled stop pulling.
 
         4 alpha / (1 + alpha)^2 * [-log sigmoid(beta * margin) + alpha * sigmoid(-beta * margin)]
 

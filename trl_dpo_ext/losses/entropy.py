@@ -75,7 +75,7 @@ def rainbowpo(
     rainbowpo_home: RainbowHome = 0.1,
     rainbowpo_mean: RainbowMean = 0.29,
 ) -> torch.Tensor:
-    """RainbowPO: a mix of normalised DPO and SimPO, per token, with the dispersion of Mallows-DPO.
+    """RainbowPO: a mix of normalized DPO and SimPO, per token, with the dispersion of Mallows-DPO.
 
         -log sigmoid(beta * dispersion * (gap - alpha * ref_gap - (1 - alpha) * home))
 

@@ -81,7 +81,7 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
 
         exp(-beta * margin)
 
-    For clean labels only: one mislabelled pair can outweigh a batch. Usual beta: 0.1 to 1.
+    For clean labels only: one mislabeled pair can outweigh a batch. Usual beta: 0.1 to 1.
 
     Returns:
         One value per pair, shape (pairs,).
@@ -184,11 +184,11 @@ ChipoClip = Annotated[
 
 @register_loss(paper="2407.13399", needs=Need.REFERENCE, evidence="secondary")
 def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor:
-    """χPO: DPO regularised by chi-squared as well as KL divergence, which keeps the policy where the data is.
+    """χPO: DPO regularized by chi-squared as well as KL divergence, which keeps the policy where the data is.
 
         -log sigmoid(clip(beta * (phi(logratio_chosen) - phi(logratio_rejected)))),  phi(z) = exp(z) + z
 
-    Against over-optimisation: the score grows exponentially once the policy leaves the reference, so small steps reach
+    Against over-optimization: the score grows exponentially once the policy leaves the reference, so small steps reach
     the margin. Usual beta: 0.05 to 0.1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Logistic losses of the margin: DPO, its length-normalised form, and its answers to noisy or soft labels."""
+"""Logistic losses of the margin: DPO, its length-normalized form, and its answers to noisy or soft labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
     from_trl=True,
 )
 def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """Length-normalised DPO: DPO on the score per token, so that a longer answer does not win by length.
+    """Length-normalized DPO: DPO on the score per token, so that a longer answer does not win by length.
 
         -log sigmoid(beta * (score_chosen / length_chosen - score_rejected / length_rejected))
 
@@ -135,7 +135,7 @@ def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Te
     Reference: arXiv 2402.00856, equation 16.
 
     Note:
-        The authors' code uses unnormalised target log-probs (0, -10) in place of e.
+        The authors' code uses unnormalized target log-probs (0, -10) in place of e.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss

@@ -86,7 +86,7 @@ def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
     evidence="framework",
 )
 def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
-    """Reward-aware preference optimisation, squared: regresses the policy's margin to the gap of two scores.
+    """Reward-aware preference optimization, squared: regresses the policy's margin to the gap of two scores.
 
         (beta * margin - eta * score gap)^2
 

@@ -33,18 +33,18 @@ class _RunningMoments:
         self._std = _MOMENTUM * self._std + (1 - _MOMENTUM) * values.std()
         self.batches += 1
 
-    def centred(self, values: torch.Tensor) -> torch.Tensor:
+    def centered(self, values: torch.Tensor) -> torch.Tensor:
         """Distance from the running mean; zeros as long as nothing is known."""
         if self.batches == 0:
             return torch.zeros_like(values)
         return values - self._mean / (1 - _MOMENTUM**self.batches)
 
-    def standardised(self, values: torch.Tensor) -> torch.Tensor:
+    def standardized(self, values: torch.Tensor) -> torch.Tensor:
         """Distance from the running mean in running standard deviations; zeros as long as nothing is known."""
         if self.batches == 0:
             return torch.zeros_like(values)
         std = torch.zeros_like(values) + self._std / (1 - _MOMENTUM**self.batches)
-        return self.centred(values) / std.clamp(min=_MIN_STD)
+        return self.centered(values) / std.clamp(min=_MIN_STD)
 
     def state_dict(self) -> dict[str, float | int]:
         return {"mean": float(self._mean), "std": float(self._std), "batches": self.batches}
@@ -117,7 +117,7 @@ class AlphaDpo:
         gaps = (_avg_logratio(p.chosen) - _avg_logratio(p.rejected)).detach()
         if p.training:
             self._moments.update(p.gather(gaps))
-        target = alpha_dpo_gamma_ratio + alpha_dpo_alpha * self._moments.standardised(gaps)
+        target = alpha_dpo_gamma_ratio + alpha_dpo_alpha * self._moments.standardized(gaps)
         return -F.logsigmoid(alpha_dpo_beta * (p.chosen.avg_logps - p.rejected.avg_logps - target))
 
     def state_dict(self) -> dict[str, float | int]:
@@ -194,7 +194,7 @@ class BetaDpo:
             self._moments.update(everyone)
         kept = self._draw(everyone, beta_dpo_rho if p.training else 0.0)
         weights = kept / kept.mean()
-        shift = (weights * self._moments.centred(everyone)).mean()
+        shift = (weights * self._moments.centered(everyone)).mean()
         beta_used = (beta * (1 + beta_dpo_alpha * shift)).clamp(min=_MIN_BETA)
         own = slice(p.rank * margins.numel(), (p.rank + 1) * margins.numel())
         return -weights[own] * F.logsigmoid(beta_used * margins)
@@ -206,7 +206,7 @@ class BetaDpo:
         uniform = torch.rand(everyone.numel(), generator=generator, dtype=torch.float64)
         # The largest of log-weight + Gumbel noise are a draw without replacement, also where every weight underflows.
         gumbel = -torch.log(-torch.log(uniform))
-        keys = gumbel.to(everyone) - 0.5 * self._moments.standardised(everyone) ** 2
+        keys = gumbel.to(everyone) - 0.5 * self._moments.standardized(everyone) ** 2
         return torch.zeros_like(everyone).scatter(0, keys.topk(count).indices, 1.0)
 
     def state_dict(self) -> dict[str, float | int]:

@@ -90,7 +90,7 @@ def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
     evidence="framework",
 )
 def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
-    """Reward-aware preference optimisation, backward KL: the policy's preference covers that of the scores.
+    """Reward-aware preference optimization, backward KL: the policy's preference covers that of the scores.
 
         KL(q || sigmoid(beta * margin)),  q = sigmoid(eta * score gap)
 
@@ -124,7 +124,7 @@ def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     evidence="framework",
 )
 def rpo_fwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
-    """Reward-aware preference optimisation, forward KL: the policy's preference seeks the mode of that of the scores.
+    """Reward-aware preference optimization, forward KL: the policy's preference seeks the mode of that of the scores.
 
         KL(sigmoid(beta * margin) || q),  q = sigmoid(eta * score gap)
 

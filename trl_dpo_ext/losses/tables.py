@@ -55,7 +55,7 @@ def as_json() -> str:
 
 def as_text() -> str:
     """Every variant as a table with aligned columns."""
-    rows = [("name", "paper", "needs", "hyper-parameters (defaults)")]
+    rows = [("name", "paper", "needs", "hyperparameters (defaults)")]
     rows += [(v.name, _paper_id(v), _needs(v), _hypers(v)) for v in list_losses()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
@@ -65,7 +65,7 @@ def as_text() -> str:
 
 def as_markdown() -> str:
     """Every variant as a Markdown table."""
-    lines = ["| `loss_type` | what it does | paper | needs | hyper-parameters (defaults) |", "|---|---|---|---|---|"]
+    lines = ["| `loss_type` | what it does | paper | needs | hyperparameters (defaults) |", "|---|---|---|---|---|"]
     for v in list_losses():
         mark = {"secondary": " ²", "memory": " ²"}.get(v.evidence, " ¹" if v.evidence == "read" else "")
         lines.append(f"| `{v.name}`{mark} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |")
@@ -88,7 +88,7 @@ def describe(name: str) -> str:
     }
     hypers = [f"  {p.name}: {p.summary}{' [shared with other losses]' if p.shared else ''}" for p in v.hyperparameters]
     lines = [f"{v.name}: {v.doc}", ""] + [f"{key}: {value}" for key, value in facts.items() if value]
-    return "\n".join([*lines, "hyper-parameters:" if hypers else "hyper-parameters: none", *hypers])
+    return "\n".join([*lines, "hyperparameters:" if hypers else "hyperparameters: none", *hypers])
 
 
 def _needs(variant: LossVariant) -> str:

@@ -1,4 +1,4 @@
-"""Flags of the reference model: its checkpoint, its precision, its quantisation, how its error is measured."""
+"""Flags of the reference model: its checkpoint, its precision, its quantization, how its error is measured."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def _flag(default: Any, text: str) -> Any:
 
 
 @dataclass(kw_only=True)
-class ReferenceModelFlags:
+class ReferenceModelOptions:
     """Fields of `DPOExtConfig` about the reference model."""
 
     ref_quantization: str | None = _flag(
         None,
-        f"Keep the reference quantised by bitsandbytes: {', '.join(QUANTIZATIONS)}. Its output layer never is. How far "
+        f"Keep the reference quantized by bitsandbytes: {', '.join(QUANTIZATIONS)}. Its output layer never is. How far "
         "it is from the policy's start is measured and logged as reference/drift_*.",
     )
-    ref_double_quant: bool = _flag(False, "Quantise the scales of a 4-bit reference too: 0.4 bits per weight less.")
+    ref_double_quant: bool = _flag(False, "Quantize the scales of a 4-bit reference too: 0.4 bits per weight less.")
     ref_compute_dtype: str | None = _flag(
         None,
         "Precision in which a 4-bit reference multiplies. Default: that of mixed precision, else that of its "
-        "unquantised layers.",
+        "unquantized layers.",
     )
     ref_skip_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers of a quantised reference that stay unquantised, by name or its end; the output "
+            "help": "Layers of a quantized reference that stay unquantized, by name or its end; the output "
             "layer always does."
         },
     )
     ref_dtype: str | None = _flag(
-        None, f"Precision of the reference's unquantised weights: {', '.join(DTYPES)}. Default: the policy's."
+        None, f"Precision of the reference's unquantized weights: {', '.join(DTYPES)}. Default: the policy's."
     )
     ref_model_name_or_path: str | None = _flag(
         None,
@@ -54,11 +54,11 @@ class ReferenceModelFlags:
     ref_model_revision: str | None = _flag(
         None, "Revision of the reference's checkpoint. Default: the policy's where the checkpoint is the same."
     )
-    ref_drift_pairs: int = _flag(
-        16, "Number of pairs on which a quantised reference, or one of ref_dtype, is compared with what it stands for."
+    ref_drift_num_pairs: int = _flag(
+        16, "Number of pairs on which a quantized reference, or one of ref_dtype, is compared with what it stands for."
     )
     ref_calibrate: bool = _flag(
-        False, "Remove from the reference's log-probs the shift that is measured on ref_drift_pairs."
+        False, "Remove from the reference's log-probs the shift that is measured on ref_drift_num_pairs."
     )
 
     @property
@@ -86,8 +86,8 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
         problems.append(f"ref_quantization={args.ref_quantization!r} needs bitsandbytes: pip install bitsandbytes.")
     if args.ref_quantization and args.sync_ref_model:
         problems.append(
-            "sync_ref_model=True copies the policy's weights into the reference, and quantised weights cannot take "
-            "them. Leave out ref_quantization; ref_dtype='bfloat16' saves memory and can be synchronised."
+            "sync_ref_model=True copies the policy's weights into the reference, and quantized weights cannot take "
+            "them. Leave out ref_quantization; ref_dtype='bfloat16' saves memory and can be synchronized."
         )
     if args.ref_quantization and not args.ref_calibrate:
         problems += absolute_reward_problems(mixture, f"ref_quantization={args.ref_quantization!r}")
@@ -96,8 +96,8 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
 
 _UNSET = {
     name: flag.default
-    for name, flag in ReferenceModelFlags.__dataclass_fields__.items()
-    if name not in ("ref_drift_pairs",)  # its default is a number that is simply not used
+    for name, flag in ReferenceModelOptions.__dataclass_fields__.items()
+    if name not in ("ref_drift_num_pairs",)  # its default is a number that is simply not used
 }
 
 
@@ -120,25 +120,27 @@ def _precision_problems(args: Any) -> list[str]:
                 f"{flag}={value} is for a 4-bit reference; set ref_quantization to nf4 or fp4, or remove it."
             )
     if args.ref_skip_modules and kind is None:
-        problems.append(f"ref_skip_modules={args.ref_skip_modules} is for a quantised reference; set ref_quantization.")
+        problems.append(f"ref_skip_modules={args.ref_skip_modules} is for a quantized reference; set ref_quantization.")
     return problems
 
 
 def _drift_problems(args: Any) -> list[str]:
     problems = []
-    if args.ref_drift_pairs < 0:
-        problems.append(f"ref_drift_pairs must be 0 (do not measure) or more; got {args.ref_drift_pairs}.")
+    if args.ref_drift_num_pairs < 0:
+        problems.append(f"ref_drift_num_pairs must be 0 (do not measure) or more; got {args.ref_drift_num_pairs}.")
     if args.ref_calibrate and not (args.ref_quantization or args.ref_dtype):
         problems.append(
             "ref_calibrate=True has no error to remove: set ref_quantization or ref_dtype, or leave it out."
         )
-    elif args.ref_calibrate and args.ref_drift_pairs < FEWEST_PAIRS:
-        problems.append(f"ref_calibrate=True needs ref_drift_pairs >= {FEWEST_PAIRS}; got {args.ref_drift_pairs}.")
+    elif args.ref_calibrate and args.ref_drift_num_pairs < FEWEST_PAIRS:
+        problems.append(
+            f"ref_calibrate=True needs ref_drift_num_pairs >= {FEWEST_PAIRS}; got {args.ref_drift_num_pairs}."
+        )
     return problems
 
 
 def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str = "Set ref_calibrate=True") -> list[str]:
-    """Losses that a shift common to both sides moves, as quantisation does.
+    """Losses that a shift common to both sides moves, as quantization does.
 
     Args:
         mixture: the run's losses.
@@ -151,8 +153,8 @@ def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str =
         return []
     return [
         f"{reference} cannot be used with {', '.join(absolute)} as it is: they read each side's reward, which "
-        "quantisation shifts by several nats (in a difference of two rewards most of that cancels). "
-        f"{remedy} to remove the shift that is measured, or store an unquantised reference "
+        "quantization shifts by several nats (in a difference of two rewards most of that cancels). "
+        f"{remedy} to remove the shift that is measured, or store an unquantized reference "
         "(precompute_ref_log_probs)."
     ]
 

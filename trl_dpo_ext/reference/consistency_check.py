@@ -14,9 +14,9 @@ _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
 _LOW_PRECISION_TOLERANCE = 0.25
 
 
-def tolerance(dtype: torch.dtype, quantised: bool) -> float:
+def tolerance(dtype: torch.dtype, quantized: bool) -> float:
     """The largest root mean square difference per token that rounding explains, in nats."""
-    return _LOW_PRECISION_TOLERANCE if quantised else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
+    return _LOW_PRECISION_TOLERANCE if quantized else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
 
 
 def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor)
     return (apart.sum() / mask.sum().clamp(min=1)).sqrt()
 
 
-def unchecked_because(args: Any, config: Any, own_reference: bool) -> str | None:
+def skip_reason(args: Any, config: Any, own_reference: bool) -> str | None:
     """Why policy and stored reference need not agree at step 0; None where they must."""
     if own_reference:
         return "the reference is a model of its own"
@@ -52,10 +52,8 @@ def check(measured: float, allowed: float, source: str) -> None:
     """
     if not measured <= allowed:  # NaN is wrong too
         raise InputError(
-            [
-                f"At step 0 the policy and its stored reference differ by {measured:.3g} nats per token (root mean "
-                f"square; {allowed:.3g} is what rounding explains), and they should be one model. The log-probs in "
-                f"{source} were made by another model, template or code. Compute them again (another --ref_store), or "
-                "go on with --ref_self_check false."
-            ]
+            f"At step 0 the policy and its stored reference differ by {measured:.3g} nats per token (root mean "
+            f"square; {allowed:.3g} is what rounding explains), and they should be one model. The log-probs in "
+            f"{source} were made by another model, template or code. Compute them again (another --ref_store), or "
+            "go on with --verify_reference false."
         )

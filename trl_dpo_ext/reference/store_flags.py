@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class StoreFlags:
+class StoreOptions:
     """Fields of `DPOExtConfig` about the store; with `precompute_ref_log_probs`, TRL's own flag."""
 
     ref_store: str | None = field(
@@ -24,7 +24,7 @@ class StoreFlags:
         default=None,
         metadata={"help": "Token positions in one batch of the reference pass. Default: from the free memory."},
     )
-    ref_self_check: bool = field(
+    verify_reference: bool = field(
         default=True,
         metadata={
             "help": "At step 0, compare the policy's log-probs with the stored reference's where both are the same "

@@ -1,4 +1,4 @@
-"""What a run learnt, from the log in its output folder."""
+"""What a run learned, from the log in its output folder."""
 
 from __future__ import annotations
 

@@ -293,7 +293,7 @@ def test_what_is_no_number_and_no_choice_is_refused(variant):
 
 
 @each_variant
-def test_defaults_and_golden_hyper_parameters_are_in_range(variant):
+def test_defaults_and_golden_hyperparameters_are_in_range(variant):
     assert variant.check(default_hyper(variant.name)) == []
     assert variant.check({p.name: p.default for p in variant.owned} | default_hyper(variant.name)) == []
     for case in GOLDEN["cases"][variant.name]:
@@ -315,15 +315,15 @@ def test_every_problem_is_reported_at_once():
     assert "label_smoothing must be < 0.5" in str(error.value)
 
 
-def test_a_shared_hyper_parameter_has_no_second_default():
+def test_a_shared_hyperparameter_has_no_second_default():
     with pytest.raises(ValueError, match=r"^loss_type 'sigmoid' needs beta\.$"):
         get_loss("sigmoid")(make_pairs(PUBLISHED))
 
 
-def test_an_unknown_hyper_parameter_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="has no hyper-parameter") as error:
+def test_an_unknown_hyperparameter_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="has no hyperparameter") as error:
         get_loss("dpop")(make_pairs(PUBLISHED), beta=0.1, lam=5.0)
-    assert str(error.value) == "loss_type 'dpop' has no hyper-parameter 'lam'; it has beta, dpop_lambda."
+    assert str(error.value) == "loss_type 'dpop' has no hyperparameter 'lam'; it has beta, dpop_lambda."
 
 
 def test_two_words_for_one_margin_exclude_one_another():

@@ -26,7 +26,7 @@ def registry_as_it_was(monkeypatch):
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest():
+def test_a_misspelled_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="Unknown loss_type") as error:
         get_loss("sigmod")
     assert str(error.value) == (
@@ -187,7 +187,7 @@ def test_a_taken_name_is_refused_and_its_owner_named():
     assert get_loss("sigmoid").function is not sigmoid
 
 
-def test_a_hyper_parameter_that_does_not_carry_its_owners_name_is_refused():
+def test_a_hyperparameter_that_does_not_carry_its_owners_name_is_refused():
     def tall(p: Pairs, *, scale: Scale = 1.0) -> torch.Tensor:
         """Tall."""
         return p.chosen.logps * scale
@@ -196,7 +196,7 @@ def test_a_hyper_parameter_that_does_not_carry_its_owners_name_is_refused():
         declare(tall)
 
 
-def test_a_hyper_parameter_without_a_description_is_refused():
+def test_a_hyperparameter_without_a_description_is_refused():
     def tall(p: Pairs, *, tall_scale: float = 1.0) -> torch.Tensor:
         """Tall."""
         return p.chosen.logps * tall_scale
@@ -205,7 +205,7 @@ def test_a_hyper_parameter_without_a_description_is_refused():
         declare(tall)
 
 
-def test_an_owned_hyper_parameter_without_a_default_is_refused():
+def test_an_owned_hyperparameter_without_a_default_is_refused():
     def tall(p: Pairs, *, tall_scale: Scale) -> torch.Tensor:
         """Tall."""
         return p.chosen.logps * tall_scale
@@ -214,7 +214,7 @@ def test_an_owned_hyper_parameter_without_a_default_is_refused():
         declare(tall)
 
 
-def test_a_shared_hyper_parameter_with_a_second_default_is_refused():
+def test_a_shared_hyperparameter_with_a_second_default_is_refused():
     def tall(p: Pairs, *, beta: Beta = 0.5) -> torch.Tensor:
         """Tall."""
         return p.chosen.logps * beta

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests import golden
 from tests.golden import oracle_stages
 from tests.golden.oracle import ls, mpf
-from trl_dpo_ext.core.transforms import F_DIVERGENCES, reduce, score, wpo_weights
+from trl_dpo_ext.core.transforms import F_DIVERGENCES, f_divergence_score, sum_logps, wpo_weights
 
 PUBLISHED = json.loads((Path(golden.__file__).parent / "published.json").read_text())["stages"]
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -44,7 +44,7 @@ def published_tokens(model):
 
 
 def dpo(policy, reference, ld_alpha):
-    (pi_w, pi_l), (ref_w, ref_l) = reduce(*policy, ld_alpha), reduce(*reference, ld_alpha)
+    (pi_w, pi_l), (ref_w, ref_l) = sum_logps(*policy, ld_alpha), sum_logps(*reference, ld_alpha)
     return -torch.nn.functional.logsigmoid(0.1 * (pi_w - ref_w - pi_l + ref_l))
 
 
@@ -75,7 +75,7 @@ def test_the_oracles_dpo_on_tokens_is_the_published_number():
 )
 def test_each_side_is_reduced_as_the_oracle_does(pairs, ld_alpha):
     chosen, rejected = zip(*pairs, strict=True)
-    reduced = reduce(*rows(chosen, rejected), ld_alpha)
+    reduced = sum_logps(*rows(chosen, rejected), ld_alpha)
     expected = [oracle_stages.reduce(w, l, ld_alpha) for w, l in pairs]  # noqa: E741
     assert reduced.shape == (2 * len(pairs),)
     for value, numbers in zip(reduced.tolist(), [*(e[0] for e in expected), *(e[1] for e in expected)], strict=True):
@@ -84,9 +84,9 @@ def test_each_side_is_reduced_as_the_oracle_does(pairs, ld_alpha):
 
 def test_only_tokens_beyond_the_shorter_side_count_less():
     tokens, mask = rows([[-1.0, -2.0, -4.0]], [[-8.0]])
-    assert reduce(tokens, mask, 0.5).tolist() == [-1.0 + 0.5 * -6.0, -8.0]
-    assert reduce(tokens, mask, 0.0).tolist() == [-1.0, -8.0]
-    assert reduce(tokens, mask, 1.0).tolist() == reduce(tokens, mask).tolist() == [-7.0, -8.0]
+    assert sum_logps(tokens, mask, 0.5).tolist() == [-1.0 + 0.5 * -6.0, -8.0]
+    assert sum_logps(tokens, mask, 0.0).tolist() == [-1.0, -8.0]
+    assert sum_logps(tokens, mask, 1.0).tolist() == sum_logps(tokens, mask).tolist() == [-7.0, -8.0]
 
 
 @pytest.mark.parametrize("ld_alpha", [None, 0.5])
@@ -94,7 +94,7 @@ def test_an_empty_completion_sums_to_zero(ld_alpha):
     tokens, mask = rows([[-1.0, -2.0]], [[-3.0]])
     mask[1], tokens[1] = False, 0.0
     expected = -3.0 if ld_alpha is None else -1.5
-    assert reduce(tokens, mask, ld_alpha).tolist() == [expected, 0.0]
+    assert sum_logps(tokens, mask, ld_alpha).tolist() == [expected, 0.0]
 
 
 # --- score ----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ FAR = [0.0, 1e-9, -1e-9, 0.25, -3.0, 20.0, -20.0, 79.0, -79.0, 90.0, -90.0, 400.
 
 @pytest.mark.parametrize("f_divergence", SCORES, ids=str)
 def test_scores_are_the_oracles(f_divergence):
-    scores = score(torch.tensor(FAR, dtype=torch.float64), **f_divergence)
+    scores = f_divergence_score(torch.tensor(FAR, dtype=torch.float64), **f_divergence)
     assert scores.dtype == torch.float64
     for value, lr in zip(scores.tolist(), FAR, strict=True):
         close(value, oracle_stages.score(lr, **f_divergence))
@@ -118,7 +118,7 @@ def test_scores_are_the_oracles(f_divergence):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_scores_and_their_gradients_are_finite_however_far_from_the_reference(f_divergence, dtype):
     lr = torch.tensor(FAR, dtype=dtype, requires_grad=True)
-    scores = score(lr, **f_divergence)
+    scores = f_divergence_score(lr, **f_divergence)
     assert scores.dtype == dtype
     assert scores.isfinite().all()
     (gradient,) = torch.autograd.grad(scores.float().sum(), lr)
@@ -128,7 +128,7 @@ def test_scores_and_their_gradients_are_finite_however_far_from_the_reference(f_
 @pytest.mark.parametrize("f_divergence", SCORES, ids=str)
 def test_a_score_is_zero_at_the_reference_and_grows_with_slope_one_there(f_divergence):
     lr = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    value = score(lr, **f_divergence)
+    value = f_divergence_score(lr, **f_divergence)
     (slope,) = torch.autograd.grad(value.sum(), lr)
     assert value.item() == pytest.approx(0.0, abs=1e-15)
     expected = 0.5 if f_divergence["f_divergence_type"] == "js_divergence" else 1.0
@@ -137,7 +137,7 @@ def test_a_score_is_zero_at_the_reference_and_grows_with_slope_one_there(f_diver
 
 def test_linear_forward_kl_keeps_its_gradient_where_the_answer_is_very_unlikely():
     lr = torch.tensor([5.0, 0.0, -9.99, -10.0, -10.01, -50.0, -1000.0], dtype=torch.float64, requires_grad=True)
-    linear, exact = score(lr, "forward_kl_linear"), score(lr, "forward_kl")
+    linear, exact = f_divergence_score(lr, "forward_kl_linear"), f_divergence_score(lr, "forward_kl")
     (slopes,) = torch.autograd.grad(linear.sum(), lr)
     (exact_slopes,) = torch.autograd.grad(exact.sum(), lr)
     torch.testing.assert_close(linear[:4], exact[:4])
@@ -149,24 +149,26 @@ def test_linear_forward_kl_keeps_its_gradient_where_the_answer_is_very_unlikely(
 
 def test_forward_kl_is_the_alpha_divergence_of_alpha_zero():
     lr = torch.linspace(-5, 5, 11, dtype=torch.float64)
-    torch.testing.assert_close(score(lr, "forward_kl"), score(lr, "alpha_divergence", 0.0))
+    torch.testing.assert_close(f_divergence_score(lr, "forward_kl"), f_divergence_score(lr, "alpha_divergence", 0.0))
 
 
 @pytest.mark.parametrize("near", [1 - 1e-7, 1 + 1e-7, 1 - 1e-5, 1 + 1e-5])
 def test_an_alpha_near_one_is_reverse_kl(near):
     lr = torch.linspace(-5, 5, 11, dtype=torch.float64)
-    torch.testing.assert_close(score(lr, "alpha_divergence", near), lr, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(f_divergence_score(lr, "alpha_divergence", near), lr, rtol=1e-4, atol=1e-9)
 
 
 def test_the_papers_alpha_is_one_minus_ours():
     lr = torch.linspace(-3, 3, 7, dtype=torch.float64)
     papers = 0.3
-    torch.testing.assert_close(score(lr, "alpha_divergence", 1 - papers), (1 - torch.exp(-papers * lr)) / papers)
+    torch.testing.assert_close(
+        f_divergence_score(lr, "alpha_divergence", 1 - papers), (1 - torch.exp(-papers * lr)) / papers
+    )
 
 
 def test_an_unknown_divergence_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match="Unknown f_divergence_type 'kl'; one of reverse_kl, forward_kl"):
-        score(torch.zeros(1), "kl")
+        f_divergence_score(torch.zeros(1), "kl")
 
 
 # --- weight ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tests.support import runs, tiny
 from trl_dpo_ext.distributed import launch
-from trl_dpo_ext.distributed.eval_padding import RealPairs
+from trl_dpo_ext.distributed.eval_padding import EvalPadding
 from trl_dpo_ext.errors import InputError
 
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -103,22 +103,22 @@ def accelerator(rows: int, batch: int, processes: int, process: int, last: bool 
     [(31, [8, 7]), (24, [8, 0]), (18, [2, 0]), (32, [8, 8]), (17, [1, 0]), (3, [3, 0])],
 )
 def test_repeated_rows_stand_at_the_end_of_the_last_batch(rows: int, own: list[int]) -> None:
-    last = [RealPairs.of(accelerator(rows, 8, 2, process), 8) for process in range(2)]
+    last = [EvalPadding.of(accelerator(rows, 8, 2, process), 8) for process in range(2)]
     assert [real.own for real in last] == own
     assert {real.everyone for real in last} == {sum(own)}
-    before = RealPairs.of(accelerator(rows, 8, 2, 1, last=False), 8)
+    before = EvalPadding.of(accelerator(rows, 8, 2, 1, last=False), 8)
     assert (before.own, before.everyone, before.padded) == (8, 16, False)
 
 
 def test_a_smaller_last_batch_of_one_process_is_not_padded() -> None:
-    assert not RealPairs.of(accelerator(31, 8, 1, 0), 7).padded
+    assert not EvalPadding.of(accelerator(31, 8, 1, 0), 7).padded
 
 
 @pytest.mark.parametrize("given", [None, [0.5, 2.0, 1.0, 3.0]])
 def test_weights_turn_a_mean_over_the_fed_pairs_into_one_over_the_real_ones(given) -> None:
     values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 9.0, 9.0]])
     weights = torch.ones(4) if given is None else torch.tensor(given)
-    reals = [RealPairs.of(accelerator(6, 4, 2, process), 4) for process in range(2)]
+    reals = [EvalPadding.of(accelerator(6, 4, 2, process), 4) for process in range(2)]
     means = []
     for row, real in zip(values, reals, strict=True):
         used = real.weights(None if given is None else weights, torch.device("cpu"))

@@ -16,42 +16,42 @@ from tests.support.published_models import MODELS
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate import formulas
-from trl_dpo_ext.estimate.formulas import GIB, Quantised, Reference, Training, estimate
-from trl_dpo_ext.estimate.model_size import shape_of
-from trl_dpo_ext.estimate.pitfalls import CHECKS, Situation, find_traps, warnings_of
+from trl_dpo_ext.estimate.formulas import GIB, Quantized, Reference, Training, estimate
+from trl_dpo_ext.estimate.model_size import model_size_of
+from trl_dpo_ext.estimate.pitfalls import CHECKS, RunContext, find_pitfalls, warnings_of
 from trl_dpo_ext.estimate.search import plan
-from trl_dpo_ext.estimate.strategy import Engine, read_engine
+from trl_dpo_ext.estimate.strategy import ParallelStrategy, read_strategy
 from trl_dpo_ext.recipe_registry import accelerate_configs
 
-SINGLE = Engine("single", 1)
+SINGLE = ParallelStrategy("single", 1)
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_published_weights(name: str) -> None:
     config, published = MODELS[name]
-    assert shape_of(config()).parameters == published
+    assert model_size_of(config()).parameters == published
 
 
 @pytest.mark.parametrize("name", ["llama-3-8b", "qwen2.5-7b", "gpt2-large"])
 def test_an_adapter_is_counted_by_peft_itself(name: str) -> None:
     # r x (in + out) of every linear layer but the output layer; all-linear leaves that one out.
-    assert shape_of(MODELS["llama-3-8b"][0](), LORA).trainable == 41943040
-    base = shape_of(MODELS[name][0]())
-    adapted = shape_of(MODELS[name][0](), LORA)
+    assert model_size_of(MODELS["llama-3-8b"][0](), LORA).trainable == 41943040
+    base = model_size_of(MODELS[name][0]())
+    adapted = model_size_of(MODELS[name][0](), LORA)
     assert (adapted.parameters, adapted.linear) == (base.parameters, base.linear)
     assert 0 < adapted.trainable < base.parameters / 50
 
 
 def test_the_counts_are_those_of_a_real_model() -> None:
     model = tiny.model()
-    shape = shape_of(model.config)
+    shape = model_size_of(model.config)
     linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
     assert shape.parameters == model.num_parameters()
     assert shape.linear == sum(m.weight.numel() for m in linear)
     assert shape.embedding == model.get_input_embeddings().weight.numel()
     adapted: Any = get_peft_model(model, LORA)
-    assert shape_of(tiny.model().config, LORA).trainable == adapted.get_nb_trainable_parameters()[0]
+    assert model_size_of(tiny.model().config, LORA).trainable == adapted.get_nb_trainable_parameters()[0]
 
 
 def held(tensors: Any) -> int:
@@ -61,7 +61,7 @@ def held(tensors: Any) -> int:
 @pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop", "sgd", "adamw_8bit"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_bytes_of_weights_gradients_and_optimiser_are_those_of_a_real_step(tmp_path, optim, dtype, adapter) -> None:
+def test_bytes_of_weights_gradients_and_optimizer_are_those_of_a_real_step(tmp_path, optim, dtype, adapter) -> None:
     model, ref_model = (tiny.model().to(getattr(torch, dtype)) for _ in range(2))
     others = {"peft_config": LORA} if adapter else {"ref_model": ref_model}
     run = runs.trainer(tmp_path, model=model, optim=optim, max_steps=1, **others)
@@ -70,22 +70,22 @@ def test_bytes_of_weights_gradients_and_optimiser_are_those_of_a_real_step(tmp_p
     trained = [p for p in run.model.parameters() if p.requires_grad]
     run.optimizer.register_step_pre_hook(lambda *_: gradients.append(held(p.grad for p in trained)))
     run.train()
-    shape = shape_of(tiny.model().config, LORA if adapter else None)
-    training = Training(dtype=dtype, adapter=adapter, optimiser=optim, pairs=4, tokens=16)
-    engine = Engine("single", 1, half=False)
+    shape = model_size_of(tiny.model().config, LORA if adapter else None)
+    training = Training(dtype=dtype, adapter=adapter, optimizer=optim, pairs=4, tokens=16)
+    engine = ParallelStrategy("single", 1, half=False)
     assert formulas.weights(shape, training, engine) == held(run.model.parameters())
     assert formulas.gradients(shape, training, engine) == gradients[0]
-    optimiser = run.optimizer.optimizer if hasattr(run.optimizer, "optimizer") else run.optimizer
+    optimizer = run.optimizer.optimizer if hasattr(run.optimizer, "optimizer") else run.optimizer
     states = held(
         tensor
-        for state in optimiser.state.values()
+        for state in optimizer.state.values()
         for tensor in state.values()
         if isinstance(tensor, torch.Tensor) and tensor.dim()
     )
     if optim == "adamw_8bit":  # tensors below 4096 values, which are all of these, keep 32-bit states
-        assert states == formulas.optimiser(shape, Training(adapter=adapter, optimiser="adamw_bnb_32bit"), engine)
+        assert states == formulas.optimizer(shape, Training(adapter=adapter, optimizer="adamw_bnb_32bit"), engine)
     else:
-        assert states == formulas.optimiser(shape, training, engine)
+        assert states == formulas.optimizer(shape, training, engine)
 
 
 def test_8_bit_states_take_what_bitsandbytes_allocates() -> None:
@@ -94,9 +94,9 @@ def test_8_bit_states_take_what_bitsandbytes_allocates() -> None:
     GlobalOptimManager.get_instance().initialize()  # it remembers what transformers has asked for in other tests
     weight = torch.nn.Parameter(torch.randn(256, 128))
     weight.grad = torch.randn_like(weight)
-    optimiser = AdamW8bit([weight])
-    optimiser.step()
-    state = optimiser.state[weight]
+    optimizer = AdamW8bit([weight])
+    optimizer.step()
+    state = optimizer.state[weight]
     taken = held(state[name] for name in ("state1", "state2", "absmax1", "absmax2"))
     assert formulas.state_bytes("adamw_bnb_8bit", 4) * weight.numel() == taken
 
@@ -108,26 +108,26 @@ def test_4_bit_weights_take_what_bitsandbytes_allocates(double: bool) -> None:
     weight = torch.randn(1024, 1024)
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
     taken = held([packed, state.absmax, *([state.state2.absmax] if double else [])])
-    assert Quantised(4, double).bytes * weight.numel() == pytest.approx(taken, rel=1e-3)
+    assert Quantized(4, double).bytes * weight.numel() == pytest.approx(taken, rel=1e-3)
 
 
 # PEFT's documentation, "DeepSpeed" and "Fully Sharded Data Parallel": GB per GPU as the authors report them for supervised
 # fine-tuning of Llama-2-70B with rank 8, sequences of 2048, gradient checkpointing; they built whole logits.
 PUBLISHED = {
-    "LoRA, ZeRO-3, 8 GPUs": (Engine("zero3", 8), None, 8, 64),
-    "LoRA, FSDP, 8 GPUs": (Engine("fsdp1", 8), None, 8, 76),
-    "QLoRA, FSDP, 2 GPUs": (Engine("fsdp1", 2), Quantised(4, True, True), 2, 35.6),
-    "QLoRA, ZeRO-3, 2 GPUs": (Engine("zero3", 2), Quantised(4, True, True), 2, 36.6),
+    "LoRA, ZeRO-3, 8 GPUs": (ParallelStrategy("zero3", 8), None, 8, 64),
+    "LoRA, FSDP, 8 GPUs": (ParallelStrategy("fsdp1", 8), None, 8, 76),
+    "QLoRA, FSDP, 2 GPUs": (ParallelStrategy("fsdp1", 2), Quantized(4, True, True), 2, 35.6),
+    "QLoRA, ZeRO-3, 2 GPUs": (ParallelStrategy("zero3", 2), Quantized(4, True, True), 2, 36.6),
 }
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_published_measurements_come_out_within_fifteen_percent(case: str) -> None:
-    engine, quantised, rows, measured = PUBLISHED[case]
+    engine, quantized, rows, measured = PUBLISHED[case]
     adapter = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    shape = shape_of(MODELS["llama-2-70b"][0](), adapter)
+    shape = model_size_of(MODELS["llama-2-70b"][0](), adapter)
     training = Training(
-        dtype="bfloat16", adapter=True, adapter_dropout=True, quantised=quantised, pairs=rows // 2, tokens=2048
+        dtype="bfloat16", adapter=True, adapter_dropout=True, quantized=quantized, pairs=rows // 2, tokens=2048
     )
     ours = estimate(shape, training, engine)
     logits = 10.0 * training.batch_tokens * shape.vocabulary
@@ -135,42 +135,47 @@ def test_published_measurements_come_out_within_fifteen_percent(case: str) -> No
     assert with_whole_logits / GIB == pytest.approx(measured, rel=0.15)
 
 
-def total(name: str, engine: Engine, peft: Any = None, **settings: Any) -> float:
-    return estimate(shape_of(MODELS[name][0](), peft), Training(**settings), engine).total / GIB
+def total(name: str, engine: ParallelStrategy, peft: Any = None, **settings: Any) -> float:
+    return estimate(model_size_of(MODELS[name][0](), peft), Training(**settings), engine).total / GIB
 
 
 def test_each_way_of_saving_memory_saves_it() -> None:
     one = {"pairs": 1, "tokens": 1024, "accumulates": True}
-    loaded, nf4 = Reference("loaded"), Reference("loaded", "bfloat16", Quantised(4, True))
+    loaded, nf4 = Reference("loaded"), Reference("loaded", "bfloat16", Quantized(4, True))
     full, stored = total("qwen2.5-7b", SINGLE, reference=loaded, **one), total("qwen2.5-7b", SINGLE, **one)
     assert full - stored == pytest.approx(1.1 * 4 * 7615616512 / GIB)
     assert stored < total("qwen2.5-7b", SINGLE, reference=nf4, **one) < full
-    assert total("qwen2.5-7b", SINGLE, optimiser="adamw_bnb_8bit", **one) < stored
+    assert total("qwen2.5-7b", SINGLE, optimizer="adamw_bnb_8bit", **one) < stored
     lora = total("qwen2.5-7b", SINGLE, LORA, adapter=True, dtype="bfloat16", **one)
-    qlora = total("qwen2.5-7b", SINGLE, LORA, adapter=True, dtype="bfloat16", quantised=Quantised(4, True), **one)
+    qlora = total("qwen2.5-7b", SINGLE, LORA, adapter=True, dtype="bfloat16", quantized=Quantized(4, True), **one)
     assert qlora < lora < stored
-    by_stage = [total("qwen2.5-7b", Engine(kind, 8), dtype="bfloat16", **one) for kind in ("zero1", "zero2", "zero3")]
+    by_stage = [
+        total("qwen2.5-7b", ParallelStrategy(kind, 8), dtype="bfloat16", **one) for kind in ("zero1", "zero2", "zero3")
+    ]
     assert by_stage == sorted(by_stage, reverse=True)
-    away = Engine("zero3", 8, offload=True, offload_optimiser=True)
-    offloaded = estimate(shape_of(MODELS["qwen2.5-7b"][0]()), Training(dtype="bfloat16", pairs=1), away)
-    assert (offloaded.weights, offloaded.gradients, offloaded.optimiser) == (0, 0, 0)
+    away = ParallelStrategy("zero3", 8, offload=True, offload_optimizer=True)
+    offloaded = estimate(model_size_of(MODELS["qwen2.5-7b"][0]()), Training(dtype="bfloat16", pairs=1), away)
+    assert (offloaded.weights, offloaded.gradients, offloaded.optimizer) == (0, 0, 0)
     assert offloaded.host == pytest.approx(16 * 7615616512)
 
 
 def test_a_reference_is_split_where_the_policy_is_and_4_bits_never() -> None:
-    shape = shape_of(MODELS["llama-3.1-70b"][0]())
+    shape = model_size_of(MODELS["llama-3.1-70b"][0]())
     loaded = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16"))
     by_engine = {
-        kind: formulas.reference_model(shape, loaded, Engine(kind, 8)) for kind in ("ddp", "zero2", "zero3", "fsdp2")
+        kind: formulas.reference_model(shape, loaded, ParallelStrategy(kind, 8))
+        for kind in ("ddp", "zero2", "zero3", "fsdp2")
     }  # type: ignore[arg-type]
     whole = 2 * shape.parameters
     assert by_engine == {"ddp": whole, "zero2": whole, "zero3": whole / 8, "fsdp2": whole / 8}
-    nf4 = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16", Quantised(4, True)))
-    assert formulas.reference_model(shape, nf4, Engine("fsdp2", 8)) == formulas.reference_model(shape, nf4, SINGLE)
+    nf4 = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16", Quantized(4, True)))
+    assert formulas.reference_model(shape, nf4, ParallelStrategy("fsdp2", 8)) == formulas.reference_model(
+        shape, nf4, SINGLE
+    )
 
 
 def test_every_shipped_accelerate_config_is_read() -> None:
-    kinds = {name: read_engine(file) for name, file in accelerate_configs().items()}
+    kinds = {name: read_strategy(file) for name, file in accelerate_configs().items()}
     assert kinds["cpu"].on_cpu
     for name, engine in kinds.items():
         if name[:4] in ("fsdp", "zero"):
@@ -191,7 +196,7 @@ def test_every_shipped_accelerate_config_is_read() -> None:
 )
 def test_the_engine_is_read_from_an_accelerate_config(tmp_path, keys: dict[str, Any], kind: str) -> None:
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(keys))
-    assert read_engine(tmp_path / "a.yaml").kind == kind
+    assert read_strategy(tmp_path / "a.yaml").kind == kind
 
 
 FSDP = {"distributed_type": "FSDP", "num_processes": 16, "num_machines": 2}
@@ -210,10 +215,13 @@ FSDP = {"distributed_type": "FSDP", "num_processes": 16, "num_machines": 2}
 )
 def test_how_fsdp_shards_is_read(tmp_path, fsdp: dict[str, Any], shards: int, keeps: bool) -> None:
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({**FSDP, "fsdp_config": fsdp}))
-    engine = read_engine(tmp_path / "a.yaml")
+    engine = read_strategy(tmp_path / "a.yaml")
     assert (engine.splits, engine.keeps_gathered) == (shards, keeps)
-    shape = shape_of(MODELS["llama-3-8b"][0]())
-    kept = estimate(shape, Training(), engine).sharding - estimate(shape, Training(), Engine("fsdp2", 16)).sharding
+    shape = model_size_of(MODELS["llama-3-8b"][0]())
+    kept = (
+        estimate(shape, Training(), engine).sharding
+        - estimate(shape, Training(), ParallelStrategy("fsdp2", 16)).sharding
+    )
     assert kept == pytest.approx(2 * shape.linear * (30 / 32) if keeps else 0)
 
 
@@ -223,8 +231,8 @@ def test_deepspeeds_own_file_is_read(tmp_path) -> None:
     keys = {"distributed_type": "DEEPSPEED", "num_processes": 8}
     keys["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "zero.json")}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(keys))
-    engine = read_engine(tmp_path / "a.yaml")
-    assert (engine.kind, engine.offload, engine.offload_optimiser) == ("zero3", True, False)
+    engine = read_strategy(tmp_path / "a.yaml")
+    assert (engine.kind, engine.offload, engine.offload_optimizer) == ("zero3", True, False)
 
 
 @pytest.mark.parametrize(
@@ -242,55 +250,55 @@ def test_deepspeeds_own_file_is_read(tmp_path) -> None:
 def test_a_configuration_that_is_none_is_named(tmp_path, text: str, expected: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(InputError, match=expected) as caught:
-        read_engine(tmp_path / "a.yaml")
+        read_strategy(tmp_path / "a.yaml")
     assert "a.yaml" in str(caught.value)
 
 
 FULL_BF16 = Training(dtype="bfloat16")
 LORA_BF16 = Training(dtype="bfloat16", adapter=True)
-QLORA = Training(dtype="bfloat16", adapter=True, quantised=Quantised(4, True))
+QLORA = Training(dtype="bfloat16", adapter=True, quantized=Quantized(4, True))
 
 
-def situation(**changes: Any) -> Situation:
+def situation(**changes: Any) -> RunContext:
     given = {"training": Training(), "engine": SINGLE, "learning_rate": 5e-7, "batch": 128}
-    return Situation(**{**given, "losses": (("sigmoid", {"beta": 0.1}),), **changes})
+    return RunContext(**{**given, "losses": (("sigmoid", {"beta": 0.1}),), **changes})
 
 
 WALKS_IN = {
     "bf16_weights": {"training": FULL_BF16},
     "float32_base": {"training": Training(adapter=True)},
     "small_beta": {"losses": (("sigmoid_norm", {"beta": 0.1}),)},
-    "whole_4bit_weights": {"training": QLORA, "engine": Engine("fsdp2", 8)},
-    "unsaved_states": {"training": Training(optimiser="adamw_bnb_8bit"), "engine": Engine("fsdp1", 8)},
+    "whole_4bit_weights": {"training": QLORA, "engine": ParallelStrategy("fsdp2", 8)},
+    "unsaved_states": {"training": Training(optimizer="adamw_bnb_8bit"), "engine": ParallelStrategy("fsdp1", 8)},
     "other_batch": {"published_batch": 64},
 }
 STAYS_OUT = {
-    "bf16_weights": [{}, {"training": FULL_BF16, "engine": Engine("zero3", 8)}, {"training": LORA_BF16}],
+    "bf16_weights": [{}, {"training": FULL_BF16, "engine": ParallelStrategy("zero3", 8)}, {"training": LORA_BF16}],
     "float32_base": [
         {"training": LORA_BF16},
-        {"training": Training(adapter=True), "engine": Engine("single", 1, on_cpu=True)},
+        {"training": Training(adapter=True), "engine": ParallelStrategy("single", 1, on_cpu=True)},
     ],
     "small_beta": [{"losses": (("sigmoid_norm", {"beta": 5.0}),)}],
     "whole_4bit_weights": [{"training": QLORA}],
-    "unsaved_states": [{"training": Training(optimiser="adamw_bnb_8bit")}, {"engine": Engine("fsdp1", 8)}],
+    "unsaved_states": [{"training": Training(optimizer="adamw_bnb_8bit")}, {"engine": ParallelStrategy("fsdp1", 8)}],
     "other_batch": [{"published_batch": 128}, {"published_batch": None}],
 }
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_trap_is_seen_and_nothing_else_is(name: str) -> None:
-    found = find_traps(situation(**WALKS_IN[name]))
+    found = find_pitfalls(situation(**WALKS_IN[name]))
     assert list(found) == [name]
     (line,) = warnings_of(found)
-    assert line.endswith(f"(ignore_traps: {name})")
-    assert find_traps(situation(**WALKS_IN[name]), ignore=[name]) == {}
+    assert line.endswith(f"(ignore_pitfalls: {name})")
+    assert find_pitfalls(situation(**WALKS_IN[name]), ignore=[name]) == {}
     for harmless in STAYS_OUT[name]:
-        assert find_traps(situation(**harmless)) == {}
+        assert find_pitfalls(situation(**harmless)) == {}
 
 
 def test_another_number_of_gpus_is_answered_with_the_accumulation_that_restores_the_batch() -> None:
-    four = situation(engine=Engine("zero3", 4), per_device=8, accumulation=2, batch=64, published_batch=128)
-    assert "Set gradient_accumulation_steps: 4" in find_traps(four)["other_batch"][0]
+    four = situation(engine=ParallelStrategy("zero3", 4), per_device=8, accumulation=2, batch=64, published_batch=128)
+    assert "Set gradient_accumulation_steps: 4" in find_pitfalls(four)["other_batch"][0]
 
 
 @pytest.fixture
@@ -310,11 +318,11 @@ def test_the_command_says_what_fits_from_a_config_file_alone(model_config, capsy
     assert "single_gpu x 1 (chosen)" in printed
     assert "Expected loss at the first step: 0.6931" in printed
     assert "Warning: Weights in bfloat16 hardly move at learning_rate 1e-06" in printed
-    assert "(ignore_traps: bf16_weights)" in printed
+    assert "(ignore_pitfalls: bf16_weights)" in printed
 
 
 def test_the_smallest_that_fits_is_the_simplest(model_config) -> None:
-    full = [*RUN, "--dtype", "bfloat16", "--per_device_train_batch_size", "1", "--ignore_traps", "bf16_weights"]
+    full = [*RUN, "--dtype", "bfloat16", "--per_device_train_batch_size", "1", "--ignore_pitfalls", "bf16_weights"]
     assert plan(full, 80, model_config=model_config).smallest.name == "zero1"
     assert plan(full, 40, model_config=model_config).smallest.name == "fsdp2"
     adapter = [*full, "--use_peft", "--lora_target_modules", "all-linear"]
@@ -333,7 +341,7 @@ def test_what_fits_and_then_hardly_trains_is_not_the_smallest(model_config, caps
     assert rows["zero3"].endswith("  yes")
     assert "Smallest that fits 80 GB: zero1 on 8 GPUs." in printed
     assert "Warning" not in printed  # of the run's own configuration there is nothing to say
-    one = [*bf16, "--gpus", "1", "--accelerate_config", "single_gpu", "--ignore_traps", "bf16_weights"]
+    one = [*bf16, "--gpus", "1", "--accelerate_config", "single_gpu", "--ignore_pitfalls", "bf16_weights"]
     assert cli.main(["estimate", *one]) == 0
     assert "Smallest that fits 80 GB: single_gpu on 1 GPU." in capsys.readouterr().out
 
@@ -381,9 +389,9 @@ def test_flags_say_what_is_estimated(model_config) -> None:
     assert settings("--precompute_ref_log_probs", "true").reference == Reference("stored")
     assert settings("--loss_type", "simpo").reference == Reference("none")
     qlora = settings("--use_peft", "--load_in_4bit", "--bnb_4bit_quant_storage", "bfloat16", "--lora_dropout", "0")
-    assert qlora.quantised == Quantised(4, False, True)
+    assert qlora.quantized == Quantized(4, False, True)
     assert (qlora.reference.kind, qlora.adapter_dropout) == ("adapter off", False)
-    assert settings("--optim", "adamw_bnb_8bit").optimiser == "adamw_bnb_8bit"
+    assert settings("--optim", "adamw_bnb_8bit").optimizer == "adamw_bnb_8bit"
 
 
 def test_without_the_models_config_the_error_says_how_to_give_it(capsys) -> None:
@@ -411,8 +419,8 @@ def test_a_model_config_that_is_none_is_named(tmp_path, text: str | None, expect
 
 
 def test_an_unknown_trap_is_an_error() -> None:
-    with pytest.raises(InputError, match="ignore_traps: unknown bf16_weight; one of bf16_weights"):
-        plan([*RUN, "--ignore_traps", "bf16_weight"])
+    with pytest.raises(InputError, match="ignore_pitfalls: unknown bf16_weight; one of bf16_weights"):
+        plan([*RUN, "--ignore_pitfalls", "bf16_weight"])
 
 
 def test_training_says_what_will_run_and_warns_like_the_estimate(tmp_path, capsys) -> None:
@@ -432,7 +440,7 @@ def test_training_says_what_will_run_and_warns_like_the_estimate(tmp_path, capsy
         "save_strategy": "no",
     }
     recipe.write_text("# A recipe\n#\n# Batch        128 pairs per step\n" + yaml.safe_dump(keys))
-    with pytest.warns(UserWarning, match="ignore_traps") as caught:
+    with pytest.warns(UserWarning, match="ignore_pitfalls") as caught:
         assert cli.main(["train", "--config", str(recipe)]) == 0
     said = [str(warning.message) for warning in caught]
     assert any("beta=0.1 with sigmoid_norm" in message for message in said)

@@ -14,11 +14,11 @@ from tests.support import architectures, runs, tiny
 from trl_dpo_ext import DPOExtTrainer
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.forward import masks
-from trl_dpo_ext.forward.layouts import Way, extents, lay_out, rows_of, shapes
-from trl_dpo_ext.forward.masks import Sight
-from trl_dpo_ext.forward.packed_model import SharedPrompt, cost, ways_of
+from trl_dpo_ext.forward.layouts import LayoutKind, build_layout, measure_lengths, rows_of, shapes
+from trl_dpo_ext.forward.masks import TreeMask
+from trl_dpo_ext.forward.packed_model import PackedModel, candidate_layouts, cost
 
-WAYS = ways_of(share=True, pack=True)
+WAYS = candidate_layouts(share=True, pack=True)
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
 
@@ -58,15 +58,15 @@ def random_batch(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("with_last", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_token_sees_its_own_sequence_and_nothing_else(way: Way, with_last: bool) -> None:
+def test_every_token_sees_its_own_sequence_and_nothing_else(way: LayoutKind, with_last: bool) -> None:
     for seed in range(40):
         given = random_batch(seed)
         ids, labels = given["input_ids"], given["labels"]
-        measured = extents(ids, given["attention_mask"], with_last)
+        measured = measure_lengths(ids, given["attention_mask"], with_last)
         (width,) = torch.stack(shapes([way], measured)).tolist()
-        laid = lay_out(way, max(width, 1), measured, ids, labels)
+        laid = build_layout(way, max(width, 1), measured, ids, labels)
         assert laid.input_ids.size(0) == rows_of(way, len(ids) // 2)
-        sight = Sight(laid.branch, laid.position_ids, laid.segment).as_tensor()[:, 0]
+        sight = TreeMask(laid.branch, laid.position_ids, laid.segment).as_tensor()[:, 0]
         flat_ids, flat_positions = laid.input_ids.flatten(), laid.position_ids.flatten()
         for row, length in enumerate(given["attention_mask"].sum(1).tolist()):
             for token in range(length if with_last else length - 1):
@@ -102,7 +102,7 @@ def test_every_architecture_answers_as_in_its_plain_forward(case: str) -> None:
 
         plain, before = run(model)
         for way in WAYS:
-            output, after = run(SharedPrompt(model, model, [way]))
+            output, after = run(PackedModel(model, model, [way]))
             for name in FIELDS:
                 found, expected = getattr(output, name), getattr(plain, name)
                 assert found.shape == expected.shape
@@ -116,13 +116,13 @@ def test_every_architecture_answers_as_in_its_plain_forward(case: str) -> None:
 
 def test_each_batch_is_fed_in_the_cheapest_way() -> None:
     config = architectures.build("llama").config
-    share, plain = Way(True, False), Way(False, False)
+    share, plain = LayoutKind(True, False), LayoutKind(False, False)
     config.hidden_size, config.intermediate_size = 512, 1536
     assert cost(config, share, pairs=4, width=250) < cost(config, plain, pairs=4, width=200)
     # A prompt of 4 tokens before completions of 1000: one row is twice as long, and its mask is looked at in full.
     assert cost(config, share, pairs=4, width=2004) > cost(config, plain, pairs=4, width=1004)
     config._attn_implementation = "flash_attention_2"
-    assert cost(config, Way(False, True), pairs=4, width=1000) < cost(config, plain, pairs=4, width=150)
+    assert cost(config, LayoutKind(False, True), pairs=4, width=1000) < cost(config, plain, pairs=4, width=150)
 
 
 # ---------------------------------------------------------------------------------------------------- in the trainer
@@ -198,7 +198,7 @@ def test_half_precision_differs_by_its_rounding(tmp_path, attention: str) -> Non
 
 
 def test_trl_is_called_with_fewer_tokens(tmp_path) -> None:
-    run = runs.trainer(tmp_path, share_prompt=True, ref_model=tiny.model(1), share_prompt_check=False)
+    run = runs.trainer(tmp_path, share_prompt=True, ref_model=tiny.model(1), verify_share_prompt=False)
     seen = []
     for model in (run.model, run.ref_model):
         model.base_model.register_forward_pre_hook(
@@ -213,15 +213,15 @@ def test_trl_is_called_with_fewer_tokens(tmp_path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_that_is_not_heeded_is_found_on_the_first_batch(tmp_path, monkeypatch, dtype: torch.dtype) -> None:
-    whole = Sight.__call__
-    monkeypatch.setattr(Sight, "__call__", lambda sight, row, head, query, key: key <= query)
+    whole = TreeMask.__call__
+    monkeypatch.setattr(TreeMask, "__call__", lambda sight, row, head, query, key: key <= query)
     models = [architectures.build("llama", dtype, seed) for seed in (0, 1)]
     settings = {"model": models[0], "ref_model": models[1], "share_prompt": True}
     with pytest.raises(InputError, match=r"policy's log-probs are off by [^!]*--share_prompt") as error:
         runs.trained(tmp_path, **settings)
     assert len(error.value.problems) == 2  # policy and reference
-    runs.trained(tmp_path, **settings, share_prompt_check=False)
-    monkeypatch.setattr(Sight, "__call__", whole)
+    runs.trained(tmp_path, **settings, verify_share_prompt=False)
+    monkeypatch.setattr(TreeMask, "__call__", whole)
     runs.trained(tmp_path, **settings)
 
 
@@ -281,10 +281,10 @@ def test_virtual_tokens_and_other_inputs_are_refused(tmp_path) -> None:
     model = architectures.build("llama")
     add_fused_lm_head(model)
     with pytest.raises(InputError, match="pixel_values"):
-        SharedPrompt(model, model, WAYS)(**PAIRS, fused_lm_head=True, pixel_values=torch.zeros(1))
+        PackedModel(model, model, WAYS)(**PAIRS, fused_lm_head=True, pixel_values=torch.zeros(1))
     left = {name: tensor.flip(1) for name, tensor in PAIRS.items()}
     with pytest.raises(InputError, match="padded on the right"):
-        SharedPrompt(model, model, WAYS)(**left, fused_lm_head=True)
+        PackedModel(model, model, WAYS)(**left, fused_lm_head=True)
 
 
 def test_flags_that_exclude_each_other_are_named_before_a_model_is_loaded(tmp_path) -> None:

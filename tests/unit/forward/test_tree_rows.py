@@ -10,7 +10,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support import architectures
-from trl_dpo_ext.forward.masks import Sight, branch_problems
+from trl_dpo_ext.forward.masks import TreeMask, branch_problems
 from trl_dpo_ext.forward.run_rows import score
 from trl_dpo_ext.forward.tree_rows import branch_rows, row_width
 
@@ -65,7 +65,7 @@ def test_a_row_needs_a_prompt_and_a_completion(prompts: Any, completions: Any) -
 
 def test_what_a_token_sees() -> None:
     rows = branch_rows([[5, 6, 7]], [[[9, 2], [10, 2]]], pad_token_id=0)
-    sight = Sight(rows.branch, rows.position_ids).as_tensor()[0, 0].int().tolist()
+    sight = TreeMask(rows.branch, rows.position_ids).as_tensor()[0, 0].int().tolist()
     assert sight == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -74,7 +74,7 @@ def test_what_a_token_sees() -> None:
         [1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 1, 1],
     ]
-    windowed = Sight(rows.branch, rows.position_ids, window=2).as_tensor()[0, 0].int().tolist()
+    windowed = TreeMask(rows.branch, rows.position_ids, window=2).as_tensor()[0, 0].int().tolist()
     assert windowed[4] == [0, 1, 0, 0, 1, 0]  # position 2 sees position 1, three places to its left
 
 

@@ -26,7 +26,7 @@ def of_entropy(value):
     return replace(pairs, **dict(zip(("chosen", "rejected"), sides, strict=True)))
 
 
-def test_a_dispersion_of_one_leaves_dpo_normalised_dpo_and_simpo():
+def test_a_dispersion_of_one_leaves_dpo_normalized_dpo_and_simpo():
     pairs, one = of_entropy(math.exp(-1)), {"rainbowpo_mean": 1.0, "rainbowpo_beta": 2.0}
     same = [
         (("mallows_dpo", {"beta": 0.1, "mallows_dpo_mean": 1.0}), ("sigmoid", {"beta": 0.1})),

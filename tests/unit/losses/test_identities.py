@@ -25,7 +25,7 @@ B = 0.1
 
 
 def nll(norm):
-    """The likelihood term in each of its three normalisations, by hand."""
+    """The likelihood term in each of its three normalizations, by hand."""
     return {
         "seq_mean": lambda p: -p.chosen.logps / p.chosen.lengths,
         "seq_sum": lambda p: -p.chosen.logps,

@@ -11,7 +11,7 @@ from trl_dpo_ext import get_loss
 
 ONE_PAIR = take(PUBLISHED, [0])
 
-# Per variant: hyper-parameters, and its loss as a function of the rewards w (chosen) and r (rejected).
+# Per variant: hyperparameters, and its loss as a function of the rewards w (chosen) and r (rejected).
 IN_REWARDS = {
     "simpo": ({"simpo_beta": 2.5, "simpo_gamma": 0.75}, lambda w, r: -logsigmoid(w - r - 0.75)),
     "cpo": ({"beta": 0.2, "cpo_alpha": 0.0}, lambda w, r: -logsigmoid(w - r)),

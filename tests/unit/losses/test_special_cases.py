@@ -1,4 +1,4 @@
-"""What a loss becomes at a special value of a hyper-parameter or on special pairs, and in the limit."""
+"""What a loss becomes at a special value of a hyperparameter or on special pairs, and in the limit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SAME = {
         on(chosen_above_reference, loss("dpop", beta=B, dpop_lambda=50.0)),
         on(chosen_above_reference, DPO),
     ),
-    "R-DPO without regulariser is DPO": (loss("rdpo", beta=B, rdpo_alpha=0.0), DPO),
+    "R-DPO without regularizer is DPO": (loss("rdpo", beta=B, rdpo_alpha=0.0), DPO),
     "R-DPO at equal lengths is DPO": (on(of_equal_lengths, loss("rdpo", beta=B, rdpo_alpha=0.5)), DPO),
     "a margin of nothing is DPO": (loss("margin", beta=B, margin_scale=0.0), DPO),
     "an offset of nothing is DPO": (loss("odpo", beta=B, odpo_alpha=0.0), DPO),
@@ -89,7 +89,7 @@ SAME = {
         on(opposite_rewards, loss("bco_pair", beta=B)),
     ),
     "IPO of single tokens is IPO of sums": (on(of_one_token, loss("ipo", beta=B)), loss("ipo_sum", beta=B)),
-    "normalised DPO of single tokens is DPO": (on(of_one_token, loss("sigmoid_norm", beta=B)), DPO),
+    "normalized DPO of single tokens is DPO": (on(of_one_token, loss("sigmoid_norm", beta=B)), DPO),
     "SimPO of single tokens without margin is CPO's contrast": (
         on(of_one_token, loss("simpo", simpo_beta=2.0, simpo_gamma=0.0)),
         loss("cpo", beta=2.0, cpo_alpha=0.0),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.reference.precompute.batching import Batch, Row, plan_batches
+from trl_dpo_ext.reference.precompute.batching import Batch, Row, make_batches
 from trl_dpo_ext.reference.precompute.sequences import Sequence, batch_sequences
 
 
@@ -82,26 +82,26 @@ def test_a_fully_truncated_row_asks_for_nothing():
 
 
 def test_completions_of_one_prompt_share_a_row():
-    (batch,) = plan_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=True)
+    (batch,) = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=True)
     (row,) = batch.rows
     assert row.width == 3 + 1 + 2
     assert (batch.positions, batch.tokens, batch.scored) == (6, 6, 3)
 
 
 def test_models_that_take_no_shared_rows_get_a_row_for_each():
-    batches = plan_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=False)
+    batches = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=False)
     assert [len(row.keys) for batch in batches for row in batch.rows] == [1, 1]
 
 
 def test_long_completions_after_a_short_prompt_do_not_share_where_attention_costs_more_than_the_prompt():
     long = [list(range(100, 4100)), list(range(5000, 9000))]
-    batches = plan_batches(work(*((([1, 2], completion)) for completion in long)), 10_000, 64, share=True)
+    batches = make_batches(work(*((([1, 2], completion)) for completion in long)), 10_000, 64, share=True)
     assert [len(row.keys) for batch in batches for row in batch.rows] == [1, 1]
 
 
 def test_rows_with_and_without_branches_keep_apart():
     items = work(([1, 2, 3], [4]), ([1, 2, 3], [5]), ([7, 8, 9], [10]))
-    batches = plan_batches(items, 1000, 64, share=True)
+    batches = make_batches(items, 1000, 64, share=True)
     assert sorted(len({len(row.keys) for row in batch.rows}) for batch in batches) == [1, 1]
 
 
@@ -119,7 +119,7 @@ def test_rows_with_and_without_branches_keep_apart():
 @settings(max_examples=100, deadline=None)
 def test_every_sequence_is_computed_once_within_the_limit(items, limit, share):
     wanted = work(*items)
-    batches = plan_batches(wanted, limit, 8, share)
+    batches = make_batches(wanted, limit, 8, share)
     keys = [key for batch in batches for row in batch.rows for key in row.keys]
     assert sorted(keys) == sorted(wanted)
     for batch in batches:

@@ -17,7 +17,7 @@ from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.drift import measure
 from trl_dpo_ext.reference.drift.monitor import watch_drift
 
-NF4 = {"ref_quantization": "nf4", "ref_drift_pairs": 8}
+NF4 = {"ref_quantization": "nf4", "ref_drift_num_pairs": 8}
 # Four rows: chosen, chosen, rejected, rejected. The last chosen token of the second pair is padding.
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]]).bool()
 START = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, 0.0], [0.0, -2.0, -2.0], [-1.0, -1.0, -1.0]])
@@ -41,7 +41,7 @@ def test_errors_are_counted_on_completion_tokens_alone() -> None:
 
 
 def test_the_summary_is_what_the_definitions_say() -> None:
-    measured = measure.summarise(measure.answer_errors(START + ERROR, START, MASK), beta=0.5)
+    measured = measure.summarize(measure.answer_errors(START + ERROR, START, MASK), beta=0.5)
     per_token = ERROR[MASK].double()
     sequences = torch.tensor([-1.5, -2.0, -0.5, -0.75])
     margins = torch.tensor([0.5, 0.25])
@@ -76,11 +76,11 @@ def test_a_shift_that_pairs_do_not_agree_on_is_not_removed() -> None:
 
 @pytest.mark.parametrize("ld_alpha", [None, 0.3])
 def test_the_shift_is_taken_from_every_token_before_tokens_are_summed(ld_alpha: float | None) -> None:
-    measured = measure.summarise(errors_of_pairs(16, -0.2, 0.0), beta=0.1, calibrate=True)
+    measured = measure.summarize(errors_of_pairs(16, -0.2, 0.0), beta=0.1, calibrate=True)
     tokens = (START + ERROR) * MASK
-    logps, corrected = measured.corrected(transforms.reduce(tokens, MASK, ld_alpha), tokens, MASK, ld_alpha)
+    logps, corrected = measured.corrected(transforms.sum_logps(tokens, MASK, ld_alpha), tokens, MASK, ld_alpha)
     torch.testing.assert_close(corrected, (tokens + 0.2) * MASK)
-    torch.testing.assert_close(logps, transforms.reduce(corrected, MASK, ld_alpha))
+    torch.testing.assert_close(logps, transforms.sum_logps(corrected, MASK, ld_alpha))
     assert measured.calibrated_sequence_mean == pytest.approx(0.0, abs=1e-9)
 
 
@@ -88,7 +88,7 @@ def test_log_probs_that_are_not_finite_are_an_error_with_the_fix() -> None:
     broken = START.clone()
     broken[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"not finite.*ref_compute_dtype.*bfloat16"):
-        measure.summarise(measure.answer_errors(broken, START, MASK), beta=0.1)
+        measure.summarize(measure.answer_errors(broken, START, MASK), beta=0.1)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
@@ -114,7 +114,7 @@ def test_processes_share_the_pairs_and_find_what_one_finds(count: int) -> None:
 def test_the_largest_beta_of_the_losses_counts(tmp_path) -> None:
     def beta(**settings: Any) -> float:
         args = runs.config(tmp_path, **settings)
-        return measure.loudest_beta(args.loss_mixture().terms, args.beta)
+        return measure.max_beta(args.loss_mixture().terms, args.beta)
 
     assert beta(beta=0.3) == 0.3
     assert beta(loss_type=["sigmoid:beta=1.0", "cal_dpo", "sft"]) == 1.0
@@ -137,7 +137,7 @@ def token_logps(model: Any, rows: Dataset, side: str) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("pairs", [3, 8, 99])
 def test_what_is_measured_is_the_difference_of_the_two_models_on_the_first_pairs(tmp_path, pairs: int) -> None:
-    run = runs.trained(tmp_path, ref_quantization="nf4", ref_drift_pairs=pairs, per_device_train_batch_size=2)
+    run = runs.trained(tmp_path, ref_quantization="nf4", ref_drift_num_pairs=pairs, per_device_train_batch_size=2)
     rows = run.train_dataset.select(range(min(pairs, 8)))
     start, reference = tiny.model(), load_reference(tiny.model(), quantization="nf4")
     chosen, rejected = (
@@ -166,7 +166,7 @@ def test_the_measurement_is_printed_and_written(tmp_path, capsys: pytest.Capture
 
 def test_measuring_changes_nothing_of_the_training(tmp_path) -> None:
     measured = runs.trained(tmp_path / "a", **NF4)
-    not_measured = runs.trained(tmp_path / "b", ref_quantization="nf4", ref_drift_pairs=0)
+    not_measured = runs.trained(tmp_path / "b", ref_quantization="nf4", ref_drift_num_pairs=0)
     assert not_measured.drift_watch is None
     assert not (tmp_path / "b" / measure.FILE).exists()
     for name, tensor in runs.weights(measured).items():
@@ -234,7 +234,7 @@ class _Spy:
 def test_the_logged_rewards_of_a_calibrated_run_start_nearer_to_zero(tmp_path) -> None:
     settings = {"model": tiny.saved_model(str(tmp_path / "model")), "max_steps": 1, "per_device_train_batch_size": 8}
     shift = -0.3
-    plain = runs.trainer(tmp_path / "out", **settings, ref_dtype="float32", ref_drift_pairs=8, ref_calibrate=True)
+    plain = runs.trainer(tmp_path / "out", **settings, ref_dtype="float32", ref_drift_num_pairs=8, ref_calibrate=True)
     _lower_log_probs(plain.ref_model, shift)
     plain.train()
     assert plain.drift_watch.drift.shift_per_token == pytest.approx(shift, abs=1e-5)
@@ -285,7 +285,7 @@ def test_a_resumed_run_without_calibration_measures_no_trained_policy(tmp_path) 
     assert not any("drift" in name for line in runs.logs(resumed)[2:] for name in line)
 
 
-def test_another_checkpoint_is_compared_with_itself_unquantised(tmp_path) -> None:
+def test_another_checkpoint_is_compared_with_itself_unquantized(tmp_path) -> None:
     other = tiny.saved_model(str(tmp_path / "other"), seed=1)
     model = tiny.saved_model(str(tmp_path / "model"))
     run = runs.trained(tmp_path / "a", model=model, ref_model_name_or_path=other, **NF4)
@@ -305,7 +305,7 @@ def test_a_reference_that_is_given_is_measured_where_it_stands_for_the_policy(tm
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "instance"])
-def test_a_quantised_reference_is_stored_measured_and_freed(tmp_path, named: bool) -> None:
+def test_a_quantized_reference_is_stored_measured_and_freed(tmp_path, named: bool) -> None:
     folder = tiny.saved_model(str(tmp_path / "model"))
     policy: Any = folder if named else tiny.model()
     settings = {**NF4, "model": policy, "ref_calibrate": True, "loss_type": ["apo_zero", "d2po"]}

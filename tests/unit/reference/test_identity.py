@@ -20,7 +20,7 @@ from tests.support import tiny
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity import hashing
 from trl_dpo_ext.reference.identity.files import weight_files, weight_files_hash
-from trl_dpo_ext.reference.identity.identity import Identity, forward_config, identify, quantization_name
+from trl_dpo_ext.reference.identity.identity import Identity, forward_config, identify, quantization_fingerprint
 from trl_dpo_ext.reference.identity.weights import adapter_hash, weights_hash
 
 OLD = (1_600_000_000, 1_600_000_000)
@@ -121,15 +121,17 @@ def test_precision_of_parameters_and_of_the_forward_is_the_reference(saved) -> N
     assert [text.split(" is ")[0] for text in plain.differences(autocast)] == ["compute_dtype"]
 
 
-def test_quantisations_have_names_that_people_read() -> None:
+def test_quantizations_have_names_that_people_read() -> None:
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    assert quantization_name(nf4) == quantization_name(nf4.to_dict()) == "nf4 bfloat16"
+    assert quantization_fingerprint(nf4) == quantization_fingerprint(nf4.to_dict()) == "nf4 bfloat16"
     nf4.bnb_4bit_use_double_quant = True
-    assert quantization_name(nf4) == "nf4 double bfloat16"
-    assert quantization_name(BitsAndBytesConfig(load_in_8bit=True)) == "int8"
-    assert quantization_name(BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=4.0)) == "int8 threshold 4.0"
-    assert quantization_name({"quant_method": "gptq", "bits": 4}) == 'gptq {"bits":4}'
-    assert quantization_name(None) == "none"
+    assert quantization_fingerprint(nf4) == "nf4 double bfloat16"
+    assert quantization_fingerprint(BitsAndBytesConfig(load_in_8bit=True)) == "int8"
+    assert (
+        quantization_fingerprint(BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=4.0)) == "int8 threshold 4.0"
+    )
+    assert quantization_fingerprint({"quant_method": "gptq", "bits": 4}) == 'gptq {"bits":4}'
+    assert quantization_fingerprint(None) == "none"
 
 
 def test_json_and_back_is_the_same_identity() -> None:

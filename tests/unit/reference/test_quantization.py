@@ -43,7 +43,7 @@ def kinds(model: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize(("kind", "layer"), [("nf4", "Linear4bit"), ("fp4", "Linear4bit"), ("int8", "Linear8bitLt")])
 @pytest.mark.parametrize("tied", [False, True])
-def test_all_linear_layers_but_the_output_layer_are_quantised(kind: str, layer: str, tied: bool) -> None:
+def test_all_linear_layers_but_the_output_layer_are_quantized(kind: str, layer: str, tied: bool) -> None:
     policy = tiny.model(tie_word_embeddings=tied)
     reference = load_reference(policy, quantization=kind)
     found = kinds(reference)
@@ -61,7 +61,7 @@ def test_a_reference_by_name_is_what_transformers_loads(folder: str) -> None:
         bnb_4bit_compute_dtype=torch.float32,
     )
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=plan)
-    loading.unpacked_on_cpu(theirs)
+    loading.disable_cpu_repacking(theirs)
     ours = load_reference(folder, quantization="nf4", double_quant=True)
     assert torch.equal(logits(ours), logits(theirs))
 
@@ -193,7 +193,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             {"quantization": "nf4", "skip_modules": ["query"]},
             "'query' is the name or the end of no linear layer.*q_proj",
         ),
-        ({"quantization": "nf4", "skip_modules": ["proj"]}, "has no linear layer left to quantise"),
+        ({"quantization": "nf4", "skip_modules": ["proj"]}, "has no linear layer left to quantize"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_before_weights_are_read(
@@ -208,11 +208,11 @@ def test_a_checkpoint_that_is_not_there(tmp_path) -> None:
         load_reference(str(tmp_path / "nowhere"), quantization="nf4")
 
 
-def test_a_quantised_model_is_not_quantised_again(folder: str, tmp_path) -> None:
+def test_a_quantized_model_is_not_quantized_again(folder: str, tmp_path) -> None:
     once = load_reference(folder, quantization="nf4")
     once.save_pretrained(tmp_path / "nf4")
     for model in (once, str(tmp_path / "nf4")):
-        with pytest.raises(InputError, match=r"is quantised already \(nf4\) and cannot be quantised to int8 again"):
+        with pytest.raises(InputError, match=r"is already quantized \(nf4\) and cannot be quantized again to int8"):
             load_reference(model, quantization="int8")
     again = load_reference(str(tmp_path / "nf4"))  # but it can be a reference as it is
     assert torch.equal(logits(again), logits(once))
@@ -232,10 +232,13 @@ def test_bitsandbytes_that_is_not_there_is_named(tmp_path, monkeypatch: pytest.M
         ({"ref_double_quant": True}, "ref_double_quant=True is for a 4-bit reference; set ref_quantization"),
         ({"ref_quantization": "int8", "ref_double_quant": True}, "ref_double_quant=True cannot be used with .*'int8'"),
         ({"ref_quantization": "int8", "ref_compute_dtype": "float32"}, "ref_compute_dtype=float32 cannot be used with"),
-        ({"ref_skip_modules": ["q_proj"]}, "ref_skip_modules=.* is for a quantised reference"),
+        ({"ref_skip_modules": ["q_proj"]}, "ref_skip_modules=.* is for a quantized reference"),
         ({"ref_calibrate": True}, "ref_calibrate=True has no error to remove"),
-        ({"ref_quantization": "nf4", "ref_calibrate": True, "ref_drift_pairs": 2}, "needs ref_drift_pairs >= 4; got 2"),
-        ({"ref_quantization": "nf4", "ref_drift_pairs": -1}, "ref_drift_pairs must be 0 .* got -1"),
+        (
+            {"ref_quantization": "nf4", "ref_calibrate": True, "ref_drift_num_pairs": 2},
+            "needs ref_drift_num_pairs >= 4; got 2",
+        ),
+        ({"ref_quantization": "nf4", "ref_drift_num_pairs": -1}, "ref_drift_num_pairs must be 0 .* got -1"),
         (
             {"ref_quantization": "nf4", "sync_ref_model": True},
             "sync_ref_model=True copies .*Leave out ref_quantization",
@@ -307,11 +310,11 @@ def test_losses_without_a_reference_read_no_reward_of_one() -> None:
 
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "instance"])
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_run_with_a_quantised_reference_is_trls_with_that_reference(folder, tmp_path, named: bool, kind: str) -> None:
+def test_a_run_with_a_quantized_reference_is_trls_with_that_reference(folder, tmp_path, named: bool, kind: str) -> None:
     def policy() -> Any:
         return folder if named else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    ours = runs.trained(tmp_path / "ours", model=policy(), ref_quantization=kind, ref_drift_pairs=0)
+    ours = runs.trained(tmp_path / "ours", model=policy(), ref_quantization=kind, ref_drift_num_pairs=0)
     host = runs.trained(
         tmp_path / "host", DPOTrainer, model=policy(), ref_model=load_reference(folder, quantization=kind)
     )
@@ -333,8 +336,8 @@ def test_a_reference_is_not_saved_with_checkpoints(folder, tmp_path) -> None:
     assert len(sizes) == 1
 
 
-def test_an_unquantised_reference_in_another_dtype(folder, tmp_path) -> None:
-    run = runs.trained(tmp_path / "out", model=folder, ref_dtype="bfloat16", ref_drift_pairs=0)
+def test_an_unquantized_reference_in_another_dtype(folder, tmp_path) -> None:
+    run = runs.trained(tmp_path / "out", model=folder, ref_dtype="bfloat16", ref_drift_num_pairs=0)
     assert run.ref_model.dtype == torch.bfloat16
     assert run.model.dtype == torch.float32
     assert weight_bytes(run.model)["all"] - weight_bytes(run.ref_model)["all"] == 2 * run.model.num_parameters()
@@ -380,13 +383,13 @@ def test_a_vocabulary_that_does_not_fit_is_named_before_weights_are_read(folder,
         runs.trainer(tmp_path / "out", model=folder, ref_model_name_or_path=str(tmp_path / "small"))
 
 
-def test_a_checkpoint_that_is_quantised_already_is_a_reference_for_losses_of_differences(folder, tmp_path) -> None:
+def test_a_checkpoint_that_is_quantized_already_is_a_reference_for_losses_of_differences(folder, tmp_path) -> None:
     other = str(tmp_path / "nf4")
     load_reference(folder, quantization="nf4").save_pretrained(other)
     run = runs.trained(tmp_path / "out", model=folder, ref_model_name_or_path=other)
     assert torch.equal(logits(run.ref_model), logits(load_reference(folder, quantization="nf4")))
-    assert run.drift_watch is None  # its unquantised form is not known
-    with pytest.raises(InputError, match=r"The quantised checkpoint .* cannot be used with dpop.*Name the unquantised"):
+    assert run.drift_watch is None  # its unquantized form is not known
+    with pytest.raises(InputError, match=r"The quantized checkpoint .* cannot be used with dpop.*Name the unquantized"):
         runs.trainer(tmp_path / "b", model=folder, ref_model_name_or_path=other, loss_type="dpop")
 
 
@@ -439,7 +442,7 @@ def test_qlora_keeps_its_gradients_after_an_evaluation(folder, tmp_path) -> None
             None,
             {"quantization": "nf4"},
             {"loss_type": "dpop"},
-            "A quantised ref_model cannot be used with dpop.*Leave it out and set",
+            "A quantized ref_model cannot be used with dpop.*Leave it out and set",
         ),
     ],
 )
@@ -467,9 +470,9 @@ def test_qlora_under_fsdp1_needs_one_dtype(tmp_path, no_weights, monkeypatch, ve
         with pytest.raises(
             InputError, match=r"FSDP1 splits a 4-bit policy only where .*Set both to bfloat16, or take FSDP2"
         ):
-            resolve.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
+            resolve.resolve_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
     else:
-        assert resolve.choose_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4}) is None
+        assert resolve.resolve_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4}) is None
 
 
 @pytest.mark.parametrize(
@@ -481,25 +484,25 @@ def test_zero3_keeps_what_it_splits_in_its_own_dtype(tmp_path, flags: dict, refu
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
     if refused:
         with pytest.raises(InputError, match=r"ref_dtype='bfloat16' cannot be had under ZeRO-3.*\(float32\)"):
-            resolve.choose_reference(args, tiny.model(), None, {})
+            resolve.resolve_reference(args, tiny.model(), None, {})
     else:
-        assert resolve.choose_reference(args, tiny.model(), None, {}).load() is not None
+        assert resolve.resolve_reference(args, tiny.model(), None, {}).load() is not None
 
 
 def test_under_zero2_a_reference_of_another_dtype_stays_out_of_an_engine_that_would_cast_it(tmp_path) -> None:
     args = runs.config(tmp_path, ref_dtype="bfloat16")
     reference = tiny.model(1)
-    assert not resolve.kept_whole(args, reference)
+    assert not resolve.is_replicated(args, reference)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
-    assert resolve.kept_whole(args, reference)
+    assert resolve.is_replicated(args, reference)
     args.ref_dtype = None
-    assert not resolve.kept_whole(args, reference)
-    assert resolve.kept_whole(args, load_reference(reference, quantization="nf4"))
+    assert not resolve.is_replicated(args, reference)
+    assert resolve.is_replicated(args, load_reference(reference, quantization="nf4"))
 
 
 def test_a_reference_in_words(folder, tmp_path) -> None:
     run = runs.trainer(tmp_path / "out", model=folder, ref_quantization="nf4", ref_double_quant=True)
-    assert "LlamaForCausalLM in nf4 with quantised scales over float32" in run.describe_reference()
+    assert "LlamaForCausalLM in nf4 with quantized scales over float32" in run.describe_reference()
     assert "MiB of weights" in run.describe_reference()
     assert runs.trainer(tmp_path / "b", model=folder).describe_reference().startswith("LlamaForCausalLM in float32, ")
 

@@ -12,7 +12,7 @@ import pytest
 
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.precompute.batching import Batch
-from trl_dpo_ext.reference.precompute.runner import PassReport, Processes, ReferencePass
+from trl_dpo_ext.reference.precompute.runner import Communicator, PrecomputeStats, ReferencePass
 from trl_dpo_ext.reference.precompute.sequences import Sequence
 from trl_dpo_ext.reference.store.store import Store
 
@@ -26,7 +26,7 @@ class Meeting:
     def __init__(self) -> None:
         self.barrier, self.values = threading.Barrier(COUNT, timeout=30), [None] * COUNT
 
-    def of(self, index: int) -> Processes:
+    def of(self, index: int) -> Communicator:
         def gather(value: Any) -> list[Any]:
             self.values[index] = value
             self.barrier.wait()
@@ -34,7 +34,7 @@ class Meeting:
             self.barrier.wait()
             return everyone
 
-        return Processes(index, COUNT, gather)
+        return Communicator(index, COUNT, gather)
 
 
 def work(start: int, stop: int) -> dict[bytes, Sequence]:
@@ -49,17 +49,21 @@ def logps(sequence: Sequence) -> np.ndarray:
     return -(sequence.completion + sequence.prompt[0] / 10).astype(np.float32)
 
 
-def run(folders: list[Path], data: list[dict[bytes, Sequence]], lockstep: bool = False) -> tuple[list, list[int]]:
+def run(
+    folders: list[Path], data: list[dict[bytes, Sequence]], synchronous_forward: bool = False
+) -> tuple[list, list[int]]:
     """Both processes' reports, and how many forwards each ran."""
     meeting, forwards = Meeting(), [0] * COUNT
 
-    def process(index: int) -> PassReport:
+    def process(index: int) -> PrecomputeStats:
         def score(batch: Batch) -> list[np.ndarray]:
             forwards[index] += 1
             return [logps(sequence) for row in batch.rows for sequence in row.sequences]
 
         store = Store.open(folders[index], IDENTITY)
-        mine = ReferencePass(store, score, 8, 30, lockstep=lockstep, processes=meeting.of(index), silent=True)
+        mine = ReferencePass(
+            store, score, 8, 30, synchronous_forward=synchronous_forward, processes=meeting.of(index), silent=True
+        )
         return mine.run(data[index])
 
     with ThreadPoolExecutor(COUNT) as pool:
@@ -98,7 +102,7 @@ def test_processes_with_data_of_their_own_compute_their_own(tmp_path) -> None:
 @pytest.mark.parametrize("stop", [1, 2, 7])
 def test_in_lockstep_each_process_runs_as_many_forwards_as_the_other(tmp_path, stop: int) -> None:
     data = work(0, stop)
-    _, forwards = run([tmp_path / "refs"] * 2, [data, data], lockstep=True)
+    _, forwards = run([tmp_path / "refs"] * 2, [data, data], synchronous_forward=True)
     assert forwards[0] == forwards[1] > 0
     assert_right(tmp_path / "refs", data)
 

@@ -35,8 +35,8 @@ from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.store.atomic import unique_name
-from trl_dpo_ext.reference.store.keys import KeyIndex, key_words, sequence_key
-from trl_dpo_ext.reference.store.store import LoadedLogps, MissingSequence, Store, StoreWriteError
+from trl_dpo_ext.reference.store.keys import KeyIndex, pack_keys, sequence_key
+from trl_dpo_ext.reference.store.store import LogpTable, MissingSequenceError, Store, StoreWriteError
 
 
 def test_what_goes_in_comes_out_also_of_another_object(tmp_path) -> None:
@@ -66,7 +66,7 @@ def test_a_store_that_holds_nothing_answers_too(tmp_path) -> None:
 
 def test_what_is_missing_is_numbered_and_the_first_is_named(tmp_path) -> None:
     store = filled(tmp_path / "refs", range(10))
-    with pytest.raises(MissingSequence, match=f"2 sequences are not in .*refs; .*{keys([77])[0].hex()}") as caught:
+    with pytest.raises(MissingSequenceError, match=f"2 sequences are not in .*refs; .*{keys([77])[0].hex()}") as caught:
         store.values(keys([5, 77, 78]))
     assert caught.value.keys == keys([77, 78])
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # as a dataloader's worker passes it on
@@ -152,9 +152,9 @@ def test_the_index_finds_what_a_dictionary_finds_also_where_first_halves_are_equ
     def key(number: int) -> bytes:
         return bytes([number % 2] * 8 + [0] * 7 + [number // 2])
 
-    index = KeyIndex.build(key_words(key(number) for number in held))
+    index = KeyIndex.build(pack_keys(key(number) for number in held))
     first = {number: at for at, number in reversed(list(enumerate(held)))}
-    assert index.find(key_words(key(number) for number in asked)).tolist() == [
+    assert index.find(pack_keys(key(number) for number in asked)).tolist() == [
         first.get(number, -1) for number in asked
     ]
     assert len(index) == len(first)
@@ -260,7 +260,7 @@ def test_a_part_that_vanishes_while_it_is_wanted_is_looked_for_elsewhere(tmp_pat
     store.parts[0].path.unlink()
     right(store, range(20))
     store.parts[0].path.unlink()
-    with pytest.raises(MissingSequence, match="20 sequences"):
+    with pytest.raises(MissingSequenceError, match="20 sequences"):
         store.load(keys(range(20)))
 
 
@@ -357,7 +357,7 @@ def test_no_flipped_byte_gets_through(tmp_path) -> None:
                     right(seen, range(count))
                 assert len(seen.verify().damaged) == len(seen.damaged)
                 found += bool(seen.damaged)
-            except MissingSequence:
+            except MissingSequenceError:
                 found += 1
             except InputError as error:  # a whole part, but of another reference
                 pytest.fail(f"offset {at}: {error}")
@@ -403,7 +403,7 @@ def test_altered_log_probs_are_found_when_they_are_read(tmp_path, read: Any) -> 
     spoil_values(only_part(store))
     store = Store.open(tmp_path / "refs", REFERENCE)
     assert store.missing(keys(range(60))) == []
-    with pytest.warns(UserWarning, match="log-probs|damaged"), pytest.raises(MissingSequence):
+    with pytest.warns(UserWarning, match="log-probs|damaged"), pytest.raises(MissingSequenceError):
         read(store)
     assert store.missing(keys(range(60))) == keys(range(50))
 
@@ -500,7 +500,7 @@ def test_a_manifest_that_cannot_be_read_is_said(tmp_path, alter: Any, expected: 
         Store.open(tmp_path / "refs", REFERENCE)
 
 
-def test_a_store_without_its_manifest_recognises_its_parts(tmp_path) -> None:
+def test_a_store_without_its_manifest_recognizes_its_parts(tmp_path) -> None:
     (filled(tmp_path / "refs", range(3)).folder / "manifest.json").unlink()
     with pytest.raises(InputError, match="another reference"):
         Store.open(tmp_path / "refs", dataclasses.replace(REFERENCE, dtype="bfloat16"))
@@ -605,7 +605,7 @@ def test_dataloader_workers_read_what_was_loaded(tmp_path) -> None:
 
 @dataclasses.dataclass
 class Collator:
-    loaded: LoadedLogps
+    loaded: LogpTable
 
     def __call__(self, numbers: list[int]) -> list[np.ndarray]:
         return self.loaded.values(keys(numbers))
@@ -667,7 +667,7 @@ def test_columns_of_later_versions_are_left_alone(tmp_path) -> None:
     right(Store.open(tmp_path / "refs", REFERENCE), range(30))
 
 
-def test_rewritten_parts_are_recognised_by_their_content_only_with_their_checksums(tmp_path) -> None:
+def test_rewritten_parts_are_recognized_by_their_content_only_with_their_checksums(tmp_path) -> None:
     """`push_to_hub` of a loaded dataset writes new files without them; such a copy is not trusted."""
     path = only_part(filled(tmp_path / "refs", range(30)))
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)

@@ -1,6 +1,6 @@
 """How far a reference is from what it stands for, and a calibration that removes the shift.
 
-A quantised reference gives every answer a lower log-prob than the model it was made of, roughly by a constant per
+A quantized reference gives every answer a lower log-prob than the model it was made of, roughly by a constant per
 token, and adds noise. Difference losses see the noise and, where answers differ in length, some of the shift; losses of
 absolute rewards see all of it.
 """
@@ -21,7 +21,7 @@ from ...core import transforms
 from ...errors import InputError
 
 FILE = "reference_drift.json"
-LOUD = 0.5
+NOISE_WARNING_THRESHOLD = 0.5
 """Beta times the spread of the margin's error, from which on a run is warned: a fair pair's preference moves by 12%."""
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -100,7 +100,7 @@ class Drift:
         try:
             return cls(**json.loads(file.read_text()))
         except (TypeError, ValueError) as error:
-            raise InputError([f"{file} holds no measurement of a reference: {error}"]) from error
+            raise InputError(f"{file} holds no measurement of a reference: {error}") from error
 
     def corrected(
         self, ref_logps: torch.Tensor, ref_token_logps: torch.Tensor | None, mask: torch.Tensor, ld_alpha: float | None
@@ -111,13 +111,13 @@ class Drift:
             ref_logps: (rows,), reduced with `ld_alpha`.
             ref_token_logps: (rows, tokens), zero outside the completion, or None where nobody reads them.
             mask: (rows, tokens) bool, true on completion tokens.
-            ld_alpha: as in `transforms.reduce`.
+            ld_alpha: as in `transforms.sum_logps`.
         """
         if not self.shift_per_token:
             return ref_logps, ref_token_logps
         shift = self.shift_per_token * mask.to(ref_logps.dtype)
         tokens = None if ref_token_logps is None else ref_token_logps - shift.to(ref_token_logps.dtype)
-        return ref_logps - transforms.reduce(shift, mask, ld_alpha), tokens
+        return ref_logps - transforms.sum_logps(shift, mask, ld_alpha), tokens
 
 
 _NOT_LOGGED = ("pairs", "tokens", "beta")
@@ -136,7 +136,7 @@ def answer_errors(reference: torch.Tensor, start: torch.Tensor, mask: torch.Tens
     return torch.stack(list(rows.chunk(2)), dim=1)
 
 
-def summarise(errors: torch.Tensor, beta: float, calibrate: bool = False) -> Drift:
+def summarize(errors: torch.Tensor, beta: float, calibrate: bool = False) -> Drift:
     """The measurement of a run from what `answer_errors` gave, (pairs, sides, 3).
 
     Raises:
@@ -144,10 +144,8 @@ def summarise(errors: torch.Tensor, beta: float, calibrate: bool = False) -> Dri
     """
     if not errors.isfinite().all():
         raise InputError(
-            [
-                "The reference gives log-probs that are not finite, probably because a number of its forward leaves "
-                "float16. Set ref_compute_dtype (or ref_dtype) to bfloat16, or ref_quantization to nf4."
-            ]
+            "The reference gives log-probs that are not finite, probably because a number of its forward leaves "
+            "float16. Set ref_compute_dtype (or ref_dtype) to bfloat16, or ref_quantization to nf4."
         )
     tokens, sums, squares = (errors[..., which] for which in (TOKENS, SHIFT, SQUARES))
     count = tokens.sum().clamp(min=1)
@@ -194,7 +192,7 @@ def shift_per_token(errors: torch.Tensor) -> float:
     return float(mean * (1 - variance / mean.square()).clamp(min=0))
 
 
-def loudest_beta(terms: Iterable[Any], default: float) -> float:
+def max_beta(terms: Iterable[Any], default: float) -> float:
     """The largest beta among the terms of a mixture that have one."""
     betas = [term.hyper.get("beta", term.hyper.get(f"{term.variant.name}_beta")) for term in terms]
     return max((float(beta) for beta in betas if beta is not None), default=default)

@@ -14,9 +14,9 @@ import torch
 from ... import _trl
 from ...core.mixture import LossMixture
 from ...errors import InputError
-from ..model.loading import is_quantised, load_reference, loaded_whole, source_of
+from ..model.loading import is_quantized, load_reference, source_of, unsharded_loading
 from ..model.resolve import reference_device, reference_settings
-from ..model.spec import PlannedReference
+from ..model.spec import ReferenceSpec
 from ..precompute.collator import REF_TOKEN_LOGPS
 from . import measure
 
@@ -24,7 +24,7 @@ Reference = Callable[[Mapping[str, Any], torch.Tensor, Any], tuple[Any, Any]]
 
 
 @dataclass
-class DriftWatch:
+class DriftMonitor:
     """The measurement of one run: taken when the reference is first read, kept with the checkpoints."""
 
     pairs: int
@@ -58,7 +58,7 @@ class DriftWatch:
                 rank=trainer.accelerator.process_index,
                 processes=trainer.accelerator.num_processes,
             )
-        self.drift = measure.summarise(errors, self.beta, self.calibrate)
+        self.drift = measure.summarize(errors, self.beta, self.calibrate)
         for name, value in self.drift.metrics.items():
             _trl.add_metric(trainer, name, value)
         if trainer.accelerator.is_main_process:  # of all machines, not one on each
@@ -67,11 +67,11 @@ class DriftWatch:
             self._warn(self.drift)
 
     def _warn(self, measured: measure.Drift) -> None:
-        if measured.noise > measure.LOUD:
+        if measured.noise > measure.NOISE_WARNING_THRESHOLD:
             warnings.warn(
                 f"The reference's error spreads the margin by {measured.noise:.2f} (beta times nats), as much as the "
-                "losses are made of. Use int8 or bfloat16 (ref_dtype), leave layers unquantised (ref_skip_modules), or "
-                "store an unquantised reference (precompute_ref_log_probs); ref_drift_pairs=0 measures nothing.",
+                "losses are made of. Use int8 or bfloat16 (ref_dtype), leave layers unquantized (ref_skip_modules), or "
+                "store an unquantized reference (precompute_ref_log_probs); ref_drift_num_pairs=0 measures nothing.",
                 stacklevel=2,
             )
 
@@ -84,7 +84,7 @@ class DriftWatch:
             ref_logps: of both sides, each (pairs,), reduced with `ld_alpha`.
             ref_output: with `log_probs`, (rows, tokens), which are changed too; None where nobody reads them.
             mask: (rows, tokens) bool, true on completion tokens.
-            ld_alpha: as in `stages.reduce`.
+            ld_alpha: as in `transforms.sum_logps`.
         """
         if not self.calibrate or self.drift is None:
             return ref_logps, ref_output
@@ -104,14 +104,12 @@ class DriftWatch:
         self.drift, self.over = measure.Drift.load(checkpoint), True
         if self.calibrate and (self.drift is None or self.drift.shift_per_token is None):
             raise InputError(
-                [
-                    f"{Path(checkpoint) / measure.FILE} holds no calibration: the checkpoint's run was made without "
-                    "ref_calibrate, and a trained policy is nothing to calibrate on. Resume without ref_calibrate."
-                ]
+                f"{Path(checkpoint) / measure.FILE} holds no calibration: the checkpoint's run was made without "
+                "ref_calibrate, and a trained policy is nothing to calibrate on. Resume without ref_calibrate."
             )
 
 
-def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) -> DriftWatch | None:
+def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) -> DriftMonitor | None:
     """The measurement that a run's reference asks for; None where there is none to take.
 
     Args:
@@ -120,11 +118,11 @@ def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) ->
         policy: the policy, a model or its name.
         reference: the model that TRL is given as reference, the plan of one that is not loaded, or None.
     """
-    if reference is None or not args.ref_drift_pairs:
+    if reference is None or not args.ref_drift_num_pairs:
         return None
-    planned = isinstance(reference, PlannedReference)
-    quantised = reference.quantised if planned else is_quantised(reference)
-    inexact = quantised or (args.ref_dtype and not args.changes_checkpoint)
+    planned = isinstance(reference, ReferenceSpec)
+    quantized = reference.quantized if planned else is_quantized(reference)
+    inexact = quantized or (args.ref_dtype and not args.changes_checkpoint)
     source = reference.source if planned else source_of(reference)
     if not inexact or source is None:
         return None
@@ -132,15 +130,15 @@ def watch_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) ->
     revision = (args.model_init_kwargs or {}).get("revision")
     if not source.is_start_of(policy, revision):
         if not args.changes_checkpoint or not args.ref_quantization:
-            return None  # a model or checkpoint of the user's own, of which we know no unquantised form
+            return None  # a model or checkpoint of the user's own, of which we know no unquantized form
         start = _loader(args, policy)
-    beta = measure.loudest_beta(mixture.terms, args.beta)
-    return DriftWatch(args.ref_drift_pairs, args.ref_calibrate, beta, start)
+    beta = measure.max_beta(mixture.terms, args.beta)
+    return DriftMonitor(args.ref_drift_num_pairs, args.ref_calibrate, beta, start)
 
 
 def _loader(args: Any, policy: Any) -> Callable[[], Any]:
     def load() -> Any:
-        with loaded_whole():
+        with unsharded_loading():
             return load_reference(device=reference_device(args), **reference_settings(args, policy))
 
     return load
@@ -154,10 +152,8 @@ def _errors(trainer: Any, start: Any, reference: Reference, rows: list[Any]) -> 
     _, output = reference(inputs, mask, stored)
     if output is None:
         raise InputError(
-            [
-                f"The dataset brings reference log-probs of its own ({', '.join(_trl.REFERENCE_COLUMNS)}), and the "
-                "flags describe a reference to compute them with. Remove those columns, or those flags."
-            ]
+            f"The dataset brings reference log-probs of its own ({', '.join(_trl.REFERENCE_COLUMNS)}), and the "
+            "flags describe a reference to compute them with. Remove those columns, or those flags."
         )
     return measure.answer_errors(
         _trl.scored_tokens(output, mask.size(1)), _trl.token_logps(trainer, start, inputs), mask

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..store.atomic import write_whole
+from ..store.atomic import atomic_write
 from .hashing import combined, files_hash, hashing_threads
 
 CACHE_VARIABLE = "TRL_DPO_EXT_CACHE"
@@ -119,4 +119,4 @@ def _remember(fresh: Mapping[Path, tuple[tuple[int, int], str]]) -> None:
     if entries:
         with contextlib.suppress(OSError):  # the cache is a convenience
             cache_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(cache_folder() / _REMEMBERED, json.dumps({**_read_remembered(), **entries}, indent=1).encode())
+            atomic_write(cache_folder() / _REMEMBERED, json.dumps({**_read_remembered(), **entries}, indent=1).encode())

@@ -143,8 +143,8 @@ def _is_dropout(name: str) -> bool:  # the reference runs in evaluation mode
     return "dropout" in name or name.endswith("_pdrop")
 
 
-def quantization_name(config: Any) -> str:
-    """A quantisation in words, the same for the same one: `"nf4 double bfloat16"`, `"int8"`, `"none"`."""
+def quantization_fingerprint(config: Any) -> str:
+    """A quantization in words, the same for the same one: `"nf4 double bfloat16"`, `"int8"`, `"none"`."""
     if config is None:
         return "none"
     values = dict(config) if isinstance(config, Mapping) else config.to_dict()
@@ -157,8 +157,8 @@ def quantization_name(config: Any) -> str:
     if values.get("load_in_8bit"):
         threshold = float(values.get("llm_int8_threshold", 6.0))
         return f"int8{'' if threshold == 6.0 else f' threshold {threshold}'}{kept}"
-    named = json.loads(json.dumps(values, default=str))
-    return f"{named.pop('quant_method', 'quantized')} {canonical(named)}"
+    named = json.loads(json.dumps(values, default=str))  # the spelling below is part of every store's identity
+    return f"{named.pop('quant_method', 'quantised')} {canonical(named)}"
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
@@ -200,7 +200,7 @@ def identify(
         weights=f"files:{weight_files_hash(files)}" if files else f"memory:{weights_hash(causal_model)}",
         config=canonical(forward_config(config.to_dict())) if config is not None else "{}",
         adapter=adapter_hash(causal_model, adapter) if adapter is not None else "none",
-        quantization=quantization_name(getattr(config, "quantization_config", None)),
+        quantization=quantization_fingerprint(getattr(config, "quantization_config", None)),
         dtype="+".join(sorted({dtype_name(t.dtype) for t in tensors.values() if _is_float_parameter(t)})),
         compute_dtype=compute_dtype,
         source=source or getattr(config, "_name_or_path", None) or None,

@@ -29,7 +29,7 @@ def base_tensors(model: nn.Module) -> dict[str, Any]:
     """Parameters and persistent buffers of the model that adapters are put around, under its own names.
 
     What any adapter of PEFT has added is left out and what it has wrapped has the name it had before, so that the same
-    base gives the same tensors whatever is around it. Without adapters: the model's `state_dict`, with what quantised
+    base gives the same tensors whatever is around it. Without adapters: the model's `state_dict`, with what quantized
     layers keep there.
     """
     base = without_peft_model(model)
@@ -102,7 +102,7 @@ def adapter_hash(model: nn.Module, adapter: str) -> str:
 
     if not isinstance(model, PeftModel) or adapter not in model.peft_config:
         has = ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none"
-        raise InputError([f"The reference's adapter {adapter!r} is not in the model; it has {has}."])
+        raise InputError(f"The reference's adapter {adapter!r} is not in the model; it has {has}.")
     tensors = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
     )
@@ -125,16 +125,14 @@ def _check_present(tensors: Mapping[str, Any]) -> None:
     empty = [name for name, value in tensors.items() if isinstance(value, torch.Tensor) and value.is_meta]
     if empty:
         raise InputError(
-            [
-                f"{len(empty)} weights of the reference, {empty[0]} the first, are on the meta device and have no "
-                "values to recognise them by. Load the model before it is used as a reference."
-            ]
+            f"{len(empty)} weights of the reference, {empty[0]} the first, are on the meta device and have no "
+            "values to recognize them by. Load the model before it is used as a reference."
         )
 
 
 def _value_digest(pool: ThreadPoolExecutor, name: str, value: Any) -> Callable[[], bytes]:
     """A function that waits for the digest."""
-    if not isinstance(value, torch.Tensor):  # what a quantised layer notes beside its weights
+    if not isinstance(value, torch.Tensor):  # what a quantized layer notes beside its weights
         digest = combined(name, repr(value))
         return lambda: digest
     with _whole(value) as whole:

@@ -1,4 +1,4 @@
-"""A second model of a model's weights as they are now, in another precision or quantised."""
+"""A second model of a model's weights as they are now, in another precision or quantized."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ def from_memory(kind: Any, model: Any, settings: dict[str, Any]) -> Any:
     wrong = {name: set(report[name]) - tied for name in ("missing_keys", "unexpected_keys") if set(report[name]) - tied}
     if wrong:
         raise InputError(
-            [
-                f"A reference could not be made of the {kind.__name__} in memory ({wrong}). Save it with "
-                "save_pretrained and give its folder as ref_model_name_or_path."
-            ]
+            f"A reference could not be made of the {kind.__name__} in memory ({wrong}). Save it with "
+            "save_pretrained and give its folder as ref_model_name_or_path."
         )
     reference.config._name_or_path = model.config._name_or_path
     _unshare(reference, weights)
@@ -55,7 +53,7 @@ def _whole_weights(model: Any) -> dict[str, torch.Tensor]:
     """
     problem = _weights_problem(model)
     if problem:
-        raise InputError([f"A reference cannot be made of the policy's weights: {problem}"])
+        raise InputError(f"A reference cannot be made of the policy's weights: {problem}")
     with _gathered(model):
         if hasattr(model, "peft_config"):
             return copy.deepcopy(model).merge_and_unload().state_dict()

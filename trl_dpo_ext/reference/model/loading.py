@@ -1,7 +1,7 @@
 """A reference that is no plain second copy of the policy: 4-bit, 8-bit, another dtype, another checkpoint.
 
 A reference only runs forward, so it is loaded frozen, in evaluation mode, and whole on its process's device. Its output
-layer is never quantised: TRL scores tokens with that layer's weights as they are.
+layer is never quantized: TRL scores tokens with that layer's weights as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from ...errors import InputError
 from ..config import DTYPES, FOUR_BIT, QUANTIZATIONS
 from .clone import from_memory, plain_model
-from .memory import quantisation_name
+from .memory import describe_quantization
 
 _SOURCE = "_reference_source"
 
@@ -59,16 +59,16 @@ def load_reference(
     device: str | torch.device | None = None,
     **from_pretrained: Any,
 ) -> Any:
-    """A frozen reference model, quantised or not; hand it to `DPOExtTrainer` as `ref_model`.
+    """A frozen reference model, quantized or not; hand it to `DPOExtTrainer` as `ref_model`.
 
     Args:
         model: a hub id or folder, or a model in memory, whose weights as they are now are copied (an adapter is merged
             into the copy).
         quantization: `nf4` or `fp4` (4 bits per weight of the linear layers), `int8`, or None.
-        double_quant: quantise the scales of a 4-bit model too.
+        double_quant: quantize the scales of a 4-bit model too.
         compute_dtype: dtype in which a 4-bit model multiplies; that of its other weights by default.
         skip_modules: linear layers to leave as they are, by name or its end. The output layer always is left.
-        dtype: dtype of all weights that are not quantised; float32, or that of the instance, by default.
+        dtype: dtype of all weights that are not quantized; float32, or that of the instance, by default.
         revision: of the checkpoint.
         device: where it goes, whole; this process's device by default.
         **from_pretrained: what else transformers' `from_pretrained` takes (`attn_implementation`, ...).
@@ -89,13 +89,13 @@ def load_reference(
         config, kind = checkpoint(model, revision, from_pretrained)
     else:
         config, kind = model.config, type(plain_model(model))
-    problems = [*_setting_problems(quantization, dtype, compute_dtype), *_quantised_again(model, config, quantization)]
+    problems = [*_setting_problems(quantization, dtype, compute_dtype), *_quantized_again(model, config, quantization)]
     problems += _device_problems(quantization, place)
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     plain = as_dtype(dtype) or (torch.float32 if by_name else plain_model(model).dtype)
     settings = {"dtype": plain, **from_pretrained}
-    if not _is_zero3():  # which spreads an unquantised model by itself
+    if not _is_zero3():  # which spreads an unquantized model by itself
         settings["device_map"] = {"": place}
     if quantization:
         skipped = skipped_layers(kind, config, skip_modules)
@@ -103,7 +103,7 @@ def load_reference(
         settings["quantization_config"] = bnb_config(
             quantization, double_quant, as_dtype(compute_dtype) or plain, skipped
         )
-    with loaded_whole() if quantization else contextlib.nullcontext():
+    with unsharded_loading() if quantization else contextlib.nullcontext():
         if by_name:
             reference = kind.from_pretrained(model, revision=revision, **settings)
             source = Source(name=model, revision=revision)
@@ -113,7 +113,7 @@ def load_reference(
     setattr(reference, _SOURCE, source)
     if quantization:
         _warn_of_the_rest(reference, quantization)
-    return frozen(reference)
+    return freeze(reference)
 
 
 def _warn_of_the_rest(reference: Any, quantization: str) -> None:
@@ -129,7 +129,7 @@ def _warn_of_the_rest(reference: Any, quantization: str) -> None:
     if rest > layers:
         warnings.warn(
             f"{quantization} leaves {rest / (rest + layers):.0%} of the weights as they are, besides embeddings: "
-            f"bitsandbytes quantises linear layers, and {type(reference).__name__} keeps most weights elsewhere, or "
+            f"bitsandbytes quantizes linear layers, and {type(reference).__name__} keeps most weights elsewhere, or "
             "ref_skip_modules names most. Memory falls little; a stored reference (precompute_ref_log_probs) "
             "takes none.",
             stacklevel=3,
@@ -141,20 +141,20 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def is_quantised(model: Any) -> bool:
-    """Whether a model's linear layers are quantised, by whatever method."""
+def is_quantized(model: Any) -> bool:
+    """Whether a model's linear layers are quantized, by whatever method."""
     return bool(getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None))
 
 
-def frozen(reference: Any) -> Any:
+def freeze(reference: Any) -> Any:
     """The model without gradients, in evaluation mode, so without dropout."""
     reference.requires_grad_(False)
-    unpacked_on_cpu(reference)
+    disable_cpu_repacking(reference)
     _mute_int8_casts()
     return reference.eval()
 
 
-def unpacked_on_cpu(model: Any) -> None:
+def disable_cpu_repacking(model: Any) -> None:
     """Keep 4-bit weights of a CPU model as they are.
 
     On CPUs with AVX512-BF16, bitsandbytes repacks them in place in the first evaluation forward: it then multiplies in
@@ -180,15 +180,15 @@ def _setting_problems(quantization: str | None, *dtypes: str | torch.dtype | Non
     return problems
 
 
-def _quantised_again(model: Any, config: Any, quantization: str | None) -> list[str]:
+def _quantized_again(model: Any, config: Any, quantization: str | None) -> list[str]:
     if quantization is None or not (
-        getattr(config, "quantization_config", None) or (not isinstance(model, str) and is_quantised(model))
+        getattr(config, "quantization_config", None) or (not isinstance(model, str) and is_quantized(model))
     ):
         return []
     which = repr(model) if isinstance(model, str) else "the model"
     return [
-        f"{which} is quantised already ({quantisation_name(config.quantization_config)}) and cannot be quantised to "
-        f"{quantization} again. Leave the quantisation of the reference out, or name the unquantised checkpoint."
+        f"{which} is already quantized ({describe_quantization(config.quantization_config)}) and cannot be quantized "
+        f"again to {quantization}. Leave out the reference's quantization, or name the unquantized checkpoint."
     ]
 
 
@@ -209,7 +209,7 @@ def _device_problems(quantization: str | None, device: torch.device) -> list[str
 
 
 def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, skipped: list[str]) -> Any:
-    """What transformers is to quantise with."""
+    """What transformers is to quantize with."""
     from transformers import BitsAndBytesConfig
 
     if quantization not in FOUR_BIT:
@@ -227,7 +227,7 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
     """The output layer and the layers that were asked for, as transformers takes them.
 
     Raises:
-        InputError: a name fits no linear layer, or none is left to quantise.
+        InputError: a name fits no linear layer, or none is left to quantize.
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -247,9 +247,9 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
     ]
     skipped = [*heads, *wanted]
     if not problems and not any(should_convert_module(layer, skipped) for layer in layers):
-        problems.append(f"{kind.__name__} has no linear layer left to quantise; leave the quantisation out.")
+        problems.append(f"{kind.__name__} has no linear layer left to quantize; leave the quantization out.")
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     return skipped
 
 
@@ -266,13 +266,13 @@ def checkpoint(name: str, revision: str | None, from_pretrained: Mapping[str, An
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, **settings)
     except (OSError, ValueError) as error:
-        raise InputError([f"The reference {name} could not be found: {error}"]) from error
+        raise InputError(f"The reference {name} could not be found: {error}") from error
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     return config, kind or transformers.AutoModelForCausalLM
 
 
 @contextlib.contextmanager
-def loaded_whole() -> Iterator[None]:
+def unsharded_loading() -> Iterator[None]:
     """Inside, transformers loads all weights of a model on every process, whatever FSDP or ZeRO-3 are to spread."""
     from transformers.integrations import deepspeed
 

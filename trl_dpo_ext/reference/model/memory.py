@@ -11,7 +11,7 @@ import torch
 def weight_bytes(model: Any) -> dict[str, int]:
     """Bytes of a model's weights on this process: `linear` layers (output layer apart), and `all` of them.
 
-    Scales and tables of quantised weights are counted, which `get_memory_footprint` leaves out. A weight that two
+    Scales and tables of quantized weights are counted, which `get_memory_footprint` leaves out. A weight that two
     layers share counts once.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -41,15 +41,15 @@ def describe_weights(model: Any) -> str:
     size = weight_bytes(model)["all"]
     config = getattr(model.config, "quantization_config", None)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
-    kind = f"{quantisation_name(config)} over {'/'.join(kinds)}" if config else "/".join(kinds)
+    kind = f"{describe_quantization(config)} over {'/'.join(kinds)}" if config else "/".join(kinds)
     return f"{type(model).__name__} in {kind}, {_readable(size)} of weights on this process"
 
 
-def quantisation_name(config: Any) -> str:
-    """A quantisation in a word or two, of a configuration's `quantization_config`."""
+def describe_quantization(config: Any) -> str:
+    """A quantization in a word or two, of a configuration's `quantization_config`."""
     get = config.get if isinstance(config, Mapping) else lambda name, default=None: getattr(config, name, default)
     if get("load_in_4bit"):
-        return str(get("bnb_4bit_quant_type")) + (" with quantised scales" if get("bnb_4bit_use_double_quant") else "")
+        return str(get("bnb_4bit_quant_type")) + (" with quantized scales" if get("bnb_4bit_use_double_quant") else "")
     return "int8" if get("load_in_8bit") else str(getattr(get("quant_method"), "value", get("quant_method")))
 
 

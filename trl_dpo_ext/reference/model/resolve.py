@@ -10,14 +10,14 @@ from typing import Any
 from ...errors import InputError
 from ..config import absolute_reward_problems
 from .clone import plain_model
-from .loading import checkpoint, is_quantised
-from .spec import PlannedReference
+from .loading import checkpoint, is_quantized
+from .spec import ReferenceSpec
 
 # Of what the policy is loaded with, what holds for a reference of another checkpoint too.
 _GENERAL = ("attn_implementation", "trust_remote_code", "token", "cache_dir", "local_files_only", "use_kernels")
 
 
-def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> PlannedReference | None:
+def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> ReferenceSpec | None:
     """The reference that the flags describe, not loaded yet; None where they describe none.
 
     Args:
@@ -33,7 +33,7 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
     problems = [*_given_problems(args, given), *storage_problems(args, keywords.get("quantization_config"))]
     problems += _zero3_problems(args)
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     if not args.describes_reference:
         return None
     if adapted and not args.changes_checkpoint:
@@ -44,9 +44,9 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
         )
     problems = checkpoint_problems(args, policy, keywords.get("processing_class"))
     if problems:
-        raise InputError(problems)
+        raise InputError(*problems)
     settings = reference_settings(args, policy)
-    return PlannedReference(
+    return ReferenceSpec(
         {
             "quantization": args.ref_quantization,
             "double_quant": args.ref_double_quant,
@@ -59,7 +59,7 @@ def choose_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, 
 
 
 def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
-    """What the reference is loaded from, and how, its quantisation apart: arguments of `load_reference`."""
+    """What the reference is loaded from, and how, its quantization apart: arguments of `load_reference`."""
     load = dict(args.model_init_kwargs or {})
     for name in ("quantization_config", "device_map"):
         load.pop(name, None)
@@ -113,19 +113,19 @@ def _given_problems(args: Any, given: Any) -> list[str]:
             f"ref_model is given, and {named} describe a reference to load: leave one out, or load it as "
             "load_reference(...) with these settings and give that."
         ]
-    if is_quantised(given):
+    if is_quantized(given):
         remedy = "Leave it out and set ref_quantization with ref_calibrate=True"
-        return absolute_reward_problems(args.loss_mixture(), "A quantised ref_model", remedy)
+        return absolute_reward_problems(args.loss_mixture(), "A quantized ref_model", remedy)
     return []
 
 
-def kept_whole(args: Any, reference: Any) -> bool:
-    """Whether a reference stays out of FSDP's and ZeRO's hands: a quantised one, and under ZeRO-1 and 2, where it would
+def is_replicated(args: Any, reference: Any) -> bool:
+    """Whether a reference stays out of FSDP's and ZeRO's hands: a quantized one, and under ZeRO-1 and 2, where it would
     not be split but cast to the policy's dtype, one that was asked for in another."""
     if reference is None:
         return False
-    quantised = reference.quantised if isinstance(reference, PlannedReference) else is_quantised(reference)
-    return quantised or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
+    quantized = reference.quantized if isinstance(reference, ReferenceSpec) else is_quantized(reference)
+    return quantized or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
 
 
 def _zero_stage(args: Any) -> int:
@@ -182,8 +182,8 @@ def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
         ours = policy.config.get_text_config().vocab_size
     problems = []
     if getattr(config, "quantization_config", None) and not args.ref_quantization:
-        remedy = "Name the unquantised checkpoint and set ref_quantization with ref_calibrate=True"
-        problems += absolute_reward_problems(args.loss_mixture(), f"The quantised checkpoint {name}", remedy)
+        remedy = "Name the unquantized checkpoint and set ref_quantization with ref_calibrate=True"
+        problems += absolute_reward_problems(args.loss_mixture(), f"The quantized checkpoint {name}", remedy)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     other = _tokenizer(name, revision)
     if tokenizer is not None and other is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..identity.files import weight_files, weight_files_hash
-from ..identity.identity import Identity, canonical, dtype_name, forward_config, quantization_name
+from ..identity.identity import Identity, canonical, dtype_name, forward_config, quantization_fingerprint
 from .loading import Source, as_dtype, bnb_config, checkpoint, load_reference, skipped_layers
 
 # Those of `load_reference`'s arguments that transformers is not told.
@@ -17,7 +17,7 @@ _OWN = {"model", "quantization", "double_quant", "compute_dtype", "skip_modules"
 
 
 @dataclass(frozen=True)
-class PlannedReference:
+class ReferenceSpec:
     """A reference by the arguments of `load_reference`."""
 
     settings: Mapping[str, Any]
@@ -28,7 +28,7 @@ class PlannedReference:
         return isinstance(self.settings["model"], str)
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether it will be."""
         return bool(self.settings["quantization"])
 
@@ -55,14 +55,14 @@ class PlannedReference:
         config, kind = checkpoint(name, revision, load)
         plain = as_dtype(self.settings["dtype"]) or torch.float32
         quantization = getattr(config, "quantization_config", None)
-        if self.quantised:
+        if self.quantized:
             skipped = skipped_layers(kind, config, self.settings["skip_modules"])
             multiplied = as_dtype(self.settings["compute_dtype"]) or plain
             quantization = bnb_config(self.settings["quantization"], self.settings["double_quant"], multiplied, skipped)
         return Identity(
             weights=f"files:{weight_files_hash(files)}",
             config=canonical(forward_config(config.to_dict())),
-            quantization=quantization_name(quantization),
+            quantization=quantization_fingerprint(quantization),
             dtype=dtype_name(plain),
             compute_dtype=autocast or dtype_name(plain),
             source=name,

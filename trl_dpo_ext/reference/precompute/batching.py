@@ -60,7 +60,7 @@ class Batch:
         return [Batch((single,)) for row in self.rows for single in row.single()]
 
 
-def plan_batches(missing: Mapping[bytes, Sequence], max_tokens: int, hidden_size: int, share: bool) -> list[Batch]:
+def make_batches(missing: Mapping[bytes, Sequence], max_tokens: int, hidden_size: int, share: bool) -> list[Batch]:
     """Batches of at most `max_tokens` positions (or of one row that is longer), the longest rows first.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ..store.store import LoadedLogps, MissingSequence
+from ..store.store import LogpTable, MissingSequenceError
 from .sequences import Sequence, batch_sequences
 
 REF_TOKEN_LOGPS = "ref_token_logps"
@@ -24,7 +24,7 @@ class ReferenceCollator:
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    logps: LoadedLogps
+    logps: LogpTable
     own_columns: tuple[str, ...]
     """Columns of a dataset that brings reference log-probs itself; they are taken as they are."""
 
@@ -48,15 +48,13 @@ class ReferenceCollator:
     def _logps(self, sequences: list[Sequence]) -> list[Any]:
         try:
             return self.logps.values([sequence.key for sequence in sequences])
-        except MissingSequence as error:
+        except MissingSequenceError as error:
             first = next(sequence for sequence in sequences if sequence.key == error.keys[0])
             raise InputError(
-                [
-                    f"{self.logps.where} has no reference log-probs for a sequence of this batch: a prompt of "
-                    f"{len(first.prompt)} tokens ({_start(first.prompt)}) with a completion of "
-                    f"{len(first.completion)} ({_start(first.completion)}). Fill it first: `trl-dpo-ext precompute` "
-                    "with the same model, data and max_length."
-                ]
+                f"{self.logps.where} has no reference log-probs for a sequence of this batch: a prompt of "
+                f"{len(first.prompt)} tokens ({_start(first.prompt)}) with a completion of "
+                f"{len(first.completion)} ({_start(first.completion)}). Fill it first: `trl-dpo-ext precompute` "
+                "with the same model, data and max_length."
             ) from error
 
 

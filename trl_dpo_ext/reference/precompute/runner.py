@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...errors import InputError
 from ..store.store import Store
-from .batching import Batch, Row, plan_batches
+from .batching import Batch, Row, make_batches
 from .sequences import Sequence as TokenSequence
 
 _AT_STAKE = 0.1
@@ -27,7 +27,7 @@ Score = Callable[[Batch], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Processes:
+class Communicator:
     """The processes of a run, and how they tell each other things; alone by default."""
 
     index: int = 0
@@ -37,7 +37,7 @@ class Processes:
 
 
 @dataclass
-class PassReport:
+class PrecomputeStats:
     """What a pass did, over all processes."""
 
     found: int = 0
@@ -52,7 +52,7 @@ class PassReport:
     seconds: float = 0.0
     """Of this process."""
 
-    def add(self, other: PassReport) -> None:
+    def add(self, other: PrecomputeStats) -> None:
         """Sum up parts of one pass."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
@@ -81,21 +81,21 @@ class ReferencePass:
     max_tokens: int
     share: bool = True
     """Whether completions of one prompt may share a row."""
-    lockstep: bool = False
+    synchronous_forward: bool = False
     """Whether a forward waits for those of the other processes, as under FSDP and ZeRO-3."""
-    processes: Processes = field(default_factory=Processes)
+    processes: Communicator = field(default_factory=Communicator)
     label: str = ""
     """What the progress bar calls the data."""
     silent: bool = False
 
-    def run(self, wanted: dict[bytes, TokenSequence]) -> PassReport:
+    def run(self, wanted: dict[bytes, TokenSequence]) -> PrecomputeStats:
         """Fill the store with what it lacks of `wanted`; every process calls this with its own data."""
         self.store.refresh()
         missing = self.store.missing(wanted)
         batches = self._mine(missing, wanted)
         most = max(self.processes.gather(len(batches)))
         started = time.perf_counter()
-        report = PassReport()
+        report = PrecomputeStats()
         shown = tqdm(
             total=sum(batch.tokens for batch in batches),
             desc=f"Reference log-probs of {self.label}",
@@ -116,13 +116,13 @@ class ReferencePass:
                 if now - written > min(max((now - started) * _AT_STAKE, 1.0), 60.0):
                     writer.flush()
                     written = now
-            if self.lockstep:
+            if self.synchronous_forward:
                 for _ in range(most - len(batches)):
                     self.score(_FILLER)
         report.seconds = time.perf_counter() - started
-        total = PassReport(found=len(wanted) - len(missing), seconds=report.seconds)
+        total = PrecomputeStats(found=len(wanted) - len(missing), seconds=report.seconds)
         for part in self.processes.gather(report):
-            total.add(PassReport(**{**vars(part), "seconds": 0.0}))
+            total.add(PrecomputeStats(**{**vars(part), "seconds": 0.0}))
         self.store.refresh()
         self._check_complete(wanted)
         return total
@@ -132,11 +132,11 @@ class ReferencePass:
         seen = _sees(self.store.folder, self.processes)
         theirs = self.processes.gather(missing)
         peers = [index for index in seen if theirs[index] == missing]
-        plan = plan_batches({key: wanted[key] for key in missing}, self.max_tokens, self.hidden_size, self.share)
+        plan = make_batches({key: wanted[key] for key in missing}, self.max_tokens, self.hidden_size, self.share)
         return plan[peers.index(self.processes.index) :: len(peers)]
 
-    def _compute(self, batch: Batch, writer: Any, report: PassReport) -> None:
-        if batch.positions > self.max_tokens and len(batch.rows) > 1 and not self.lockstep:
+    def _compute(self, batch: Batch, writer: Any, report: PrecomputeStats) -> None:
+        if batch.positions > self.max_tokens and len(batch.rows) > 1 and not self.synchronous_forward:
             for part in batch.halves():  # the limit has been lowered since the batch was planned
                 self._compute(part, writer, report)
             return
@@ -154,8 +154,8 @@ class ReferencePass:
             return
         # Outside the except clause, so that the failed forward's tensors are free by now.
         smaller = batch.halves()
-        if self.lockstep or (len(batch.rows) == 1 and len(batch.rows[0].keys) == 1):
-            raise InputError([_too_large(batch, self.max_tokens, failed)])
+        if self.synchronous_forward or (len(batch.rows) == 1 and len(batch.rows[0].keys) == 1):
+            raise InputError(_too_large(batch, self.max_tokens, failed))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -167,14 +167,12 @@ class ReferencePass:
         lacking = len(self.store.missing(wanted))
         if lacking:
             raise InputError(
-                [
-                    f"After the pass the store at {self.store.folder} still lacks {lacking} of {len(wanted)} sequences "
-                    "here. Where several nodes run, put --ref_store on a folder that they all see."
-                ]
+                f"After the pass the store at {self.store.folder} still lacks {lacking} of {len(wanted)} sequences "
+                "here. Where several nodes run, put --ref_store on a folder that they all see."
             )
 
 
-def _sees(folder: Path, processes: Processes) -> list[int]:
+def _sees(folder: Path, processes: Communicator) -> list[int]:
     """Which processes' files this one sees in `folder`: not those of a node that has a folder of its own there."""
     mark = folder / f".process-{uuid.uuid4().hex}"
     mark.touch()

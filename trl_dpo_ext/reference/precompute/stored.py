@@ -18,12 +18,12 @@ from ...forward.run_rows import score
 from ...forward.tree_rows import branch_rows
 from ..identity.identity import Identity, identify
 from ..model.loading import source_of
-from ..model.resolve import kept_whole
-from ..model.spec import PlannedReference
+from ..model.resolve import is_replicated
+from ..model.spec import ReferenceSpec
 from ..store.store import Store
 from .batching import Batch
 from .collator import ReferenceCollator
-from .runner import PassReport, Processes, ReferencePass, default_max_tokens, spread
+from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, spread
 from .sequences import Sequence, batch_sequences
 
 _ROWS_AT_ONCE = 256
@@ -50,7 +50,7 @@ class StoredReference:
         self.store = Store.open(folder or default_folder(identity), identity)
         self.max_tokens = max_tokens
         self.load = load
-        self.report = PassReport()
+        self.report = PrecomputeStats()
         self.released = False
         self._keys: dict[bytes, None] | None = {}
         self._collator: ReferenceCollator | None = None
@@ -65,7 +65,7 @@ class StoredReference:
 
         Args:
             trainer: its reference is run, if anything is missing.
-            dataset: tokenised, as `collator` takes it.
+            dataset: tokenized, as `collator` takes it.
             name: of the dataset, for the progress bar.
             collator: without the stored log-probs.
             streams: whether to read a streamed dataset to its end, too; otherwise it is looked up as it comes.
@@ -85,16 +85,18 @@ class StoredReference:
     def release(self, trainer: Any) -> None:
         """Free a reference model that cannot be loaded again; from now on, a missing sequence is an error."""
         self.released = trainer.ref_model is not None and self.load is None
-        _trl.let_go_of_reference(trainer)
+        _trl.release_reference(trainer)
 
     def _fill(self, trainer: Any, wanted: dict[bytes, Sequence], name: str) -> None:
-        processes = Processes(trainer.accelerator.process_index, trainer.accelerator.num_processes, _trl.gather_object)
+        processes = Communicator(
+            trainer.accelerator.process_index, trainer.accelerator.num_processes, _trl.gather_object
+        )
         self.store.refresh()
         if not any(processes.gather(len(self.store.missing(wanted, check_values=True)))):
             self.report.found += len(wanted)
             return
         if self.released:
-            raise InputError([_RELEASED])
+            raise InputError(_RELEASED)
         with _trl.reference_for_pass(trainer, self.load) as (model, causal):
             config = causal.config.get_text_config()
             run = ReferencePass(
@@ -103,7 +105,7 @@ class StoredReference:
                 hidden_size=config.hidden_size,
                 max_tokens=self.max_tokens or default_max_tokens(trainer.accelerator.device, config, causal.dtype),
                 share=not branch_problems(causal),
-                lockstep=_trl.is_sharded(trainer),
+                synchronous_forward=_trl.is_sharded(trainer),
                 processes=processes,
                 label=name,
                 silent=trainer.args.disable_tqdm,
@@ -163,7 +165,7 @@ def has_reference_columns(dataset: Any) -> bool:
     return set(_trl.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
 
 
-def open_store(trainer: Any, source: str | None, planned: PlannedReference | None) -> StoredReference:
+def open_store(trainer: Any, source: str | None, planned: ReferenceSpec | None) -> StoredReference:
     """The store of a trainer's reference; every process calls this.
 
     Args:
@@ -175,7 +177,7 @@ def open_store(trainer: Any, source: str | None, planned: PlannedReference | Non
 
     def load() -> Any:
         assert planned is not None
-        return _trl.placed(trainer, _trl.with_head(planned.load()), kept_whole(args, planned))
+        return _trl.placed(trainer, _trl.with_head(planned.load()), is_replicated(args, planned))
 
     identity = None
     if planned is not None:
@@ -185,7 +187,7 @@ def open_store(trainer: Any, source: str | None, planned: PlannedReference | Non
         trainer.ref_model = load()  # its files are still to come
     if identity is None:
         return StoredReference(args.ref_store, reference_identity(trainer, source), args.precompute_ref_max_tokens)
-    identity = identity if kept_whole(args, planned) else _cast(trainer, identity)
+    identity = identity if is_replicated(args, planned) else _cast(trainer, identity)
     return StoredReference(args.ref_store, identity, args.precompute_ref_max_tokens, load)
 
 
@@ -218,7 +220,7 @@ def reference_identity(trainer: Any, source: str | None) -> Identity:
             compute_dtype=compute_dtype,
         )
     identity = _trl.gather_object(mine)[0]
-    whole = trainer.ref_model is not None and kept_whole(trainer.args, trainer.ref_model)
+    whole = trainer.ref_model is not None and is_replicated(trainer.args, trainer.ref_model)
     return identity if whole else _cast(trainer, identity)
 
 

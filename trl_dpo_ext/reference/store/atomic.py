@@ -22,14 +22,14 @@ def unique_name() -> str:
     return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there in full and on the disk, or not there at all.
 
     Raises:
         OSError: As the system says; nothing is left behind then.
     """
     for last in (False, False, True):
-        temporary = write_aside(path.parent, content)
+        temporary = write_temporary(path.parent, content)
         try:
             os.rename(temporary, path)
             break
@@ -42,9 +42,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
-def write_if_absent(path: Path, content: bytes) -> bool:
+def create_exclusive(path: Path, content: bytes) -> bool:
     """The same, but never over another file; of several processes one wins. Returns whether this one did."""
-    temporary = write_aside(path.parent, content)
+    temporary = write_temporary(path.parent, content)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -69,7 +69,7 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
     return True
 
 
-def write_aside(folder: Path, content: bytes | memoryview) -> Path:
+def write_temporary(folder: Path, content: bytes | memoryview) -> Path:
     """Write a synced file of a temporary name in the folder; removed again when that fails."""
     temporary = folder / f".{unique_name()}{WRITING}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -105,7 +105,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_stale_temporaries(folder: Path) -> None:
     """Remove temporary files of processes that died: of this machine by their number, of others after a day.
 
     A process that is alive in another container of the same name may lose its file to this; it then writes it again.

@@ -53,27 +53,27 @@ def _little_endian(ids: Sequence[int] | np.ndarray) -> bytes:
     return numbers.astype("<i4").tobytes()
 
 
-def key_words(keys: Iterable[bytes]) -> np.ndarray:
+def pack_keys(keys: Iterable[bytes]) -> np.ndarray:
     """Keys as numbers of shape `(keys, 2)`: two uint64 each, big-endian, so that their order is that of the bytes."""
     keys = list(keys)
     if any(len(key) != KEY_BYTES for key in keys):
         raise ValueError(f"Keys have {KEY_BYTES} bytes: make them with sequence_key.")
-    return words_of_bytes(b"".join(keys))
+    return keys_from_bytes(b"".join(keys))
 
 
-def words_of_bytes(joined: bytes) -> np.ndarray:
+def keys_from_bytes(joined: bytes) -> np.ndarray:
     """The same, of keys that lie one after the other."""
     return np.frombuffer(joined, dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def bytes_of_words(words: np.ndarray) -> bytes:
-    """Keys one after the other, of their numbers; the inverse of `words_of_bytes`."""
+def keys_to_bytes(words: np.ndarray) -> bytes:
+    """Keys one after the other, of their numbers; the inverse of `keys_from_bytes`."""
     return words.astype(">u8").tobytes()
 
 
-def keys_of(words: np.ndarray) -> list[bytes]:
+def unpack_keys(words: np.ndarray) -> list[bytes]:
     """The keys of `(keys, 2)` numbers."""
-    joined = bytes_of_words(words)
+    joined = keys_to_bytes(words)
     return [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..identity.identity import Identity
-from .atomic import write_aside, write_if_absent
+from .atomic import create_exclusive, write_temporary
 
 MANIFEST, PARTS, CARD = "manifest.json", "parts", "README.md"
 KIND, FORMAT = "trl_dpo_ext reference log-probs", 1
@@ -71,33 +71,29 @@ def read_manifest(folder: Path) -> Manifest | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise InputError([f"The store at {folder} cannot be read: {error.strerror}."]) from error
+            raise InputError(f"The store at {folder} cannot be read: {error.strerror}.") from error
         except ValueError:
             content = None
     if content is None:
         raise InputError(
-            [
-                f"{path} is damaged. Restore it from a copy, or delete it: parts of the same reference are recognised "
-                "without it."
-            ]
+            f"{path} is damaged. Restore it from a copy, or delete it: parts of the same reference are recognized "
+            "without it."
         )
     return _parsed(folder, content)
 
 
 def _parsed(folder: Path, content: Any) -> Manifest:
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
-        raise InputError([f"{folder} holds a {MANIFEST} that is no store's. Name another folder as --ref_store."])
+        raise InputError(f"{folder} holds a {MANIFEST} that is no store's. Name another folder as --ref_store.")
     if not isinstance(content.get("format"), int) or content["format"] > FORMAT:
         raise InputError(
-            [
-                f"The store at {folder} has format {content.get('format')}, which this version of trl-dpo-ext does not "
-                f"know (it reads up to {FORMAT}). Update trl-dpo-ext."
-            ]
+            f"The store at {folder} has format {content.get('format')}, which this version of trl-dpo-ext does not "
+            f"know (it reads up to {FORMAT}). Update trl-dpo-ext."
         )
     try:
         return Manifest(Identity.from_json(content["identity"], content["recorded"]), str(content["created"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError([f"{folder / MANIFEST} lacks {error}. Restore it from a copy, or delete it."]) from error
+        raise InputError(f"{folder / MANIFEST} lacks {error}. Restore it from a copy, or delete it.") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -109,19 +105,19 @@ def check_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() or place.is_symlink():
             if not place.is_dir():
-                raise InputError([f"The store cannot be at {folder}: {place} is not a folder."])
+                raise InputError(f"The store cannot be at {folder}: {place} is not a folder.")
             break
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
     try:
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError as error:
-        raise InputError([f"The store at {folder} cannot be read: {error.strerror}."]) from error
+        raise InputError(f"The store at {folder} cannot be read: {error.strerror}.") from error
     if MANIFEST in names:  # another process has made the store meanwhile
         return
     if names - ({PARTS, CARD} if PARTS in names else set()):
         raise InputError(
-            [f"{folder} is no store and holds other things ({_some(names)}). Name another folder as --ref_store."]
+            f"{folder} is no store and holds other things ({_some(names)}). Name another folder as --ref_store."
         )
 
 
@@ -145,13 +141,13 @@ def create(folder: Path, identity: Identity) -> Manifest:
     }
     try:
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        write_if_absent(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-        write_if_absent(folder / CARD, _CARD.encode())
+        create_exclusive(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+        create_exclusive(folder / CARD, _CARD.encode())
     except OSError as error:
-        raise InputError([f"The store at {folder} cannot be created: {error.strerror}."]) from error
+        raise InputError(f"The store at {folder} cannot be created: {error.strerror}.") from error
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError([f"The store at {folder} was removed while it was being created."])
+        raise InputError(f"The store at {folder} was removed while it was being created.")
     return manifest
 
 
@@ -159,7 +155,7 @@ def writable(folder: Path) -> str | None:
     """None when new parts can be added, found by trying; else why not."""
     try:
         (folder / PARTS).mkdir(exist_ok=True)
-        write_aside(folder / PARTS, b"").unlink()
+        write_temporary(folder / PARTS, b"").unlink()
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .atomic import unique_name, write_whole
-from .keys import KEY_BYTES, bytes_of_words, keys_of, words_of_bytes
+from .atomic import atomic_write, unique_name
+from .keys import KEY_BYTES, keys_from_bytes, keys_to_bytes, unpack_keys
 
 SUFFIX = ".parquet"
 DAMAGED = ".damaged"
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 )
 
 
-class DamagedPart(Exception):
+class CorruptPartError(Exception):
     """A part that is truncated, altered or no part at all; the message says which.
 
     Attributes:
@@ -63,7 +63,7 @@ class Part:
         path (`Path`): The file.
         reference (`str`): Fingerprint of the identity it was computed with.
         created (`str`): Date and time in UTC.
-        words (`np.ndarray` of shape `(sequences, 2)`): The keys, as `key_words` gives them.
+        words (`np.ndarray` of shape `(sequences, 2)`): The keys, as `pack_keys` gives them.
         prompt_tokens, completion_tokens (`np.ndarray` of shape `(sequences,)`): Lengths, int32.
         checksum (`str`): Of the log-probs.
     """
@@ -99,7 +99,7 @@ def write_part(
     Raises:
         OSError: As the system says, with nothing left behind.
     """
-    words = words_of_bytes(b"".join(keys))
+    words = keys_from_bytes(b"".join(keys))
     lengths = np.array([len(row) for row in logps], dtype=np.int32)
     flat = np.concatenate([*logps, np.empty(0, np.float32)]).astype("<f4", copy=False)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -112,7 +112,7 @@ def write_part(
         lengths,
         hashlib.blake2b(flat.tobytes(), digest_size=16).hexdigest(),
     )
-    write_whole(part.path, _parquet(part, flat))
+    atomic_write(part.path, _parquet(part, flat))
     return part
 
 
@@ -120,13 +120,13 @@ def merge_parts(parts: Sequence[Part]) -> Part:
     """Write the content of several parts of one reference as a new one; the old ones stay.
 
     Raises:
-        DamagedPart: When one is not what was written.
+        CorruptPartError: When one is not what was written.
         OSError: As the system says.
     """
     logps = [row for part in parts for row in np.split(read_logps(part), np.cumsum(part.completion_tokens)[:-1])]
     words = np.concatenate([part.words for part in parts])
     prompt_tokens = np.concatenate([part.prompt_tokens for part in parts])
-    return write_part(parts[0].path.parent, parts[0].reference, keys_of(words), prompt_tokens, logps)
+    return write_part(parts[0].path.parent, parts[0].reference, unpack_keys(words), prompt_tokens, logps)
 
 
 def _parquet(part: Part, flat: np.ndarray) -> memoryview:
@@ -134,7 +134,7 @@ def _parquet(part: Part, flat: np.ndarray) -> memoryview:
     np.cumsum(part.completion_tokens, out=offsets[1:])
     table = pa.Table.from_arrays(
         [
-            pa.array([key.hex() for key in keys_of(part.words)], pa.string()),
+            pa.array([key.hex() for key in unpack_keys(part.words)], pa.string()),
             pa.array(part.prompt_tokens),
             pa.array(part.completion_tokens),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float32()), type=SCHEMA.field(3).type),
@@ -154,7 +154,7 @@ def _parquet(part: Part, flat: np.ndarray) -> memoryview:
 def _metadata(part: Part) -> Mapping[str, str]:
     metadata = {"reference": part.reference, "created": part.created, "token_logps": part.checksum}
     content = hashlib.blake2b("\n".join(metadata.values()).encode(), digest_size=16)
-    content.update(part.sequences.to_bytes(8, "little") + bytes_of_words(part.words))
+    content.update(part.sequences.to_bytes(8, "little") + keys_to_bytes(part.words))
     content.update(part.prompt_tokens.astype("<i4").tobytes() + part.completion_tokens.astype("<i4").tobytes())
     return {**metadata, "index": content.hexdigest()}
 
@@ -163,7 +163,7 @@ def read_part(path: Path) -> Part:
     """Read and check the keys and lengths of a part.
 
     Raises:
-        DamagedPart: When it is not what was written.
+        CorruptPartError: When it is not what was written.
         OSError: When the file cannot be read, which says nothing about its content.
     """
     with _damage_named(path), path.open("rb") as file:
@@ -177,7 +177,7 @@ def read_part(path: Path) -> Part:
             path,
             stored.get("reference", ""),
             stored.get("created", ""),
-            words_of_bytes(_unhexed(table["key"])),
+            keys_from_bytes(_unhexed(table["key"])),
             table["prompt_tokens"].to_numpy(),
             table["completion_tokens"].to_numpy(),
             stored.get("token_logps", ""),
@@ -198,7 +198,7 @@ def read_logps(part: Part) -> np.ndarray:
     """Read and check the log-probs of a part, one sequence after the other: float32 of shape `(tokens,)`.
 
     Raises:
-        DamagedPart: When they are not what was written.
+        CorruptPartError: When they are not what was written.
         OSError: When the file cannot be read; `FileNotFoundError` where it is gone.
     """
     with _damage_named(part.path), part.path.open("rb") as file:
@@ -223,16 +223,16 @@ def _damage_named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DamagedPart(_first_line(error), path) from error
+        raise CorruptPartError(_first_line(error), path) from error
     except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise DamagedPart(_first_line(error), path) from error
+        raise CorruptPartError(_first_line(error), path) from error
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def set_aside(path: Path) -> bool:
+def quarantine(path: Path) -> bool:
     """Rename a damaged part so that nobody reads it again; False where the folder does not let us."""
     try:
         os.rename(path, path.with_name(path.name + DAMAGED))

@@ -25,19 +25,19 @@ import numpy as np
 
 from ...errors import InputError
 from ..identity.identity import Identity
-from .atomic import remove_leftovers
-from .keys import KeyIndex, key_words
+from .atomic import remove_stale_temporaries
+from .keys import KeyIndex, pack_keys
 from .manifest import PARTS, Manifest, check_folder, create, read_manifest, writable
-from .parts import SUFFIX, DamagedPart, Part, read_logps, read_part, set_aside
-from .table import LoadedLogps, MissingSequence, load_logps
+from .parts import SUFFIX, CorruptPartError, Part, quarantine, read_logps, read_part
+from .table import LogpTable, MissingSequenceError, load_table
 from .verify import Report, verify
 from .writer import PartWriter, StoreWriteError
 
-__all__ = ["LoadedLogps", "MissingSequence", "PartWriter", "Report", "Store", "StoreWriteError"]
+__all__ = ["LogpTable", "MissingSequenceError", "PartWriter", "Report", "Store", "StoreWriteError"]
 
 
 @dataclass(frozen=True)
-class Holdings:
+class PartIndex:
     """What a set of parts holds, in the order of the parts' names; of a sequence held twice, the first counts."""
 
     parts: tuple[Part, ...]
@@ -70,7 +70,7 @@ class Store:
         self.damaged: dict[str, str] = {}
         self._may_write = may_write
         self._parts: dict[str, Part] = {}
-        self._holdings: Holdings | None = None
+        self._holdings: PartIndex | None = None
         self.refresh()
 
     @classmethod
@@ -90,11 +90,11 @@ class Store:
             manifest = _created(folder, identity, create)
         differences = identity.differences(manifest.identity)
         if differences:
-            raise InputError([_another_reference(folder, differences)])
+            raise InputError(_another_reference(folder, differences))
         may_write = writable(folder) is None
         if may_write:
-            remove_leftovers(folder / PARTS)
-            remove_leftovers(folder)
+            remove_stale_temporaries(folder / PARTS)
+            remove_stale_temporaries(folder)
         return cls(folder, manifest, may_write)
 
     @classmethod
@@ -108,7 +108,7 @@ class Store:
         check_folder(folder)
         manifest = read_manifest(folder)
         if manifest is None:
-            raise InputError([f"There is no store at {folder}."])
+            raise InputError(f"There is no store at {folder}.")
         return cls(folder, manifest, may_write=False)
 
     @property
@@ -117,9 +117,9 @@ class Store:
         return self._held.parts
 
     @property
-    def _held(self) -> Holdings:
+    def _held(self) -> PartIndex:
         if self._holdings is None:
-            self._holdings = Holdings(tuple(self._parts[name] for name in sorted(self._parts)))
+            self._holdings = PartIndex(tuple(self._parts[name] for name in sorted(self._parts)))
         return self._holdings
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class Store:
                 otherwise a part whose log-probs were altered is found when `load` reads it.
         """
         unique = list(dict.fromkeys(keys))
-        words = key_words(unique)
+        words = pack_keys(unique)
         found = self._held.index.find(words)
         if check_values:
             numbers = np.unique(np.searchsorted(self._held.starts, found[found >= 0], side="right") - 1)
@@ -152,20 +152,20 @@ class Store:
             read_logps(part)
         except FileNotFoundError as gone:
             self._refresh_after(gone)
-        except DamagedPart as damage:
+        except CorruptPartError as damage:
             self._drop(damage)
 
-    def load(self, keys: Iterable[bytes] | None = None) -> LoadedLogps:
+    def load(self, keys: Iterable[bytes] | None = None) -> LogpTable:
         """The log-probs of these sequences (of all, without `keys`) in memory: 4 bytes a token, 32 a sequence.
 
         Raises:
-            MissingSequence: When one is not held, or its part turns out damaged.
+            MissingSequenceError: When one is not held, or its part turns out damaged.
         """
         wanted = None if keys is None else list(dict.fromkeys(keys))
         while True:  # ends: every turn but the last drops a part
             try:
-                return load_logps(self.folder, self.parts, self._held.index, wanted)
-            except DamagedPart as damage:
+                return load_table(self.folder, self.parts, self._held.index, wanted)
+            except CorruptPartError as damage:
                 self._drop(damage)
             except FileNotFoundError as gone:
                 self._refresh_after(gone)
@@ -176,7 +176,7 @@ class Store:
         Reads whole parts; a run that asks again and again takes `load`.
 
         Raises:
-            MissingSequence: When one is not held.
+            MissingSequenceError: When one is not held.
         """
         keys = list(keys)
         loaded = self.load(keys)
@@ -194,10 +194,10 @@ class Store:
         """
         reason = writable(self.folder) if self._may_write else "it is open for reading only"
         if reason:
-            raise InputError([f"The store at {self.folder} lacks sequences and cannot be added to: {reason}."])
+            raise InputError(f"The store at {self.folder} lacks sequences and cannot be added to: {reason}.")
         return PartWriter(self, **settings)
 
-    def take_in(self, part: Part, instead_of: Iterable[Part] = ()) -> None:
+    def add_part(self, part: Part, instead_of: Iterable[Part] = ()) -> None:
         """Count a part that was just written, in the place of others that it was merged from."""
         for merged in instead_of:
             self._parts.pop(merged.path.name, None)
@@ -224,30 +224,28 @@ class Store:
             part = read_part(path)
         except FileNotFoundError:
             return
-        except DamagedPart as damage:
+        except CorruptPartError as damage:
             self._drop(damage)
             return
         except OSError as error:
-            raise InputError([f"{path} cannot be read: {error.strerror}."]) from error
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         if part.reference != self.identity.fingerprint:
-            raise InputError(
-                [f"{path} was computed with another reference than the store's. Take it out of the folder."]
-            )
+            raise InputError(f"{path} was computed with another reference than the store's. Take it out of the folder.")
         self._parts[path.name] = part
 
-    def _drop(self, damage: DamagedPart) -> None:
+    def _drop(self, damage: CorruptPartError) -> None:
         path, reason = damage.path, damage.reason
         self.damaged[path.name] = reason
         self._parts.pop(path.name, None)
         self._holdings = None
-        aside = self._may_write and set_aside(path)
+        aside = self._may_write and quarantine(path)
         done = f"It was renamed to {path.name}.damaged" if aside else "It is ignored"
         warnings.warn(f"{path} is damaged: {reason}. {done}; what it held counts as missing.", stacklevel=3)
 
 
 def _created(folder: Path, identity: Identity, allowed: bool) -> Manifest:
     if not allowed:
-        raise InputError([f"There is no store at {folder}."])
+        raise InputError(f"There is no store at {folder}.")
     return create(folder, identity)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .keys import KeyIndex, key_words
+from .keys import KeyIndex, pack_keys
 from .parts import Part, read_logps
 
 
-class MissingSequence(LookupError):
+class MissingSequenceError(LookupError):
     """Sequences whose log-probs are not held.
 
     Attributes:
@@ -30,7 +30,7 @@ class MissingSequence(LookupError):
 
 
 @dataclass(frozen=True)
-class LoadedLogps:
+class LogpTable:
     """Token log-probs by key; arrays only, so that forked workers share them and spawned ones can be sent them.
 
     Attributes:
@@ -49,7 +49,7 @@ class LoadedLogps:
         return len(self.index)
 
     def __contains__(self, key: bytes) -> bool:
-        return bool(self.index.find(key_words([key]))[0] >= 0)
+        return bool(self.index.find(pack_keys([key]))[0] >= 0)
 
     def __getitem__(self, key: bytes) -> np.ndarray:
         """Float32 of shape `(completion_tokens,)`; a view."""
@@ -59,12 +59,12 @@ class LoadedLogps:
         """Of several sequences.
 
         Raises:
-            MissingSequence: When one is not there.
+            MissingSequenceError: When one is not there.
         """
         keys = list(keys)
-        rows = self.index.find(key_words(keys))
+        rows = self.index.find(pack_keys(keys))
         if (rows < 0).any():
-            raise MissingSequence([keys[at] for at in np.flatnonzero(rows < 0)], self.where)
+            raise MissingSequenceError([keys[at] for at in np.flatnonzero(rows < 0)], self.where)
         return [self.flat[self.offsets[row] : self.offsets[row + 1]] for row in rows]
 
     @property
@@ -74,18 +74,18 @@ class LoadedLogps:
         return sum(x.nbytes for x in (index.high, index.low, index.positions, self.offsets, self.flat))
 
 
-def load_logps(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: list[bytes] | None) -> LoadedLogps:
+def load_table(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: list[bytes] | None) -> LogpTable:
     """Read what is wanted, each part once and in order.
 
     Raises:
-        MissingSequence: When one is not held.
-        DamagedPart: When a part is not what was written.
+        MissingSequenceError: When one is not held.
+        CorruptPartError: When a part is not what was written.
         FileNotFoundError: When one is gone.
     """
     where = f"the store at {folder}"
-    positions = index.positions if wanted is None else index.find(key_words(wanted))
+    positions = index.positions if wanted is None else index.find(pack_keys(wanted))
     if wanted is not None and (positions < 0).any():
-        raise MissingSequence([wanted[at] for at in np.flatnonzero(positions < 0)], where)
+        raise MissingSequenceError([wanted[at] for at in np.flatnonzero(positions < 0)], where)
     positions = np.sort(positions)  # part by part
     starts = np.cumsum([0, *(part.sequences for part in parts)])
     bounds = np.searchsorted(positions, starts)
@@ -100,7 +100,7 @@ def load_logps(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: lis
     for part, chosen, a, b in zip(parts, rows, bounds, bounds[1:], strict=False):
         if len(chosen):
             flat[offsets[a] : offsets[b]] = _rows_of(part, chosen)
-    return LoadedLogps(KeyIndex.build(words), offsets, flat, where)
+    return LogpTable(KeyIndex.build(words), offsets, flat, where)
 
 
 def _rows_of(part: Part, chosen: np.ndarray) -> np.ndarray:

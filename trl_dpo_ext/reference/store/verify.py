@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .keys import keys_of
+from .keys import unpack_keys
 from .manifest import PARTS
-from .parts import DAMAGED, DamagedPart, Part, read_logps
+from .parts import DAMAGED, CorruptPartError, Part, read_logps
 
 if TYPE_CHECKING:
     from .store import Store
@@ -62,7 +62,7 @@ def verify(parts: Sequence[Part], damaged: dict[str, str]) -> Report:
     for part in parts:
         try:
             logps = read_logps(part)
-        except (DamagedPart, OSError) as error:
+        except (CorruptPartError, OSError) as error:
             damaged[part.path.name] = str(error)
             continue
         if not np.isfinite(logps).all():
@@ -78,12 +78,12 @@ def verify(parts: Sequence[Part], damaged: dict[str, str]) -> Report:
 def _held_twice(parts: Sequence[Part]) -> set[bytes]:
     words = np.concatenate([np.empty((0, 2), np.uint64), *(part.words for part in parts)])
     unique, counts = np.unique(words, axis=0, return_counts=True)
-    return set(keys_of(unique[counts > 1]))
+    return set(unpack_keys(unique[counts > 1]))
 
 
 def _rows(part: Part, logps: np.ndarray, keys: set[bytes]) -> Iterable[tuple[bytes, np.ndarray]]:
     ends = np.cumsum(part.completion_tokens, dtype=np.int64)
-    for row, key in enumerate(keys_of(part.words)) if keys else ():
+    for row, key in enumerate(unpack_keys(part.words)) if keys else ():
         if key in keys:
             yield key, logps[ends[row] - part.completion_tokens[row] : ends[row]].copy()
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import InputError
 from .keys import KEY_BYTES
 from .manifest import PARTS
-from .parts import DamagedPart, Part, merge_parts, write_part
+from .parts import CorruptPartError, Part, merge_parts, write_part
 
 if TYPE_CHECKING:
     from .store import Store
@@ -30,7 +30,7 @@ class StoreWriteError(InputError):
     """
 
     def __init__(self, message: str, lost: int) -> None:
-        super().__init__([message])
+        super().__init__(message)
         self.lost = lost
 
 
@@ -73,10 +73,8 @@ class PartWriter:
         free = shutil.disk_usage(self._store.folder).free
         if needed > free:
             raise InputError(
-                [
-                    f"The store at {self._store.folder} needs about {needed / 1e9:.1f} GB more and its disk has "
-                    f"{free / 1e9:.1f} GB left. Free some space, or name a folder on another disk as --ref_store."
-                ]
+                f"The store at {self._store.folder} needs about {needed / 1e9:.1f} GB more and its disk has "
+                f"{free / 1e9:.1f} GB left. Free some space, or name a folder on another disk as --ref_store."
             )
 
     def __enter__(self) -> PartWriter:
@@ -144,7 +142,7 @@ class PartWriter:
             )
         except OSError as error:
             raise StoreWriteError(self._not_written(error), len(rows)) from error
-        self._store.take_in(part)
+        self._store.add_part(part)
         self._own.append(part)
         self.written += len(rows)
         self._gathered, self._tokens = {}, 0
@@ -161,9 +159,9 @@ class PartWriter:
         self._own = self._own[len(some) :]
         if len(some) == 1:
             return
-        with contextlib.suppress(OSError, DamagedPart):  # then they stay as they are
+        with contextlib.suppress(OSError, CorruptPartError):  # then they stay as they are
             merged = merge_parts(some)
-            self._store.take_in(merged, instead_of=some)
+            self._store.add_part(merged, instead_of=some)
             for part in some:
                 part.path.unlink(missing_ok=True)
             self._own.insert(0, merged)

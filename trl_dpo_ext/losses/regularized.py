@@ -47,7 +47,7 @@ def dpo_nll(
     Reference: IRPO, arXiv 2404.19733; Llama 3, arXiv 2407.21783; Liu et al., arXiv 2405.16436.
 
     Note:
-        The three normalisations differ by a factor of the length: a weight for one is not a weight for another.
+        The three normalizations differ by a factor of the length: a weight for one is not a weight for another.
         `seq_sum` was checked by reading the authors' code only. Llama 3's weight is from memory.
 
     Example:
