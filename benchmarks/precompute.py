@@ -135,12 +135,12 @@ def trl_pass(trainer: Any, dataset: Dataset, device: torch.device) -> tuple[Meas
 def our_pass(trainer: Any, dataset: Dataset, device: torch.device) -> tuple[Measured, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         trainer.args.ref_store = str(Path(folder) / "refs")
-        trainer._stored = None
+        vars(trainer.reference).pop("stored", None)
         with measuring(trainer, device) as measured:
             trainer._precompute_ref_logps(dataset, "ours", TRL_BATCH_SIZE)
-        report = trainer._stored.report
+        report = trainer.reference.stored.stats
         measured.attended, measured.scored = report.tokens, report.scored
-        collator = trainer._stored.collator(trainer._plain_collator)
+        collator = trainer.reference.stored.collator(trainer.data_collator.collator)
         sums = [collator([row])["ref_token_logps"].double().sum(1).numpy() for row in dataset]
     return measured, np.array(sums).T
 

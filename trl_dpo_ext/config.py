@@ -10,6 +10,7 @@ from typing import Any
 
 from trl import DPOConfig
 
+from . import _trl
 from .core.hyperparameters import SHARED, DeclaredHyper
 from .core.mixture import LossMixture, MixtureParser
 from .core.pairs import Need
@@ -109,6 +110,19 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
         if problems:
             raise InputError(*problems)
         super().__post_init__()
+
+    @classmethod
+    def for_model(cls, args: DPOExtConfig | None, model: Any) -> DPOExtConfig:
+        """The given configuration, or the default one for a model.
+
+        Raises:
+            TypeError: `args` is another configuration, such as a plain `DPOConfig`.
+        """
+        if args is None:
+            return cls(_trl.default_output_dir(model))
+        if not isinstance(args, cls):
+            raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
+        return args
 
     def loss_mixture(self) -> LossMixture:
         """The mixture that the fields describe, with fresh running states."""

@@ -138,7 +138,7 @@ def test_the_reference_is_prepared_by_functions_of_the_trainers_module(tmp_path,
 
 def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> None:
     model = _trl.with_head(tiny.model(2))
-    scored = _trl.token_logps(host, model, batch)
+    scored = _trl.Host(host).token_logps(model, batch)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
     expected = logits[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
     expected = expected * batch[_trl.COMPLETION_MASK][:, 1:]
@@ -147,7 +147,7 @@ def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> No
 
 def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:
     stored = {name: torch.full((4,), -3.0) for name in _trl.REFERENCE_COLUMNS}
-    with _trl.reference_from_batch(host):
+    with _trl.Host(host).reference_from_batch():
         host._metrics["train"].clear()
         host.compute_loss(host.model, {**batch, **stored})
     reward = host._metrics["train"]["rewards/chosen"][-1]
@@ -167,12 +167,12 @@ def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, 
     assert scored == plain, seam("metrics do not read scores")
     assert scored_loss != plain_loss, seam("f_divergence_type is read at each loss")
     monkeypatch.setattr(host, "f_divergence_type", "unheard_of")
-    with _trl.with_reverse_kl(host):
+    with _trl.Host(host).with_reverse_kl():
         assert metrics_and_loss() == (plain, plain_loss), seam("f_divergence_type is read at each loss")
 
 
 def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) -> None:
-    chosen, rejected, output = _trl.run_reference(host, batch, lambda model: model)
+    chosen, rejected, output = _trl.Host(host).run_reference(batch, lambda model: model)
     assert chosen.shape == rejected.shape == (4,), seam("compute_ref_log_probs returns (pairs,) twice")
     torch.testing.assert_close(output.log_probs.sum(1), torch.cat([chosen, rejected]), msg=seam("sums of log_probs"))
 
@@ -180,9 +180,9 @@ def test_the_reference_pass_calls_the_model_it_is_given(host: Any, batch: dict) 
 def test_metrics_are_lists_by_mode_that_log_averages_and_clears(host: Any) -> None:
     host.model.train()
     host._metrics["train"].clear()
-    _trl.add_metric(host, "loss/x", 1.0)
-    _trl.add_metric(host, "loss/x", 2.0)
-    _trl.replace_metric(host, "loss/x", 3.0)
+    _trl.Host(host).add_metric("loss/x", 1.0)
+    _trl.Host(host).add_metric("loss/x", 2.0)
+    _trl.Host(host).replace_metric("loss/x", 3.0)
     host.log({})
     assert host.state.log_history[-1]["loss/x"] == 2.0, seam("_metrics[mode][name] is averaged by log")
     assert not host._metrics["train"], seam("log clears _metrics")
@@ -207,11 +207,13 @@ def test_weighting_asks_the_head_for_what_wpo_needs(tmp_path) -> None:
 def test_the_references_head_is_asked_for_through_the_trainers_module(tmp_path) -> None:
     with _trl.reference_entropy():
         trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1))
-    chosen, _, output = _trl.run_reference(trainer, next(iter(trainer.get_train_dataloader())), lambda model: model)
+    chosen, _, output = _trl.Host(trainer).run_reference(
+        next(iter(trainer.get_train_dataloader())), lambda model: model
+    )
     assert chosen.shape == (4,)
     assert output.entropy is not None, seam("add_fused_lm_head gives the reference its head")
     assert output.entropy.shape == output.log_probs.shape, seam("entropy is per token")
-    assert _trl.vocabulary_size(trainer) == len(tiny.tokenizer()), seam("vocab_size")
+    assert _trl.Host(trainer).vocabulary_size() == len(tiny.tokenizer()), seam("vocab_size")
 
 
 def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict) -> None:
@@ -223,7 +225,7 @@ def test_a_policy_that_is_its_own_reference_has_entropies(host: Any, batch: dict
 def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host: Any, batch: dict) -> None:
     mask = batch[_trl.COMPLETION_MASK][:, 1:].bool()
     recorder = _trl.Recorder(host.model)
-    with _trl.capture_projection(host, host.model, mask, wanted=True) as caught:
+    with _trl.Host(host).capture_projection(host.model, mask, wanted=True) as caught:
         host.compute_loss(recorder, batch)
     assert len(caught) == 1, seam("the fused head calls base_model as a module")
     logits = torch.nn.functional.linear(caught[0].hidden, caught[0].weight, caught[0].bias)
@@ -232,7 +234,7 @@ def test_logits_are_hidden_states_of_the_backbone_through_the_output_layer(host:
     torch.testing.assert_close(
         logps, recorder.output.log_probs, rtol=1e-4, atol=1e-5, msg=seam("logits are last_hidden_state @ output layer")
     )
-    assert _trl.projection_problems(host) == []
+    assert _trl.Host(host).projection_problems() == []
 
 
 def test_the_backbone_takes_another_mask_and_the_head_scores_what_it_is_given(host: Any, batch: dict) -> None:
@@ -292,11 +294,11 @@ def test_tokenized_data_has_the_columns_that_lengths_are_made_of(host: Any) -> N
 
 
 def test_policy_and_reference_are_found_and_are_text(host: Any) -> None:
-    assert _trl.models_of(host) == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
-    assert _trl.unsupported_inputs(host) == []
+    assert _trl.Host(host).models() == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
+    assert _trl.Host(host).unsupported_inputs() == []
     parallel = SimpleNamespace(cp_size=2, sp_size=1)
     vision = SimpleNamespace(_is_vision_dataset=True, accelerator=SimpleNamespace(parallelism_config=parallel))
-    images, parts = _trl.unsupported_inputs(vision)
+    images, parts = _trl.Host(vision).unsupported_inputs()
     assert "images" in images
     assert "cp_size=2" in parts
     assert host._is_vision_dataset is False, seam("_is_vision_dataset")
@@ -355,7 +357,7 @@ def test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_datas
 
 
 def test_the_columns_that_the_collator_reads_are_listed(host: Any) -> None:
-    columns = _trl.collated_columns(host)
+    columns = _trl.Host(host).collated_columns()
     assert {"prompt_ids", "chosen_ids", "rejected_ids", *_trl.REFERENCE_COLUMNS} <= {*columns}, seam(
         "_signature_columns"
     )
@@ -369,7 +371,7 @@ def test_the_reference_is_run_without_gradient_with_the_adapter_off_by_what_comp
     def logits() -> torch.Tensor:
         return trainer.model(input_ids=ids).logits
 
-    base = _trl.as_reference(trainer, logits)
+    base = _trl.Host(trainer).as_reference(logits)
     assert not base.requires_grad, seam("compute_ref_log_probs runs without gradient")
     with trainer.model.disable_adapter():
         assert torch.equal(base, logits()), seam("compute_ref_log_probs switches the adapter off")
@@ -377,23 +379,23 @@ def test_the_reference_is_run_without_gradient_with_the_adapter_off_by_what_comp
 
 
 def test_new_data_is_prepared_by_a_method_that_leaves_tokenized_data_as_it_is(host: Any) -> None:
-    once = _trl.prepared(host, tiny.preferences(2))
+    once = _trl.Host(host).prepared(tiny.preferences(2))
     assert {"prompt_ids", "chosen_ids", "rejected_ids"} <= {*once.column_names}, seam("_prepare_dataset")
-    assert _trl.prepared(host, {"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenized data")
+    assert _trl.Host(host).prepared({"a": once})["a"][:] == once[:], seam("_prepare_dataset leaves tokenized data")
 
 
 def test_evaluate_runs_its_own_pass_only_where_precompute_ref_logps_is_set(host: Any, monkeypatch) -> None:
     monkeypatch.setattr(host, "precompute_ref_logps", True)
     monkeypatch.setattr(type(host), "_precompute_ref_logps", lambda *_: pytest.fail(seam("precompute_ref_logps")))
-    with _trl.no_precompute(host):
-        host.evaluate(_trl.prepared(host, tiny.preferences(2)))
+    with _trl.Host(host).no_precompute():
+        host.evaluate(_trl.Host(host).prepared(tiny.preferences(2)))
 
 
 def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_averaged(host: Any, batch: dict) -> None:
     host.model.eval()
     host._metrics["eval"].clear()
     calls = []
-    with _trl.trim_gathered(host, lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
+    with _trl.Host(host).trim_gathered(lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
         host.compute_loss(host.model, batch)
     assert "gather" not in vars(host.accelerator)
     values = host._metrics["eval"]
@@ -414,7 +416,7 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
     assert {name: cut[name] for name in pairs} == {name: pytest.approx(first[name], abs=1e-5) for name in pairs}, seam(
         "accelerator.gather is what metrics of pairs go through"
     )
-    _trl.weight_metrics_by_pairs(host, 3)
+    _trl.Host(host).weight_metrics_by_pairs(3)
     assert all(len(first[name]) == 3 for name in pairs)
     host._metrics["eval"].clear()
     host.model.train()
@@ -430,5 +432,5 @@ def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(
 def test_the_accelerator_holds_what_it_has_prepared(tmp_path) -> None:
     trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(seed=1))
     assert any(model is trainer.ref_model for model in trainer.accelerator._models), seam("accelerator._models")
-    _trl.release_reference(trainer)
+    _trl.Host(trainer).release_reference()
     assert trainer.ref_model is None

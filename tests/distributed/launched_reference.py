@@ -31,8 +31,11 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     run = launched.trainer(folder, settings)
     reference = run.ref_model
     run.train()
-    watch = run.drift_watch
-    return {"drift": vars(watch.drift) if watch and watch.drift else None, **about(reference, folder, settings)}
+    monitor = run.reference.drift_monitor
+    return {
+        "drift": vars(monitor.measured) if monitor and monitor.measured else None,
+        **about(reference, folder, settings),
+    }
 
 
 def about(reference: Any, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         )
     else:
         run = launched.trainer(folder, settings)
-    report = vars(run._stored.report).copy()
+    report = vars(run.reference.stored.stats).copy()
     if fill_only:
         run.model_wrapped = run.accelerator.prepare(run.model)  # as training would, so that the engine can be told
     else:

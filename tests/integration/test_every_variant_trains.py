@@ -31,12 +31,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict, dict]:
 
 
 def choose(trainer: Any, variant: Any) -> None:
-    """Make `variant` the trainer's loss, as its constructor would."""
-    args = trainer.args
-    args.loss_type = [variant.name]
-    args.label_smoothing = 0.1 if any(p.name == "label_smoothing" for p in variant.hyperparameters) else 0.0
-    trainer.mixture = args.loss_mixture()
-    trainer.extra_columns = trainer.mixture.columns
+    """Make `variant` the trainer's loss."""
+    smoothed = any(p.name == "label_smoothing" for p in variant.hyperparameters)
+    trainer.set_losses(loss_type=[variant.name], label_smoothing=0.1 if smoothed else 0.0)
 
 
 def columns(variant: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import identify
 from trl_dpo_ext.reference.model.spec import ReferenceSpec
 from trl_dpo_ext.reference.precompute.sequences import batch_sequences
+from trl_dpo_ext.reference.source import DatasetReference
 from trl_dpo_ext.reference.store.store import Store
 
 STORED = {"precompute_ref_log_probs": True}
@@ -39,7 +40,7 @@ def live(tmp_path, **settings):
 
 
 def report(trainer):
-    return trainer._stored.report
+    return trainer.reference.stored.stats
 
 
 def batch_sums(trainer):
@@ -182,8 +183,8 @@ def test_references_that_differ_have_stores_of_their_own_by_default(tmp_path, mo
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     first, second = (runs.trainer(tmp_path / "out", model=tiny.model(seed), **STORED) for seed in (0, 1))
     assert report(first).computed == report(second).computed > 0
-    assert first._stored.store.folder != second._stored.store.folder
-    assert first._stored.store.folder.is_relative_to(tmp_path / "cache")
+    assert first.reference.stored.store.folder != second.reference.stored.store.folder
+    assert first.reference.stored.store.folder.is_relative_to(tmp_path / "cache")
 
 
 def test_one_store_serves_training_and_evaluation_sets_and_dictionaries_of_them(tmp_path, store):
@@ -227,7 +228,7 @@ def test_columns_that_the_dataset_brings_are_taken_as_they_are(tmp_path, monkeyp
     columns = {name: host.train_dataset[name][:] for name in ("ref_chosen_logps", "ref_rejected_logps")}
     data = tiny.preferences(**columns)
     ours = runs.trainer(tmp_path / "out", train_dataset=data, **STORED)
-    assert ours._stored is None
+    assert isinstance(ours.reference, DatasetReference)
     assert ours.ref_model is None
     ours.train()
     theirs = live(tmp_path)
@@ -276,11 +277,40 @@ def test_a_reference_made_of_a_model_in_memory_is_not_replaced_by_the_policy(tmp
         trainer.evaluate(data.select([6]))
 
 
-def test_a_stream_does_not_put_the_policy_in_a_released_references_place(tmp_path, store):
-    data = tiny.preferences().to_iterable_dataset()
-    trainer = stored(tmp_path, store, ref_model=tiny.model(seed=5), train_dataset=data)
+def test_a_stream_is_computed_by_the_reference_that_was_given(tmp_path, store):
+    data = tiny.preferences()
+    trainer = stored(tmp_path, store, ref_model=tiny.model(seed=5), train_dataset=data.to_iterable_dataset())
+    trainer.precompute_reference()
+    again = stored(tmp_path, store, ref_model=tiny.model(seed=5), train_dataset=data)
+    assert report(again).computed == 0
+    alone = stored(tmp_path, str(tmp_path / "alone"), ref_model=tiny.model(seed=5), train_dataset=data)
+    for found, right in zip(batch_sums(again), batch_sums(alone), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    trainer.train()
+    assert trainer.ref_model is None  # kept for the stream, and released when training began
     with pytest.raises(InputError, match="released"):
-        trainer.precompute_reference()
+        trainer.evaluate(tiny.preferences(2, conversational=True))
+
+
+def test_a_released_reference_is_freed_without_waiting_for_a_garbage_collection(tmp_path, store):
+    reference = tiny.model(seed=5)
+    held = weakref.ref(reference.model.embed_tokens)
+    gc.disable()
+    try:
+        trainer = stored(tmp_path, store, ref_model=reference)
+        del reference
+        assert trainer.ref_model is None
+        trainer.train()
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_a_dataset_without_the_columns_of_the_others_is_refused(tmp_path):
+    columns = {name: [-9.0] * 8 for name in ("ref_chosen_logps", "ref_rejected_logps")}
+    trainer = runs.trainer(tmp_path, train_dataset=tiny.preferences(8, **columns), **STORED)
+    with pytest.raises(InputError, match="has no columns ref_chosen_logps and ref_rejected_logps"):
+        trainer.evaluate(tiny.preferences(2))
 
 
 def test_the_adapter_that_training_started_from_is_the_reference_and_belongs_to_its_identity(tmp_path, store):
@@ -346,12 +376,12 @@ def test_a_described_reference_is_loaded_only_where_something_is_missing(tmp_pat
     def loaded_again(*_, **__):
         pytest.fail("the reference was loaded")
 
-    plan = first._planned_reference
-    assert plan is not None
+    spec = first.reference.producer.spec
+    assert spec is not None
     whole = identify(
-        plan.load(), source=plan.settings["model"], compute_dtype=first._stored.store.identity.compute_dtype
+        spec.load(), source=spec.settings["model"], compute_dtype=first.reference.stored.store.identity.compute_dtype
     )
-    assert whole == first._stored.store.identity
+    assert whole == first.reference.stored.store.identity
     monkeypatch.setattr(ReferenceSpec, "load", loaded_again)
     again = stored(tmp_path, store, **settings)
     again.train()
@@ -398,7 +428,7 @@ def test_the_reference_runs_in_evaluation_mode(tmp_path, store):
 
 def forged(tmp_path, store, shift):
     """A store whose numbers are off, under an identity that says they are right."""
-    right = stored(tmp_path, str(tmp_path / "right"))._stored.store
+    right = stored(tmp_path, str(tmp_path / "right")).reference.stored.store
     wrong = Store.open(store, right.identity)
     loaded = right.load(None)
     with wrong.writer() as writer:

@@ -17,7 +17,7 @@ from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
 from trl_dpo_ext import DPOExtTrainer
-from trl_dpo_ext.trainer import _warn_of_likely_mistakes
+from trl_dpo_ext.preflight import _warn_of_likely_mistakes
 
 LORA = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 REFERENCE_FREE = ["simpo", "orpo", "cpo", "repo", "simper", "alphapo", "slic_hf"]
@@ -180,7 +180,7 @@ def test_a_plain_dpo_config_is_refused_with_the_fix(tmp_path) -> None:
 
 
 def test_a_batch_of_one_pair_is_named_where_the_loss_compares_pairs(tmp_path) -> None:
-    with pytest.warns(UserWarning, match="aot compares pairs within a batch"):
+    with pytest.warns(UserWarning, match="aot uses batch statistics"):
         runs.trainer(tmp_path, ref_model=tiny.model(1), loss_type="aot", per_device_train_batch_size=1)
 
 
@@ -191,7 +191,7 @@ def test_over_two_processes_only_what_one_process_compares_alone_is_named(tmp_pa
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _warn_of_likely_mistakes(two, mixture, None)
-    assert [("compares pairs within a batch" in str(w.message)) for w in caught] == [True] * warned
+    assert [("uses batch statistics" in str(w.message)) for w in caught] == [True] * warned
 
 
 def test_correct_use_is_silent(tmp_path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trl_dpo_ext import list_losses
+from trl_dpo_ext.reference.source import DatasetReference
 
 F_DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 HOST_NAMES = [variant.name for variant in list_losses() if variant.from_trl]
@@ -81,11 +82,17 @@ def set_host(trainer: Any, name: str, divergence: str, ld_alpha: Any, weighting:
 
 
 def set_ours(trainer: Any, name: str, divergence: str, ld_alpha: Any, weighting: bool, smoothing: float) -> None:
-    args = trainer.args
-    args.loss_type, args.loss_weights, args.label_smoothing = [name], [0.7], smoothing
-    args.f_divergence_type, args.ld_alpha, args.use_weighting = divergence, ld_alpha, weighting
-    trainer.mixture = args.loss_mixture()
-    args.precompute_ref_log_probs, args.verify_reference, trainer.ld_alpha = True, False, ld_alpha
+    trainer.set_losses(
+        loss_type=[name],
+        loss_weights=[0.7],
+        label_smoothing=smoothing,
+        f_divergence_type=divergence,
+        ld_alpha=ld_alpha,
+        use_weighting=weighting,
+    )
+    trainer.ld_alpha = ld_alpha
+    trainer.reference = DatasetReference(trainer.reference.settings)
+    trainer.first_step.after = lambda _: None  # the log-probs here are made up, not the policy's
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))

@@ -1,68 +1,20 @@
-"""Every place where this package leans on TRL's inside. Nothing else names it.
+"""The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
-Each function here rests on one *seam*: a fact about TRL's DPOTrainer that its documentation does not promise. Each seam
-has one test in tests/contract, so that a TRL upgrade which moves it breaks a test that names it, not a user's run.
-"""
-
-from .batch import (
-    COMPLETION_IDS,
-    COMPLETION_MASK,
-    REFERENCE_COLUMNS,
-    TOKEN_IDS,
-    collated_columns,
-    keeps_end,
-    labels_of,
-    prepared,
-    unsupported_inputs,
-)
-from .loss import (
-    PAIR_METRICS,
-    Recorder,
-    add_metric,
-    default_output_dir,
-    is_training,
-    reference_from_batch,
-    replace_metric,
-    scored_output,
-    scored_tokens,
-    trim_gathered,
-    weight_metrics_by_pairs,
-    with_reverse_kl,
+from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
+from .constructor import (
+    no_model_hash,
+    no_reference_model,
+    placed_reference,
+    reference_entropy,
+    stub_policy,
     without_losses,
 )
-from .models import (
-    capture_projection,
-    causal_model,
-    gather_object,
-    is_adapted,
-    is_sharded,
-    models_of,
-    override_attention_mask,
-    projection_problems,
-    scatter_to_batch,
-    vocabulary_size,
-    with_head,
-)
-from .reference import (
-    as_reference,
-    autocast_dtype,
-    casts_parameters,
-    compute_dtype,
-    no_model_hash,
-    no_precompute,
-    no_reference_model,
-    placed,
-    placed_reference,
-    precision,
-    reference_adapter,
-    reference_entropy,
-    reference_for_pass,
-    reference_module,
-    release_reference,
-    run_reference,
-    stub_policy,
-    token_logps,
-)
+from .host import Host
+from .internals import TrainerInternals
+from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
+from .models import gather_object, override_attention_mask, scatter_to_batch, with_head
+from .patching import temporarily
+from .reference import free_memory
 
 __all__ = [
     "COMPLETION_IDS",
@@ -70,50 +22,25 @@ __all__ = [
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
     "TOKEN_IDS",
+    "Host",
+    "HostLoss",
     "Recorder",
-    "add_metric",
-    "as_reference",
-    "autocast_dtype",
-    "capture_projection",
-    "casts_parameters",
-    "causal_model",
-    "collated_columns",
-    "compute_dtype",
+    "TrainerInternals",
     "default_output_dir",
+    "free_memory",
     "gather_object",
-    "is_adapted",
-    "is_sharded",
-    "is_training",
     "keeps_end",
     "labels_of",
-    "models_of",
     "no_model_hash",
-    "no_precompute",
     "no_reference_model",
     "override_attention_mask",
-    "placed",
     "placed_reference",
-    "precision",
-    "prepared",
-    "projection_problems",
-    "reference_adapter",
     "reference_entropy",
-    "reference_for_pass",
-    "reference_from_batch",
-    "reference_module",
-    "release_reference",
-    "replace_metric",
-    "run_reference",
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",
     "stub_policy",
-    "token_logps",
-    "trim_gathered",
-    "unsupported_inputs",
-    "vocabulary_size",
-    "weight_metrics_by_pairs",
+    "temporarily",
     "with_head",
-    "with_reverse_kl",
     "without_losses",
 ]

@@ -1,18 +1,24 @@
-"""The loss: how TRL's code is called without adding its own, and what it logs."""
+"""The loss: how TRL's `compute_loss` is called without adding a loss of its own, and what it logs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from trl.trainer.utils import get_config_model_id
 
+from ..core.token_kl import Projection
+from .batch import REFERENCE_COLUMNS
+from .models import ModelSeams
+from .patching import temporarily
+
 
 class Recorder:
-    """Stands in a model's place where TRL calls it, and keeps the first scored output.
+    """A callable that stands in a model's place where TRL calls it, and keeps the first scored output.
 
     Seam: TRL's loss only ever *calls* the model, with `fused_lm_head=True` where it wants log-probs; the output then
     carries `log_probs` of shape (rows, tokens - 1), zero outside the completion.
@@ -35,107 +41,116 @@ def scored_tokens(output: Any, tokens: int, name: str = "log_probs") -> torch.Te
 
 
 def scored_output(log_probs: torch.Tensor) -> Any:
-    """Stored log-probs, (rows, tokens), in the place of a model's output."""
+    """Stored log-probs, (rows, tokens), in the form of a model's output."""
     return SimpleNamespace(log_probs=log_probs)
 
 
-@contextlib.contextmanager
-def without_losses(args: Any, names: Sequence[str], weights: Sequence[float]) -> Iterator[None]:
-    """Inside, TRL's constructor sees only the losses it is to compute itself, usually none.
-
-    Seam: an empty `loss_types` is legal and adds no loss; the constructor copies the names and is done with `args`.
-    TRL's constructor warns of `padding_free`, which it has dropped and we have not, so it does not see that either.
-    """
-    saved = args.loss_type, args.loss_weights, args.padding_free
-    args.loss_type, args.loss_weights, args.padding_free = list(names), list(weights) or None, False
-    try:
-        yield
-    finally:
-        args.loss_type, args.loss_weights, args.padding_free = saved
+def default_output_dir(model: Any) -> str:
+    """The output folder that TRL uses when no configuration is given."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return f"{name.split('/')[-1]}-DPO"
 
 
-@contextlib.contextmanager
-def reference_from_batch(trainer: Any) -> Iterator[None]:
-    """Inside, TRL's loss takes the reference log-probs from the batch and runs no reference forward.
+@dataclass(frozen=True, slots=True)
+class HostLoss:
+    """What TRL's `compute_loss` gave for one batch."""
 
-    Seam: `precompute_ref_logps` is read at each loss, and then `REFERENCE_COLUMNS` are taken from the batch.
-    """
-    saved = trainer.precompute_ref_logps
-    trainer.precompute_ref_logps = True
-    try:
-        yield
-    finally:
-        trainer.precompute_ref_logps = saved
-
-
-@contextlib.contextmanager
-def with_reverse_kl(trainer: Any) -> Iterator[None]:
-    """Inside, TRL's loss works out no scores of an f-divergence, of which it knows fewer than we do.
-
-    Seam: `f_divergence_type` is read at each loss, and scores go into losses alone, not into metrics.
-    """
-    saved = trainer.f_divergence_type
-    trainer.f_divergence_type = "reverse_kl"
-    try:
-        yield
-    finally:
-        trainer.f_divergence_type = saved
-
-
-def add_metric(trainer: Any, name: str, value: float) -> None:
-    """Log a value, averaged over the batches between two log lines.
-
-    Seam: `_metrics[mode][name]` is a list that `log` averages, prefixes in evaluation, and clears.
-    """
-    trainer._metrics[_mode(trainer)][name].append(value)
-
-
-def replace_metric(trainer: Any, name: str, value: float) -> None:
-    """Put another value in the place of what TRL has just logged for this batch."""
-    trainer._metrics[_mode(trainer)][name][-1] = value
+    loss: Any
+    """The terms that TRL computed itself (`trl:` losses, MoE balancing), a scalar; usually zero."""
+    outputs: Any
+    """TRL's second result, with `return_outputs`; else None."""
+    scored: Any
+    """The policy's output with per-token fields."""
+    projection: Projection | None
+    """What the policy's logits are made of, if wanted."""
 
 
 PAIR_METRICS = ("rewards/", "logps/", "loss/")
 """Seam: how TRL's names of metrics begin that are means over the pairs of a batch; and ours."""
 
 
-def weight_metrics_by_pairs(trainer: Any, pairs: int) -> None:
-    """Let the evaluation batch just done count by its number of pairs: TRL averages batches, whatever their size.
+class LossSeams(ModelSeams):
+    """How a trainer computes and logs its loss."""
 
-    Seam: each batch adds one value to each list of `_metrics["eval"]`, and the lists are averaged.
-    """
-    for name, values in trainer._metrics["eval"].items():
-        if name.startswith(PAIR_METRICS):
-            values += [values[-1]] * (pairs - 1)
+    @property
+    def is_training(self) -> bool:
+        """Whether a loss is being trained on rather than evaluated.
 
+        Seam: TRL tells the two apart by the policy's `training` flag.
+        """
+        return self.trainer.model.training
 
-@contextlib.contextmanager
-def trim_gathered(trainer: Any, cut: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, what TRL gathers over processes goes through `cut`.
+    def loss(
+        self,
+        compute_loss: Callable[..., Any],
+        call: Callable[..., Any],
+        inputs: Mapping[str, Any],
+        ref_logps: tuple[torch.Tensor, torch.Tensor],
+        *,
+        own_scores: bool,
+        capture: AbstractContextManager[list[Projection]],
+        **keywords: Any,
+    ) -> HostLoss:
+        """Run TRL's loss on a batch with given reference log-probs, and record the policy's output.
 
-    Seam: what TRL logs per pair is gathered by `accelerator.gather`.
-    """
-    gather = trainer.accelerator.gather
-    trainer.accelerator.gather = lambda values: cut(gather(values))
-    try:
-        yield
-    finally:
-        del trainer.accelerator.gather
+        Args:
+            compute_loss: TRL's own `compute_loss`.
+            call: the policy, or what is called in its place.
+            inputs: what the collator built, without columns that TRL does not know.
+            ref_logps: summed reference log-probs of both sides, each (pairs,).
+            own_scores: whether TRL computes losses from scores of its own f-divergence.
+            capture: from `capture_projection`.
+            **keywords: `return_outputs` and `num_items_in_batch`, as TRL takes them.
 
+        Seam: `precompute_ref_logps` and `f_divergence_type` are read at each loss: with the former, reference log-probs
+        are taken from the batch's `REFERENCE_COLUMNS` and no reference forward is run; scores of the latter go into
+        losses alone, not into metrics, and TRL knows fewer divergences than this package.
+        """
+        recorder = Recorder(call)
+        batch = {**inputs, **dict(zip(REFERENCE_COLUMNS, ref_logps, strict=True))}
+        scores = nullcontext() if own_scores else self.with_reverse_kl()
+        with self.reference_from_batch(), scores, capture as projections:
+            result = compute_loss(recorder, batch, **keywords)
+        loss, outputs = result if keywords.get("return_outputs") else (result, None)
+        return HostLoss(loss, outputs, recorder.output, projections[0] if projections else None)
 
-def _mode(trainer: Any) -> str:
-    return "train" if is_training(trainer) else "eval"
+    def reference_from_batch(self) -> AbstractContextManager[None]:
+        """Let TRL's loss take the reference log-probs from the batch; see `loss`."""
+        return temporarily(self.trainer, precompute_ref_logps=True)
 
+    def with_reverse_kl(self) -> AbstractContextManager[None]:
+        """Let TRL's loss compute no scores of an f-divergence; see `loss`."""
+        return temporarily(self.trainer, f_divergence_type="reverse_kl")
 
-def is_training(trainer: Any) -> bool:
-    """Whether a loss is being trained on rather than evaluated.
+    def add_metric(self, name: str, value: float) -> None:
+        """Log a value, averaged over the batches between two log lines.
 
-    Seam: TRL tells the two apart by the policy's `training` flag.
-    """
-    return trainer.model.training
+        Seam: `_metrics[mode][name]` is a list that `log` averages, prefixes in evaluation, and clears.
+        """
+        self.trainer._metrics[self._mode][name].append(value)
 
+    def replace_metric(self, name: str, value: float) -> None:
+        """Replace what TRL has just logged for this batch."""
+        self.trainer._metrics[self._mode][name][-1] = value
 
-def default_output_dir(model: Any) -> str:
-    """The output folder TRL uses where no configuration is given."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    return f"{name.split('/')[-1]}-DPO"
+    def weight_metrics_by_pairs(self, pairs: int) -> None:
+        """Weight the evaluation batch just done by its number of pairs: TRL averages batches, whatever their size.
+
+        Seam: each batch adds one value to each list of `_metrics["eval"]`, and the lists are averaged.
+        """
+        for name, values in self.trainer._metrics["eval"].items():
+            if name.startswith(PAIR_METRICS):
+                values += [values[-1]] * (pairs - 1)
+
+    def trim_gathered(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
+        """Pass what TRL gathers over processes through `cut`.
+
+        Seam: what TRL logs per pair is gathered by `accelerator.gather`.
+        """
+        accelerator = self.trainer.accelerator
+        gather = accelerator.gather
+        return temporarily(accelerator, gather=lambda values: cut(gather(values)))
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.is_training else "eval"

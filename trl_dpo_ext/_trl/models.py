@@ -11,10 +11,11 @@ from accelerate.utils import gather_object as gather_objects
 from trl.trainer import dpo_trainer
 
 from ..core.token_kl import Projection
+from .internals import TrainerInternals
 
 
 def with_head(model: Any) -> Any:
-    """A model that gives token log-probs as TRL asks for them.
+    """Give a model the head with which TRL computes token log-probs.
 
     Seam: `add_fused_lm_head(model)` changes the model's forward.
     """
@@ -28,100 +29,149 @@ def gather_object(value: Any) -> list[Any]:
     return gathered if isinstance(gathered, list) else [gathered]
 
 
-def is_sharded(trainer: Any) -> bool:
-    """Whether a forward gathers weights from all processes, so that all have to run it together."""
-    return trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3
+class ModelSeams:
+    """What the package asks about a trainer's models.
 
-
-def is_adapted(trainer: Any) -> bool:
-    """Whether the policy is a PEFT model, whose base or frozen adapter is its reference."""
-    return hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
-
-
-def causal_model(trainer: Any, model: Any) -> Any:
-    """The model with an output layer, without what training or an adapter has wrapped around it."""
-    inner = trainer.accelerator.unwrap_model(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-
-
-@contextlib.contextmanager
-def capture_projection(
-    trainer: Any, model: Any, mask: torch.Tensor, wanted: bool, selected: bool = False
-) -> Iterator[list[Projection]]:
-    """The list that the first forward of `model` inside fills, where it is wanted.
-
-    `mask` is true on completion tokens, (rows, tokens); `selected` says that the head is given these alone, by
-    `override_attention_mask`.
-
-    Seam: a fused head calls the backbone `base_model` as a module and projects its `last_hidden_state` but the last
-    position through the weights of `get_output_embeddings()`, as they are at that time (an adapter may be off).
+    Args:
+        trainer: a `trl.DPOTrainer`; it may still be under construction.
     """
-    caught: list[Projection] = []
-    if not wanted:
-        yield caught
-        return
-    causal = causal_model(trainer, model)
 
-    def catch(_module: Any, _inputs: Any, output: Any) -> None:
-        head, hidden = causal.get_output_embeddings(), output.last_hidden_state
-        if selected:
-            hidden = hidden.new_zeros(*mask.shape, hidden.size(-1)).masked_scatter(mask.unsqueeze(-1), hidden)
-        else:
-            hidden = hidden[:, -mask.size(1) - 1 : -1]
-        caught.append(Projection(hidden, head.weight, head.bias))
+    def __init__(self, trainer: TrainerInternals) -> None:
+        self.trainer = trainer
 
-    handle = causal.base_model.register_forward_hook(catch)
-    try:
-        yield caught
-    finally:
-        handle.remove()
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first process of all machines."""
+        return self.trainer.accelerator.is_main_process
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a forward gathers weights from all processes, so that all have to run it together."""
+        return self.trainer.is_fsdp_enabled or self._zero_stage == 3
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the policy is a PEFT model, whose base or frozen adapter is its reference."""
+        return hasattr(self.unwrapped(self.trainer.model), "peft_config")
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the policy has taken a step, so that it is not the initial policy any more."""
+        return self.trainer.state.global_step > 0
+
+    @property
+    def _zero_stage(self) -> int:
+        return getattr(self.trainer.args.deepspeed_plugin, "zero_stage", 0)
+
+    def unwrapped(self, model: Any) -> Any:
+        """The model without what distributed training has wrapped around it."""
+        return self.trainer.accelerator.unwrap_model(model)
+
+    def causal_model(self, model: Any) -> Any:
+        """The model with an output layer, without what training or an adapter has wrapped around it."""
+        inner = self.unwrapped(model)
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    def models(self) -> dict[str, Any]:
+        """Policy and live reference as the losses call them, without what training has wrapped around them.
+
+        Seam: `ref_model` is None where the policy is its own reference, or where there is none.
+        """
+        models = {"policy": self.trainer.model, "reference": self.trainer.ref_model}
+        return {name: self.unwrapped(model) for name, model in models.items() if model is not None}
+
+    def reference_module(self) -> Any:
+        """The reference without what training has wrapped around it; a PEFT model where it is the policy."""
+        reference = self.trainer.ref_model
+        return self.unwrapped(self.trainer.model if reference is None else reference)
+
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the reference chooses from.
+
+        Seam: `ref_model` is None where the policy is its own reference.
+        """
+        return self.reference_module().config.get_text_config().vocab_size
+
+    def casts_parameters(self) -> bool:
+        """Whether the engine keeps or gathers parameters in the precision of the forward, as FSDP and DeepSpeed do."""
+        return self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+
+    def autocast_dtype(self) -> str | None:
+        """The dtype of mixed precision by name, such as "bfloat16"; None without."""
+        return {"bf16": "bfloat16", "fp16": "float16"}.get(self.trainer.accelerator.mixed_precision)
+
+    def compute_dtype(self, causal: Any) -> str:
+        """The dtype of a model's forward by name: that of autocast, or of the parameters."""
+        return self.autocast_dtype() or str(causal.dtype).removeprefix("torch.")
+
+    def precision(self, causal: Any) -> tuple[torch.dtype, bool]:
+        """The lowest precision of parameters and forward, and whether weights are quantized."""
+        dtypes = [causal.dtype, getattr(torch, self.compute_dtype(causal))]
+        quantized = getattr(causal.config, "quantization_config", None) is not None
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), quantized
+
+    @contextlib.contextmanager
+    def capture_projection(
+        self, model: Any, mask: torch.Tensor, wanted: bool, selected: bool = False
+    ) -> Iterator[list[Projection]]:
+        """Yield the list that the first forward of `model` inside fills, if wanted.
+
+        Args:
+            model: whose logits are wanted; it may be wrapped.
+            mask: (rows, tokens) bool, true on completion tokens.
+            wanted: whether to capture anything.
+            selected: the head is given completion tokens alone, by `override_attention_mask`.
+
+        Seam: a fused head calls the backbone `base_model` as a module and projects its `last_hidden_state` but the last
+        position through the weights of `get_output_embeddings()`, as they are at that time (an adapter may be off).
+        """
+        caught: list[Projection] = []
+        if not wanted:
+            yield caught
+            return
+        causal = self.causal_model(model)
+
+        def catch(_module: Any, _inputs: Any, output: Any) -> None:
+            head, hidden = causal.get_output_embeddings(), output.last_hidden_state
+            if selected:
+                hidden = hidden.new_zeros(*mask.shape, hidden.size(-1)).masked_scatter(mask.unsqueeze(-1), hidden)
+            else:
+                hidden = hidden[:, -mask.size(1) - 1 : -1]
+            caught.append(Projection(hidden, head.weight, head.bias))
+
+        handle = causal.base_model.register_forward_hook(catch)
+        try:
+            yield caught
+        finally:
+            handle.remove()
+
+    def projection_problems(self) -> list[str]:
+        """Reasons why the logits of policy or reference cannot be recomputed from hidden states and weights."""
+        problems = []
+        if self.is_sharded:
+            problems.append("FSDP and ZeRO-3 split the output layer over processes")
+        for model in filter(None, (self.trainer.model, self.trainer.ref_model)):
+            causal = self.causal_model(model)
+            text = causal.config.get_text_config()
+            problems += [
+                f"{type(causal).__name__} changes its logits by {name}={getattr(text, name)}"
+                for name in _LOGIT_CHANGES
+                if getattr(text, name, None) not in (None, 1, 1.0)
+            ]
+            if not causal.get_output_embeddings().weight.is_floating_point():
+                problems.append(f"the output layer of {type(causal).__name__} is quantized")
+        return list(dict.fromkeys(problems))
 
 
 # What TRL's fused head does to logits beyond projecting: scale or cap them, where the model's configuration says so.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-def projection_problems(trainer: Any) -> list[str]:
-    """Why the logits of policy or reference cannot be made from hidden states and weights here."""
-    problems = []
-    if trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3:
-        problems.append("FSDP and ZeRO-3 split the output layer over processes")
-    for model in filter(None, (trainer.model, trainer.ref_model)):
-        causal = causal_model(trainer, model)
-        text = causal.config.get_text_config()
-        problems += [
-            f"{type(causal).__name__} changes its logits by {name}={getattr(text, name)}"
-            for name in _LOGIT_CHANGES
-            if getattr(text, name, None) not in (None, 1, 1.0)
-        ]
-        if not causal.get_output_embeddings().weight.is_floating_point():
-            problems.append(f"the output layer of {type(causal).__name__} is quantized")
-    return list(dict.fromkeys(problems))
-
-
-def models_of(trainer: Any) -> dict[str, Any]:
-    """Policy and live reference as the losses call them, without what training has wrapped around them.
-
-    Seam: `ref_model` is None where the policy is its own reference, or where there is none.
-    """
-    models = {"policy": trainer.model, "reference": trainer.ref_model}
-    return {name: trainer.accelerator.unwrap_model(model) for name, model in models.items() if model is not None}
-
-
-def vocabulary_size(trainer: Any) -> int:
-    """Number of tokens that the reference chooses from.
-
-    Seam: `ref_model` is None where the policy is its own reference.
-    """
-    model = trainer.model if trainer.ref_model is None else trainer.ref_model
-    return trainer.accelerator.unwrap_model(model).config.get_text_config().vocab_size
-
-
 @contextlib.contextmanager
 def override_attention_mask(
     causal: Any, mask: Any, scored: torch.Tensor, router_tokens: torch.Tensor | None = None
 ) -> Iterator[None]:
-    """Inside, the backbone of `causal` sees `mask` in its attention mask's place, and the head sees scored tokens only.
+    """Show the backbone of `causal` another attention mask, and its head the scored tokens only.
 
     Seam: a fused head calls the backbone `base_model` as a module, passing the caller's keywords on; with
     `shift_labels` it projects `last_hidden_state` as it is, and takes the auxiliary loss from `router_logits` under
@@ -157,7 +207,7 @@ def override_attention_mask(
 
 
 def scatter_to_batch(output: Any, mask: torch.Tensor) -> Any:
-    """A scored output whose fields are (1, scored), with fields of the shape of `mask`, zero outside it.
+    """Scatter the fields of a scored output from (1, scored) to the shape of `mask`, with zeros elsewhere.
 
     Seam: of a scored output, `loss` and `aux_loss` are scalars and all else is per token.
     """

@@ -1,4 +1,4 @@
-"""Where a reference's weights lie when several processes train: whole on each, or spread layer by layer."""
+"""Where a reference's weights are kept when several processes train: replicated, or sharded layer by layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def replicate(reference: Any, accelerator: Any) -> Any:
-    """A frozen reference, kept whole on this process's device, that neither FSDP nor ZeRO touches."""
+    """Keep a frozen reference unsharded on this process's device, out of the hands of FSDP and ZeRO."""
     reference.to(accelerator.device)
     if _zero_stage(accelerator) == 3:
         _mark_gathered(reference)
@@ -20,7 +20,7 @@ def _zero_stage(accelerator: Any) -> int:
 
 
 def _mark_gathered(reference: Any) -> None:
-    """Tell whoever gathers the output layer under ZeRO-3 that it is all here."""
+    """Mark the output layer as gathered, for code that gathers it under ZeRO-3."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # pyright: ignore[reportMissingImports]
 
     head = reference.get_output_embeddings()
@@ -30,9 +30,9 @@ def _mark_gathered(reference: Any) -> None:
 
 
 def shard_by_layer(reference: Any, accelerator: Any) -> None:
-    """Under FSDP2, give each layer that the policy's wrapping names a unit of its own.
+    """Shard each layer that the policy's wrapping names as one unit, under FSDP2.
 
-    As one unit, every forward gathers the whole model on every process.
+    With the whole model as one unit, every forward gathers all of it on every process.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:

@@ -18,6 +18,7 @@ from .eval_padding import EvalPadding
 class DistributedTrainerMixin(Trainer):
     """Overrides of transformers' `Trainer`, to stand before the class of a trainer that is made for one process."""
 
+    host: _trl.Host
     mixture: LossMixture
     extra_columns: Mapping[str, Hyper]
 
@@ -34,9 +35,9 @@ class DistributedTrainerMixin(Trainer):
     def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
         """One step of an evaluation, in which every pair counts once, however many processes and batches there are."""
         real = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
-        with _trl.trim_gathered(self, real.cut):
+        with self.host.trim_gathered(real.cut):
             result = super().prediction_step(model, inputs, *positional, **keywords)
-        _trl.weight_metrics_by_pairs(self, real.everyone)
+        self.host.weight_metrics_by_pairs(real.everyone)
         return result
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:

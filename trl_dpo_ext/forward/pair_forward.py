@@ -14,38 +14,43 @@ from .packed_model import PackedModel, candidate_layouts
 
 
 class PairForward:
-    """The forward that the flags ask for.
+    """The forward that the options ask for.
 
     Args:
         share: `share_prompt`, one row per pair.
         pack: `padding_free`, all of a batch in one row.
-        check: compare the first batch with the plain forward.
+        verify: whether the first batch is to be compared with the plain forward.
     """
 
-    def __init__(self, share: bool, pack: bool, check: bool) -> None:
+    def __init__(self, share: bool, pack: bool, verify: bool) -> None:
         self.share, self.pack = share, pack
         self.ways = candidate_layouts(share, pack)
-        self.unchecked = check and self.active
+        self.to_verify = verify and self.active
 
     @property
     def active(self) -> bool:
         """Whether anything differs from TRL's own forward."""
         return self.share or self.pack
 
-    def around(self, model: Callable[..., Any], causal: Any) -> PackedModel:
-        """What to call in `model`'s place where the forward is active; `causal` is the causal model inside it."""
-        return PackedModel(model, causal, self.ways)
+    def wrap(self, model: Callable[..., Any], causal_model: Callable[[Any], Any]) -> Callable[..., Any]:
+        """What to call in a model's place: the model itself, or a `PackedModel` that feeds it fewer tokens.
+
+        Args:
+            model: the model as distributed training has wrapped it.
+            causal_model: finds the causal language model inside it.
+        """
+        return PackedModel(model, causal_model(model), self.ways) if self.active else model
 
     def check_supported(self, models: Mapping[str, Any], longest: int | None, other: list[str]) -> None:
-        """Ask the models whether they can be fed this way.
+        """Check that the models can be fed this way.
 
         Args:
             models: causal language models, or PEFT models around them, by what messages call them.
-            longest: length that no sequence exceeds; None where there is no bound.
-            other: what else speaks against it.
+            longest: length that no sequence exceeds; None if there is no bound.
+            other: further reasons against it.
 
         Raises:
-            InputError: listing everything that speaks against it.
+            InputError: listing every reason.
         """
         if not self.active:
             return
@@ -62,8 +67,9 @@ class PairForward:
         half: bool,
         gather: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """On the first call, `check_first_batch`; `models` gives what to call and the causal model inside it."""
-        if self.unchecked:
-            self.unchecked = False
-            calls = {name: PackedModel(*model, self.ways) for name, model in models.items()}
-            check_first_batch(calls, inputs, half, gather)
+        """Compare the first batch with the plain forward; see `check_first_batch`.
+
+        `models` gives what to call and the causal model inside it, by name.
+        """
+        calls = {name: PackedModel(*model, self.ways) for name, model in models.items()}
+        check_first_batch(calls, inputs, half, gather)

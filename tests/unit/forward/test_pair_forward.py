@@ -266,7 +266,7 @@ def test_flash_attention_takes_packed_rows(tmp_path) -> None:
     model.config._attn_implementation = "flash_attention_2"
     seen = []
     model.base_model.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
-    run.forward.unchecked = False
+    run.pair_forward.to_verify = False
     with pytest.raises(Exception, match=r"(?i)flash|cuda|mask|kernel|attn"):  # no such kernel here
         run.compute_loss(run.model, next(iter(run.get_train_dataloader())))
     assert seen[0]["attention_mask"] is None
@@ -298,7 +298,7 @@ def test_padding_free_is_neither_warned_of_nor_ignored(tmp_path, caplog) -> None
     run = runs.trainer(tmp_path, padding_free=True, ref_model=tiny.model(1))
     assert "padding_free" not in caplog.text
     assert run.args.padding_free
-    assert run.forward.pack
+    assert run.pair_forward.pack
 
 
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])

@@ -15,7 +15,7 @@ from trl_dpo_ext import load_reference
 from trl_dpo_ext.core import transforms
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.drift import measure
-from trl_dpo_ext.reference.drift.monitor import watch_drift
+from trl_dpo_ext.reference.drift.monitor import monitor_drift
 
 NF4 = {"ref_quantization": "nf4", "ref_drift_num_pairs": 8}
 # Four rows: chosen, chosen, rejected, rejected. The last chosen token of the second pair is padding.
@@ -153,21 +153,27 @@ def test_what_is_measured_is_the_difference_of_the_two_models_on_the_first_pairs
     assert first["reference/drift_margin_std"] == pytest.approx(margins.std().item(), abs=1e-5)
     assert margins.std() > 0.05
     assert not any("reference/" in name for name in runs.logs(run)[1])  # once
-    assert run.drift_watch.drift.pairs == min(pairs, 8)
+    assert run.reference.drift_monitor.measured.pairs == min(pairs, 8)
+
+
+@pytest.mark.parametrize("silence", [{"disable_tqdm": True}, {"log_level": "error", "disable_tqdm": False}])
+def test_the_measurement_is_not_printed_in_a_silent_run(tmp_path, capsys: pytest.CaptureFixture, silence) -> None:
+    runs.trained(tmp_path, **NF4, max_steps=1, **silence)
+    assert "Reference drift" not in capsys.readouterr().out
 
 
 def test_the_measurement_is_printed_and_written(tmp_path, capsys: pytest.CaptureFixture) -> None:
-    run = runs.trained(tmp_path, **NF4, max_steps=1)
-    assert "Reference against what it stands for, 8 pairs" in capsys.readouterr().out
+    run = runs.trained(tmp_path, **NF4, max_steps=1, disable_tqdm=False)
+    assert "Reference drift vs. unquantized model (8 pairs" in capsys.readouterr().out
     written = json.loads((tmp_path / measure.FILE).read_text())
-    assert written["margin_std"] == run.drift_watch.drift.margin_std
-    assert measure.Drift.load(tmp_path) == run.drift_watch.drift
+    assert written["margin_std"] == run.reference.drift_monitor.measured.margin_std
+    assert measure.Drift.load(tmp_path) == run.reference.drift_monitor.measured
 
 
 def test_measuring_changes_nothing_of_the_training(tmp_path) -> None:
     measured = runs.trained(tmp_path / "a", **NF4)
     not_measured = runs.trained(tmp_path / "b", ref_quantization="nf4", ref_drift_num_pairs=0)
-    assert not_measured.drift_watch is None
+    assert not_measured.reference.drift_monitor is None
     assert not (tmp_path / "b" / measure.FILE).exists()
     for name, tensor in runs.weights(measured).items():
         assert torch.equal(runs.weights(not_measured)[name], tensor)
@@ -177,7 +183,7 @@ def test_a_streamed_dataset_is_measured_too(tmp_path) -> None:
     streamed = tiny.preferences(8).to_iterable_dataset()
     run = runs.trained(tmp_path / "a", **NF4, train_dataset=streamed)
     plain = runs.trained(tmp_path / "b", **NF4)
-    assert run.drift_watch.drift == plain.drift_watch.drift
+    assert run.reference.drift_monitor.measured == plain.reference.drift_monitor.measured
 
 
 def test_an_evaluation_before_training_measures_first(tmp_path) -> None:
@@ -185,7 +191,7 @@ def test_an_evaluation_before_training_measures_first(tmp_path) -> None:
     run = runs.trainer(tmp_path, **settings)
     metrics = run.evaluate()
     assert metrics["eval_reference/drift_margin_std"] > 0
-    assert run.drift_watch.drift.shift_per_token is not None
+    assert run.reference.drift_monitor.measured.shift_per_token is not None
     run.train()
     assert not any("drift" in name for name in runs.logs(run)[1])
 
@@ -197,10 +203,10 @@ def test_a_calibrated_run_reads_log_probs_without_the_shift(tmp_path, loss: str)
     run.compute_loss(run.model, inputs)  # measures
     seen = {}
     run.mixture = _Spy(run.mixture, seen)
-    run.drift_watch.drift = _with_shift(run.drift_watch.drift, 0.0)
+    run.reference.drift_monitor.measured = _with_shift(run.reference.drift_monitor.measured, 0.0)
     run.compute_loss(run.model, inputs)
     raw = seen.pop("pairs")
-    run.drift_watch.drift = _with_shift(run.drift_watch.drift, -0.25)
+    run.reference.drift_monitor.measured = _with_shift(run.reference.drift_monitor.measured, -0.25)
     run.compute_loss(run.model, inputs)
     for side in ("chosen", "rejected"):
         before, after = getattr(raw, side), getattr(seen["pairs"], side)
@@ -237,7 +243,7 @@ def test_the_logged_rewards_of_a_calibrated_run_start_nearer_to_zero(tmp_path) -
     plain = runs.trainer(tmp_path / "out", **settings, ref_dtype="float32", ref_drift_num_pairs=8, ref_calibrate=True)
     _lower_log_probs(plain.ref_model, shift)
     plain.train()
-    assert plain.drift_watch.drift.shift_per_token == pytest.approx(shift, abs=1e-5)
+    assert plain.reference.drift_monitor.measured.shift_per_token == pytest.approx(shift, abs=1e-5)
     assert runs.logs(plain)[0]["rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
 
 
@@ -264,10 +270,10 @@ def test_a_resumed_run_goes_on_with_its_calibration(tmp_path) -> None:
     }
     whole = runs.trained(tmp_path / "out", **settings)
     file = tmp_path / "out" / "checkpoint-2" / measure.FILE
-    assert json.loads(file.read_text())["shift_per_token"] == whole.drift_watch.drift.shift_per_token
+    assert json.loads(file.read_text())["shift_per_token"] == whole.reference.drift_monitor.measured.shift_per_token
     resumed = runs.trainer(tmp_path / "out", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert resumed.drift_watch.drift == whole.drift_watch.drift
+    assert resumed.reference.drift_monitor.measured == whole.reference.drift_monitor.measured
     for name, tensor in runs.weights(whole).items():
         assert torch.equal(runs.weights(resumed)[name], tensor)
     file.unlink()
@@ -281,7 +287,7 @@ def test_a_resumed_run_without_calibration_measures_no_trained_policy(tmp_path) 
     (tmp_path / "out" / "checkpoint-2" / measure.FILE).unlink()
     resumed = runs.trainer(tmp_path / "out", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert resumed.drift_watch.drift is None
+    assert resumed.reference.drift_monitor.measured is None
     assert not any("drift" in name for line in runs.logs(resumed)[2:] for name in line)
 
 
@@ -290,7 +296,9 @@ def test_another_checkpoint_is_compared_with_itself_unquantized(tmp_path) -> Non
     model = tiny.saved_model(str(tmp_path / "model"))
     run = runs.trained(tmp_path / "a", model=model, ref_model_name_or_path=other, **NF4)
     itself = runs.trained(tmp_path / "b", model=other, **NF4)
-    assert run.drift_watch.drift == itself.drift_watch.drift  # and not with the policy, nats away
+    assert (
+        run.reference.drift_monitor.measured == itself.reference.drift_monitor.measured
+    )  # and not with the policy, nats away
 
 
 @pytest.mark.parametrize(("started_from", "measured"), [("policy", True), ("other", False), ("elsewhere", False)])
@@ -301,7 +309,7 @@ def test_a_reference_that_is_given_is_measured_where_it_stands_for_the_policy(tm
     if started_from == "elsewhere":
         del given._reference_source  # not made by load_reference
     args = runs.config(tmp_path / "out")
-    assert (watch_drift(args, args.loss_mixture(), model, given) is not None) == measured
+    assert (monitor_drift(args, args.loss_mixture(), model, given) is not None) == measured
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["by name", "instance"])
@@ -313,7 +321,7 @@ def test_a_quantized_reference_is_stored_measured_and_freed(tmp_path, named: boo
     live = runs.trained(tmp_path / "b", **{**settings, "model": folder if named else tiny.model()})
     assert stored.ref_model is None
     assert live.ref_model is not None
-    kept, found = stored.drift_watch.drift, live.drift_watch.drift
+    kept, found = stored.reference.drift_monitor.measured, live.reference.drift_monitor.measured
     assert kept.metrics == pytest.approx(found.metrics, abs=1e-4)  # rows of other shapes: rounding
     assert [line.get("loss") for line in runs.logs(stored)] == pytest.approx(
         [line.get("loss") for line in runs.logs(live)], abs=1e-3, nan_ok=True
@@ -327,7 +335,7 @@ def test_a_quantized_reference_is_stored_measured_and_freed(tmp_path, named: boo
 def test_columns_of_the_datasets_own_and_flags_of_a_reference_are_refused(tmp_path) -> None:
     columns = {"ref_chosen_logps": [-9.0] * 8, "ref_rejected_logps": [-9.0] * 8}
     data = tiny.preferences(8, **columns)
-    with pytest.raises(InputError, match="brings reference log-probs of its own"):
+    with pytest.raises(InputError, match="have reference log-probs of their own"):
         runs.trained(tmp_path, **NF4, train_dataset=data, precompute_ref_log_probs=True)
 
 

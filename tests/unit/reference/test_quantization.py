@@ -347,7 +347,7 @@ def test_another_checkpoint_is_the_reference(folder, tmp_path) -> None:
     other = tiny.saved_model(str(tmp_path / "other"), seed=1)
     run = runs.trained(tmp_path / "ours", model=folder, ref_model_name_or_path=other)
     host = runs.trained(tmp_path / "host", DPOTrainer, model=folder, ref_model=tiny.model(1))
-    assert run.drift_watch is None  # it is what it stands for
+    assert run.reference.drift_monitor is None  # it is what it stands for
     for name, tensor in runs.weights(host).items():
         assert torch.equal(runs.weights(run)[name], tensor)
 
@@ -388,7 +388,7 @@ def test_a_checkpoint_that_is_quantized_already_is_a_reference_for_losses_of_dif
     load_reference(folder, quantization="nf4").save_pretrained(other)
     run = runs.trained(tmp_path / "out", model=folder, ref_model_name_or_path=other)
     assert torch.equal(logits(run.ref_model), logits(load_reference(folder, quantization="nf4")))
-    assert run.drift_watch is None  # its unquantized form is not known
+    assert run.reference.drift_monitor is None  # its unquantized form is not known
     with pytest.raises(InputError, match=r"The quantized checkpoint .* cannot be used with dpop.*Name the unquantized"):
         runs.trainer(tmp_path / "b", model=folder, ref_model_name_or_path=other, loss_type="dpop")
 
@@ -431,7 +431,7 @@ def test_qlora_keeps_its_gradients_after_an_evaluation(folder, tmp_path) -> None
     lines = [line for line in runs.logs(run) if "grad_norm" in line]
     assert all(line["grad_norm"] > 0 for line in lines)
     # The same 4-bit weights: what differs is that QLoRA keeps its other layers in another dtype.
-    assert abs(run.drift_watch.drift.sequence_mean) < 0.05
+    assert abs(run.reference.drift_monitor.measured.sequence_mean) < 0.05
 
 
 @pytest.mark.parametrize(

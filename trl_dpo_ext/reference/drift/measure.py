@@ -68,7 +68,7 @@ class Drift:
     def describe(self) -> str:
         """The measurement in a few lines."""
         lines = [
-            f"Reference against what it stands for, {self.pairs} pairs ({self.tokens} tokens), nats, mean ± spread:",
+            f"Reference drift vs. unquantized model ({self.pairs} pairs, {self.tokens} tokens, nats, mean ± std):",
             f"  per token {self.token_mean:+.4f} ± {self.token_std:.4f}, per answer {self.sequence_mean:+.2f} ± "
             f"{self.sequence_std:.2f}, margin {self.margin_mean:+.2f} ± {self.margin_std:.2f} "
             f"(times beta {self.beta:g}: {self.beta * self.margin_mean:+.3f} ± {self.beta * self.margin_std:.3f})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,10 @@ class ReferenceSpec:
     @property
     def source(self) -> Source:
         """What it is made of."""
-        return Source(name=self.settings["model"], revision=self.settings.get("revision"))
+        model = self.settings["model"]
+        if self.by_name:
+            return Source(name=model, revision=self.settings.get("revision"))
+        return Source(instance=weakref.ref(model))
 
     def load(self) -> Any:
         """The model, frozen and in evaluation mode."""

@@ -1,0 +1,15 @@
+"""`Host`: a trainer of TRL's, as the rest of the package sees it."""
+
+from __future__ import annotations
+
+from .batch import BatchSeams
+from .loss import LossSeams
+from .reference import ReferenceSeams
+
+
+class Host(BatchSeams, LossSeams, ReferenceSeams):
+    """Everything that this package asks of TRL's trainer or does to it.
+
+    Each method that rests on a fact that TRL's documentation does not promise names that *seam*, and has a test in
+    tests/contract, so that a TRL upgrade which moves the seam breaks a test that names it, not a user's run.
+    """

@@ -1,0 +1,37 @@
+"""Attributes replaced for the length of a `with` block: the one way in which this package patches TRL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def temporarily(target: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of a module, class or instance inside the block, and restore them afterwards.
+
+    An attribute that the target did not hold itself (it came from its class) is deleted again.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(beta=0.1)
+        >>> with temporarily(args, beta=0.5):
+        ...     print(args.beta)
+        0.5
+        >>> args.beta
+        0.1
+    """
+    saved = {name: vars(target).get(name, _ABSENT) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is _ABSENT:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)

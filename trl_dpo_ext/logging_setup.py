@@ -1,0 +1,34 @@
+"""What a run prints: the package's loggers, shown on standard output unless the run is asked to be silent."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+
+class _StandardOutput(logging.StreamHandler):
+    """A handler for whatever `sys.stdout` is when a message comes."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
+def show_messages(args: Any) -> None:
+    """Show the package's messages as the run's configuration asks for.
+
+    Args:
+        args: training arguments. `log_level` sets the lowest level shown (its default, "passive", shows information),
+            and `disable_tqdm` hides information, as it hides progress bars.
+    """
+    logger = logging.getLogger(__package__)
+    if not logger.handlers:
+        logger.addHandler(_StandardOutput())
+        logger.propagate = False
+    level = logging.INFO if args.log_level == "passive" else args.get_process_log_level()
+    logger.setLevel(max(level, logging.WARNING) if args.disable_tqdm else level)

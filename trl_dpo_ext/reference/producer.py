@@ -1,0 +1,187 @@
+"""Which model computes reference log-probs: for each batch of a live reference, or for what a store lacks.
+
+A producer that cannot compute them any more raises `InputError`. It is never replaced by another model.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from .. import _trl
+from ..errors import InputError
+from .identity.identity import Identity, identify
+from .model.loading import source_of
+from .model.resolve import is_replicated
+from .model.spec import ReferenceSpec
+
+
+class Producer(abc.ABC):
+    """A model that computes reference log-probs."""
+
+    host: _trl.Host
+    """The trainer, set before TRL's constructor runs."""
+    is_initial_policy: bool = True
+    """Whether the model is meant to equal the policy before training."""
+    is_replicated: bool = False
+    """Whether the model stays unsharded on each device under FSDP and DeepSpeed."""
+
+    def load(self) -> Any:
+        """The model for TRL's constructor; None leaves it to TRL."""
+        return None
+
+    def load_unless_on_demand(self) -> Any:
+        """The model for TRL's constructor, unless `running` can load it later."""
+        return self.load()
+
+    @abc.abstractmethod
+    def running(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """Yield what to call, and the causal model in it, in evaluation mode.
+
+        Raises:
+            InputError: the model is not available any more.
+        """
+
+    def release(self) -> None:  # noqa: B027 (a policy has nothing to free)
+        """Free the model, if it takes memory beside the policy."""
+
+    def identity(self) -> Identity:
+        """Which reference this is, for the store; every process calls this, before training."""
+        return self._cast(self._identity_of_model(None, None))
+
+    def _identity_of_model(self, source: str | None, revision: str | None) -> Identity:
+        """The identity of the model in memory, or of its files where it was loaded from `source`."""
+        module = self.host.reference_module()
+        causal = self.host.causal_model(module)
+        if getattr(causal, "_hf_peft_config_loaded", False):
+            source = None  # the weights in memory are not those of the files
+        compute_dtype = self.host.compute_dtype(causal)
+        # One process reads the weights for all, unless each holds a part of them.
+        mine = None
+        if self.host.is_main_process or (source is None and self.host.is_sharded):
+            mine = identify(
+                module,
+                source=source,
+                revision=revision,
+                adapter=self.host.reference_adapter(),
+                compute_dtype=compute_dtype,
+            )
+        return _trl.gather_object(mine)[0]
+
+    def _cast(self, identity: Identity) -> Identity:
+        """The identity of parameters that the distributed engine keeps in the dtype of the forward."""
+        if self.is_replicated or not self.host.casts_parameters():
+            return identity
+        return dataclasses.replace(identity, dtype=identity.compute_dtype)
+
+
+class InitialPolicy(Producer):
+    """The policy before training: the reference of full fine-tuning, for a store alone.
+
+    Args:
+        name: folder or hub id that the policy is loaded from; None for an instance.
+        revision: of the checkpoint.
+    """
+
+    def __init__(self, name: str | None, revision: str | None) -> None:
+        self.name, self.revision = name, revision
+
+    def identity(self) -> Identity:
+        """See `Producer.identity`."""
+        return self._cast(self._identity_of_model(self.name, self.revision))
+
+    def running(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """See `Producer.running`."""
+        if self.host.has_trained:
+            raise InputError(
+                "Cannot compute the missing reference log-probs: the reference was the initial policy, which has since "
+                "been trained. Pass this dataset as eval_dataset when creating the trainer, or run `trl-dpo-ext "
+                "precompute` with it."
+            )
+        return self.host.policy_for_pass()
+
+
+class AdapterBase(InitialPolicy):
+    """The policy with its adapter off, or with the frozen copy of the adapter that training started from."""
+
+    def running(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """See `Producer.running`; this reference is available at any step."""
+        return self.host.policy_for_pass()
+
+
+class PolicyCheckpoint(Producer):
+    """A second copy of the policy's checkpoint, loaded by TRL: the live reference of full fine-tuning."""
+
+    def running(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """See `Producer.running`."""
+        return self.host.reference_model_for_pass()
+
+
+class ReferenceModel(Producer):
+    """A model apart from the policy: one that was given, or one that a `ReferenceSpec` describes.
+
+    Args:
+        args: the configuration.
+        given: the user's `ref_model`; None with `spec`.
+        spec: how to load the model; None with `given`.
+    """
+
+    is_initial_policy = False
+
+    def __init__(self, args: Any, given: Any = None, spec: ReferenceSpec | None = None) -> None:
+        self.args, self.given, self.spec = args, given, spec
+        self.is_replicated = is_replicated(args, given if spec is None else spec)
+
+    @property
+    def _by_name(self) -> ReferenceSpec | None:
+        return self.spec if self.spec is not None and self.spec.by_name else None
+
+    def load(self) -> Any:
+        """The given model, or the described one."""
+        model = self.given if self.spec is None else self.spec.load()
+        self.given = None  # the trainer holds it now, and frees it
+        return model
+
+    def load_unless_on_demand(self) -> Any:
+        """See `Producer.load_unless_on_demand`: a checkpoint can be loaded at any time, a model in memory cannot."""
+        return None if self._by_name else self.load()
+
+    def identity(self) -> Identity:
+        """See `Producer.identity`. A described checkpoint is identified by its files, without loading it."""
+        if self._by_name is not None:
+            mine = self._by_name.identity(self.host.autocast_dtype()) if self.host.is_main_process else None
+            identity = _trl.gather_object(mine)[0]
+            if identity is not None:
+                return self._cast(identity)
+            self.host.trainer.ref_model = self._loaded()  # its files are not on this machine yet
+        made_of = source_of(self.host.causal_model(self.host.reference_module()))
+        name, revision = (made_of.name, made_of.revision) if made_of else (None, None)
+        return self._cast(self._identity_of_model(name, revision))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[tuple[Any, Any]]:
+        """See `Producer.running`."""
+        if self.host.trainer.ref_model is not None:
+            with self.host.reference_model_for_pass() as given:
+                yield given
+        elif self._by_name is not None:
+            with self.host.model_for_pass(self._loaded()) as given:
+                yield given
+        else:
+            raise InputError(
+                "Cannot compute the missing reference log-probs: the reference model was released after the reference "
+                "pass. Pass this dataset as eval_dataset when creating the trainer, or create a new trainer with the "
+                "same ref_model."
+            )
+
+    def release(self) -> None:
+        """See `Producer.release`."""
+        self.host.release_reference()
+
+    def _loaded(self) -> Any:
+        assert self._by_name is not None
+        return self.host.placed(_trl.with_head(self._by_name.load()), self.is_replicated)

@@ -1,0 +1,290 @@
+"""Where reference log-probs come from: one class for each kind of reference, one object for each run.
+
+`ReferenceSource` answers every question about a run's reference: what TRL's constructor may load, what the reference
+log-probs of a batch are, what the store is keyed by, what the run summary says. A new kind is one class here.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from datasets import config as datasets_config
+
+from .. import _trl
+from ..core import transforms
+from ..core.pairs import Need
+from ..errors import InputError
+from ..forward.outputs import PairBatch, RefLogps
+from ..forward.pair_forward import PairForward
+from .drift.monitor import DriftMonitor
+from .identity.identity import Identity
+from .model.memory import describe_weights
+from .precompute.stored import StoredLogps
+from .producer import Producer
+from .store.store import Store
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """What every kind of reference needs to know of its run."""
+
+    args: Any
+    """The configuration."""
+    needs: Need
+    """What the losses read."""
+    pair_forward: PairForward
+    """How models are called."""
+    policy_by_name: bool
+    """Whether TRL loads the policy."""
+
+
+class ReferenceSource(abc.ABC):
+    """The reference of one run.
+
+    Args:
+        settings: of the run.
+        drift_monitor: measures how far an inexact reference is from what it stands for; None for exact ones.
+    """
+
+    host: _trl.Host
+    """The trainer, from `constructing` on."""
+    is_initial_policy: bool = True
+    """Whether the reference is meant to equal the policy before training."""
+    is_stored: bool = False
+    """Whether log-probs come from a store or dataset columns instead of a live model."""
+
+    def __init__(self, settings: ReferenceSettings, drift_monitor: DriftMonitor | None = None) -> None:
+        self.settings, self.drift_monitor = settings, drift_monitor
+
+    @contextlib.contextmanager
+    def constructing(self, host: _trl.Host) -> Iterator[Any]:
+        """Yield the `ref_model` for TRL's constructor, under the patches that the constructor has to run with."""
+        self.host = host
+        with contextlib.ExitStack() as patches:
+            yield self._enter(patches)
+
+    @abc.abstractmethod
+    def _enter(self, patches: contextlib.ExitStack) -> Any:
+        """Enter the patches of this kind; return the `ref_model` for TRL's constructor."""
+
+    def fill(self, dataset: Any, name: str) -> None:  # noqa: B027 (nothing is stored)
+        """Take the place of TRL's `_precompute_ref_logps`, which TRL calls for each dataset at construction."""
+
+    def attach(self, collator: Collator) -> Collator:
+        """Finish after TRL's constructor: wrap the collator, free models that are not needed any more."""
+        return collator
+
+    def read_streams(self, datasets: dict[str, Any]) -> None:  # noqa: B027 (nothing is stored)
+        """Precompute the log-probs of streamed datasets, which `fill` leaves out."""
+
+    def training_begins(self) -> None:  # noqa: B027 (nothing is kept)
+        """Free what is only needed before training."""
+
+    def logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """The reference log-probs of a batch, calibrated if the run is.
+
+        Args:
+            model: the policy as distributed training has wrapped it.
+            batch: the batch.
+        """
+        found = self.uncalibrated_logps(model, batch)
+        if self.drift_monitor is None:
+            return found
+        return self.drift_monitor.corrected(found, batch.mask, self.settings.args.ld_alpha)
+
+    @abc.abstractmethod
+    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """The reference log-probs of a batch as they were computed."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """What the reference is, in a few words, for the run summary."""
+
+
+class NoReference(ReferenceSource):
+    """No loss reads a reference: none is loaded, and its log-probs count as zero."""
+
+    is_initial_policy = False
+
+    def _enter(self, patches: contextlib.ExitStack) -> Any:
+        patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
+
+    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """Zeros, each (pairs,)."""
+        ids = batch.inputs["input_ids"]
+        zeros = torch.zeros(ids.size(0) // 2, device=ids.device)
+        return RefLogps(zeros, zeros)
+
+    def describe(self) -> str:
+        """See `ReferenceSource.describe`."""
+        return "none"
+
+
+class LiveReference(ReferenceSource):
+    """A reference that runs beside the policy: a model, or the policy itself with its adapter switched."""
+
+    def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
+        super().__init__(settings, drift)
+        self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+
+    def _enter(self, patches: contextlib.ExitStack) -> Any:
+        self.producer.host = self.host
+        if Need.REF_ENTROPY in self.settings.needs:
+            patches.enter_context(_trl.reference_entropy())
+        model = self.producer.load()
+        patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
+        return model
+
+    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """Run the reference on a batch, without gradient."""
+        forward, host = self.settings.pair_forward, self.host
+        reference = host.trainer.ref_model
+        capture = host.capture_projection(
+            model if reference is None else reference, batch.mask, Need.TOKEN_KL in self.settings.needs, forward.active
+        )
+        with capture as projections:
+            chosen, rejected, output = host.run_reference(
+                batch.inputs, lambda called: forward.wrap(called, host.causal_model)
+            )
+        return RefLogps(chosen, rejected, output, projections[0] if projections else None)
+
+    def describe(self) -> str:
+        """See `ReferenceSource.describe`."""
+        if self.host.trainer.ref_model is not None:
+            return describe_weights(self.host.reference_module())
+        if self.host.reference_adapter() is not None:
+            return "a frozen copy of the adapter that training started from"
+        return "the policy with its adapter off"
+
+
+class DatasetReference(ReferenceSource):
+    """Log-probs that the user's datasets hold, as sums in the columns `ref_chosen_logps` and `ref_rejected_logps`."""
+
+    is_stored = True
+
+    def __init__(self, settings: ReferenceSettings, is_initial_policy: bool = True) -> None:
+        super().__init__(settings)
+        self.is_initial_policy = is_initial_policy
+
+    def _enter(self, patches: contextlib.ExitStack) -> Any:
+        patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
+        patches.enter_context(_trl.no_model_hash())
+
+    def fill(self, dataset: Any, name: str) -> None:
+        """Refuse a dataset without the columns: which reference made those of the others is not known.
+
+        Raises:
+            InputError: naming the dataset.
+        """
+        if not has_reference_columns(dataset):
+            raise InputError(
+                f"The {name} dataset has no columns {' and '.join(_trl.REFERENCE_COLUMNS)}, but this run reads its "
+                "reference log-probs from such columns. Add them, or remove them from all datasets to use a store."
+            )
+
+    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """Read the sums from the batch."""
+        return _from_columns(batch)
+
+    def describe(self) -> str:
+        """See `ReferenceSource.describe`."""
+        return "the dataset's own columns"
+
+
+class StoredReference(ReferenceSource):
+    """Log-probs per token from a store, which a producer fills with what is missing.
+
+    A dataset that has reference columns is not stored: its columns are read.
+    """
+
+    is_stored = True
+    stored: StoredLogps
+    """The open store, from the first `fill` on."""
+
+    def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
+        super().__init__(settings, drift)
+        self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+        self._collator: Collator | None = None
+        self._streams = False
+
+    def _enter(self, patches: contextlib.ExitStack) -> Any:
+        self.producer.host = self.host
+        # The reference is loaded when something is missing in the store, not before.
+        patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
+        patches.enter_context(_trl.no_model_hash())
+        model = self.producer.load_unless_on_demand()
+        patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
+        return model
+
+    def fill(self, dataset: Any, name: str) -> None:
+        """Compute what the store lacks of a dataset."""
+        if has_reference_columns(dataset):
+            return
+        if not hasattr(self, "stored"):
+            args = self.settings.args
+            identity = self.producer.identity()
+            store = Store.open(args.ref_store or default_folder(identity), identity)
+            self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens)
+        self._streams |= isinstance(dataset, IterableDataset)
+        self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
+
+    def read_streams(self, datasets: dict[str, Any]) -> None:
+        """Fill the store with the streamed datasets among `datasets`, reading them to their end."""
+        for name, dataset in datasets.items():
+            if isinstance(dataset, IterableDataset):
+                self.stored.fill(dataset, name, self._plain_collator, self.producer.running, streams=True)
+
+    def attach(self, collator: Collator) -> Collator:
+        """Let batches carry stored log-probs, and free a reference model that is not needed any more."""
+        self._collator = collator
+        if not self._streams:
+            self.producer.release()
+        return self.stored.collator(collator)
+
+    def training_begins(self) -> None:
+        """Free a reference model that was kept for streamed datasets, or that its caller held until now."""
+        self.producer.release()
+        _trl.free_memory()
+
+    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
+        """Sum up the stored log-probs of the batch."""
+        if batch.stored is None:
+            return _from_columns(batch)
+        sums = transforms.sum_logps(batch.stored, batch.mask, self.settings.args.ld_alpha)
+        chosen, rejected = sums.chunk(2)
+        return RefLogps(chosen, rejected, _trl.scored_output(batch.stored))
+
+    def describe(self) -> str:
+        """See `ReferenceSource.describe`."""
+        return f"stored log-probs in {self.stored.store.folder} ({self.stored.stats})"
+
+    @property
+    def _plain_collator(self) -> Collator:
+        """The collator without the stored log-probs; during TRL's constructor, TRL's."""
+        return self._collator or self.host.trainer.data_collator
+
+
+def has_reference_columns(dataset: Any) -> bool:
+    """Return True if a dataset has the columns `ref_chosen_logps` and `ref_rejected_logps`."""
+    return set(_trl.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
+
+
+def _from_columns(batch: PairBatch) -> RefLogps:
+    chosen, rejected = (batch.inputs[column] for column in _trl.REFERENCE_COLUMNS)
+    return RefLogps(chosen, rejected)
+
+
+def default_folder(identity: Identity) -> Path:
+    """The folder of a reference's store if none is given, under the datasets cache."""
+    cache = Path(os.fspath(datasets_config.HF_DATASETS_CACHE))
+    return cache / "trl_dpo_ext" / "reference" / identity.fingerprint
