@@ -20,8 +20,10 @@ from pathlib import Path
 
 # Stage -> its module in on_gpu, and the seconds that it may take.
 STAGES = {
-    "probe": ("probe", 90),
-    "varlen": ("varlen", 60),
+    "probe": ("probe", 60),
+    "rates": ("probe", 60),
+    "varlen": ("varlen", 40),
+    "layers": ("varlen", 40),
     "losses": ("losses", 150),
     "training": ("training", 150),
     "reference": ("reference", 150),
@@ -33,7 +35,7 @@ STAGES = {
 GROUPS = {
     "smoke": ["losses+training+reference"],
     "checks": ["losses+training+reference+memory"],
-    "all": ["probe", "varlen", "checks", "step", "step-8b", "pass"],
+    "all": ["probe", "rates", "varlen", "layers", "checks", "step", "step-8b", "pass"],
 }
 
 

@@ -35,9 +35,12 @@ HEADS = {"d64": Heads(14, 2, 64), "d128": Heads(32, 8, 128)}  # those of Qwen2.5
 
 
 def tensors(heads: Heads, rows: int, width: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list:
-    """Query, key and value with gradient, (rows, heads, width, size), and a gradient of the output."""
+    """Query, key and value with gradient, (rows, heads, width, size), and a gradient of the output.
+
+    As in transformers, they lie in memory as (rows, width, heads, size).
+    """
     count = (heads.queries, heads.keys, heads.keys, heads.queries)
-    made = [torch.randn(rows, n, width, heads.size, device=device, dtype=dtype) for n in count]
+    made = [torch.randn(rows, width, n, heads.size, device=device, dtype=dtype).transpose(1, 2) for n in count]
     return [*(one.requires_grad_() for one in made[:3]), made[3]]
 
 
@@ -101,6 +104,15 @@ def segments_at(query: Any, key: Any, value: Any, at_query: Any, at_key: Any, mo
 
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     return varlen_attn(query, key, value, at_query, at_key, most_query, most_key, window_size=(-1, 0), **grouped)
+
+
+def segments_at_once(
+    query: Any, key: Any, value: Any, at_query: Any, at_key: Any, most_query: int, most_key: int
+) -> Any:
+    """The same by the operator beneath, which costs the host less; it is none of torch's public functions."""
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, at_query, at_key, most_query, most_key, 0.0, True, False
+    )[0]
 
 
 def segments_by_hand(

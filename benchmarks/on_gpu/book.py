@@ -115,23 +115,31 @@ class Book:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def milliseconds(self, run: Callable[[], object], repeats: int = 10, warm: int = 2) -> float:
-        """Median time of `run` on the device."""
-        repeats, warm = (1, 1) if self.dry else (repeats, warm)
-        for _ in range(warm):
+    def milliseconds(self, run: Callable[[], object], repeats: int = 10) -> float:
+        """Median time of `run` on the device, which is kept busy until the host has asked for all of it."""
+        return self.times(run, repeats)[0]
+
+    def times(self, run: Callable[[], object], repeats: int = 10) -> tuple[float, float]:
+        """Milliseconds of `run` on the device (median), and those that the host takes to ask for it."""
+        for _ in range(2):
             run()
         self.sync()
+        began = time.perf_counter()
+        run()
+        host = time.perf_counter() - began
         if self.dry:
-            began = time.perf_counter()
-            run()
-            return (time.perf_counter() - began) * 1000
+            return host * 1000, host * 1000
+        self.sync()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+        torch.cuda._sleep(int(host * repeats * 2 * 2e9))  # cycles, of about 2 GHz
+        began = time.perf_counter()
         for first, last in events:
             first.record()
             run()
             last.record()
+        host = (time.perf_counter() - began) / repeats
         self.sync()
-        return statistics.median(first.elapsed_time(last) for first, last in events)
+        return statistics.median(first.elapsed_time(last) for first, last in events), host * 1000
 
     def once(self, run: Callable[[], object]) -> float:
         """Milliseconds of one run, by the host's clock, the device waited for before and after."""

@@ -247,6 +247,7 @@ def launches(book: Book) -> None:
     from torch.profiler import ProfilerActivity, profile
     from train_step import pairs
 
+    kinds = [ProfilerActivity.CPU if book.dry else ProfilerActivity.CUDA]
     with book.cell("launches") as out, tempfile.TemporaryDirectory() as folder:
         all_of_them = contestants(_options(book, "qwen2.5-0.5b", 2, False), folder)
         trl = all_of_them["TRL"].trainer
@@ -256,7 +257,7 @@ def launches(book: Book) -> None:
             for name in ("TRL", "TRL, causal kernel", "ours", "ours, cuDNN off", "ours and padding_free, cuDNN off"):
                 one = all_of_them[name]
                 taken = [timed(book, one, inputs) for _ in range(2 if book.dry else 8)][1:]
-                with settings_of(one), profile(activities=[ProfilerActivity.CUDA]) as seen:
+                with settings_of(one), profile(activities=kinds) as seen:
                     step(one, inputs)
                     book.sync()
                 one.trainer.model.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .attention import (
     masked,
     segments,
     segments_at,
+    segments_at_once,
     segments_by_hand,
     starts,
     tensors,
@@ -29,9 +31,11 @@ from .book import Book, free
 
 def run(book: Book) -> None:
     torch.manual_seed(0)
+    if book.stage == "layers":
+        layers(book)
+        return
     alignment(book)
     shared_row(book)
-    layers(book)
 
 
 def alignment(book: Book) -> None:
@@ -81,11 +85,13 @@ def shared_row(book: Book) -> None:
         tree = Tree(lengths, book.device)
         inputs = _packed(heads, tree.tokens, tree.tokens, book.device)
         results = []
-        for exact in (False, True):
+        for way in (tree.attend, partial(tree.attend, by=segments_at_once), tree.dense):
+            exact = way == tree.dense
             leaves = [(one.double() if exact else one).detach().clone().requires_grad_() for one in inputs[:3]]
-            made = tree.dense(*leaves) if exact else tree.attend(*leaves)
+            made = way(*leaves)
             results.append([made, *gradients(made, leaves, inputs[3].to(made.dtype))])
-        out["relative error of output, grad_q, grad_k, grad_v"] = _errors(*results)
+        out["relative error of output, grad_q, grad_k, grad_v"] = _errors(results[0], results[2])
+        out["... by the operator"] = _errors(results[1], results[2])
 
 
 class Tree:
@@ -105,13 +111,15 @@ class Tree:
         self.keys = torch.cat(keys).to(device)
         self.at_query, self.at_key = starts(self.of_query, device), starts(self.of_key, device)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by: Any = segments_at
+    ) -> torch.Tensor:
         """(tokens, heads, size) each."""
         key, value = key[self.keys], value[self.keys]
         if self.device.type == "cpu":
             return segments_by_hand(query, key, value, self.of_query, self.of_key)
         most = max(self.of_query), max(self.of_key)
-        return segments_at(query, key, value, self.at_query, self.at_key, *most)
+        return by(query, key, value, self.at_query, self.at_key, *most)
 
     def seen(self) -> torch.Tensor:
         """(tokens, tokens) bool: what each place sees."""
@@ -152,7 +160,7 @@ def layers(book: Book) -> None:
 
 
 def _layer(book: Book, heads: Heads, parts: list[Any]) -> dict[str, float]:
-    """Milliseconds (forward and backward) of each way to feed these pairs."""
+    """Milliseconds (forward and backward) of each way to feed these pairs, on the device and for the host to ask."""
     device = book.device
     tree = Tree(parts, device)
     plain = max(p + max(c, r) for p, c, r in parts)
@@ -170,6 +178,7 @@ def _layer(book: Book, heads: Heads, parts: list[Any]) -> dict[str, float]:
         "shared rows, cuDNN, mask": (CUDNN, lambda: (masked(*one[:3], mask), one)),
         "shared rows, mem-efficient, mask": (EFFICIENT, lambda: (masked(*one[:3], mask), one)),
         "shared and packed, varlen": (None, lambda: (tree.attend(*packed), [*packed, given])),
+        "shared and packed, operator": (None, lambda: (tree.attend(*packed, segments_at_once), [*packed, given])),
     }
     found = {"positions, TRL": 2 * len(parts) * plain, "positions, shared": len(parts) * shared}
     found["positions, packed"] = tree.tokens
@@ -180,7 +189,7 @@ def _layer(book: Book, heads: Heads, parts: list[Any]) -> dict[str, float]:
             gradients(made, inputs[:3], inputs[3])
 
         with forced(backend, device):
-            found[f"{way}, ms"] = book.milliseconds(step, repeats=5)
+            found[f"{way}, ms"], found[f"{way}, host ms"] = book.times(step, repeats=5)
     return found
 
 
