@@ -15,6 +15,7 @@ import torch
 
 from .attention import cudnn
 from .book import Book, free, spread
+from .prototype import running, tree_of
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Contestant:
     cudnn: bool = True
     causal: bool = False
     """Without the mask of right-padded rows, as flash attention runs them: the same losses, another kernel."""
+    tree: bool = False
+    """The prototype's attention."""
     cold: list[float] = field(default_factory=list)
     warm: list[list[float]] = field(default_factory=list)
 
@@ -51,8 +54,9 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
     settings = {"bf16": False, "use_cpu": options.device == "cpu", "report_to": "none", "max_length": None}
     packing = DPOExtConfig(f"{folder}/packing", share_prompt=True, padding_free=True, **settings)
     data = {"train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
-    packed = DPOExtTrainer(trl.model, trl.ref_model, packing, **data)
-    for one in (ours, packed):
+    packed, prototype = (DPOExtTrainer(trl.model, trl.ref_model, packing, **data) for _ in range(2))
+    prototype.forward.ways = prototype.forward.ways[:1]  # to share and to pack
+    for one in (ours, packed, prototype):
         one.forward.unchecked = False  # the check of the first batch runs once in a training; it is not a step's cost
     if options.gradient_checkpointing:
         trl.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -64,6 +68,7 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
         "ours": Contestant(ours),
         "ours, cuDNN off": Contestant(ours, cudnn=False),
         "ours and padding_free, cuDNN off": Contestant(packed, cudnn=False),
+        "prototype: shared, packed, varlen": Contestant(prototype, tree=True),
     }
 
 
@@ -154,7 +159,7 @@ def ratio(per_batch: list[float], base: list[float], own: list[float]) -> dict[s
 
 
 @contextlib.contextmanager
-def settings_of(one: Contestant) -> Iterator[None]:
+def settings_of(one: Contestant, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
     """Inside, kernels are those of this contestant."""
     models = (one.trainer.model, one.trainer.ref_model)
 
@@ -164,8 +169,11 @@ def settings_of(one: Contestant) -> Iterator[None]:
     handles = []
     if one.causal:
         handles = [each.base_model.register_forward_pre_hook(unmasked, with_kwargs=True) for each in models]
+    tree: Any = contextlib.nullcontext()
+    if one.tree:
+        tree = running(one.trainer, tree_of(inputs))
     try:
-        with cudnn(one.cudnn):
+        with cudnn(one.cudnn), tree:
             yield
     finally:
         for handle in handles:
@@ -181,7 +189,7 @@ def step(one: Contestant, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def timed(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
-    with settings_of(one):
+    with settings_of(one, inputs):
         taken = book.once(lambda: step(one, inputs))
     one.trainer.model.zero_grad()
     return taken
@@ -192,7 +200,7 @@ def agreement(book: Book, all_of_them: dict[str, Contestant], inputs: dict[str, 
     found: dict[str, Any] = {}
     base: list[torch.Tensor] = []
     for name, one in all_of_them.items():
-        with settings_of(one):
+        with settings_of(one, inputs):
             loss = float(step(one, inputs))
         parameters = list(one.trainer.model.parameters())
         norm = sum(float(p.grad.float().square().sum()) for p in parameters) ** 0.5
@@ -208,7 +216,7 @@ def agreement(book: Book, all_of_them: dict[str, Contestant], inputs: dict[str, 
 
 def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int) -> dict[str, float]:
     found = {}
-    for name in ("TRL", "ours", "ours and padding_free, cuDNN off"):
+    for name in ("TRL", "ours", "ours and padding_free, cuDNN off", "prototype: shared, packed, varlen"):
         fed, one = [0], all_of_them[name]
 
         def count(_module: Any, _args: Any, keywords: dict[str, Any], fed: list[int] = fed) -> None:
@@ -216,8 +224,8 @@ def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int
 
         models = (one.trainer.model, one.trainer.ref_model)
         handles = [each.base_model.register_forward_pre_hook(count, with_kwargs=True) for each in models]
-        with torch.no_grad(), settings_of(one):
-            for inputs in batches:
+        for inputs in batches:
+            with torch.no_grad(), settings_of(one, inputs):
                 one.trainer.compute_loss(one.trainer.model, dict(inputs))
         for handle in handles:
             handle.remove()
@@ -232,7 +240,7 @@ def peak(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
     free()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with settings_of(one):
+    with settings_of(one, inputs):
         step(one, inputs)
     torch.cuda.synchronize()
     most = torch.cuda.max_memory_allocated() - before
@@ -254,10 +262,17 @@ def launches(book: Book) -> None:
         for micro_batch in (2, 4):
             examples = pairs("hh", micro_batch, trl.model.config.vocab_size, seed=1)
             inputs = {n: t.to(book.device) for n, t in trl.data_collator(examples).items()}
-            for name in ("TRL", "TRL, causal kernel", "ours", "ours, cuDNN off", "ours and padding_free, cuDNN off"):
+            for name in (
+                "TRL",
+                "TRL, causal kernel",
+                "ours",
+                "ours, cuDNN off",
+                "ours and padding_free, cuDNN off",
+                "prototype: shared, packed, varlen",
+            ):
                 one = all_of_them[name]
                 taken = [timed(book, one, inputs) for _ in range(2 if book.dry else 8)][1:]
-                with settings_of(one), profile(activities=kinds) as seen:
+                with settings_of(one, inputs), profile(activities=kinds) as seen:
                     step(one, inputs)
                     book.sync()
                 one.trainer.model.zero_grad()
