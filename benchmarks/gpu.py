@@ -27,10 +27,10 @@ STAGES = {
     "losses": ("losses", 150),
     "training": ("training", 150),
     "reference": ("reference", 150),
-    "step": ("step", 170),
-    "step-8b": ("step", 130),
+    "step": ("step", 200),
+    "step-8b": ("step", 200),
     "pass": ("passes", 140),
-    "memory": ("memory", 120),
+    "memory": ("memory", 180),
 }
 GROUPS = {
     "smoke": ["losses+training+reference"],

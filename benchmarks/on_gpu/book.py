@@ -86,9 +86,15 @@ class Book:
             out["where"] = f"{Path(last.filename).name}:{last.lineno}"
             traceback.print_exc()
         out["seconds"] = round(time.monotonic() - began, 2)
+        self.content["cells"].pop("so far", None)
         self.content["cells"][name] = _rounded(out)
         self._write()
         print(name, json.dumps(self.content["cells"][name])[:600], flush=True)
+
+    def note(self, out: dict[str, Any]) -> None:
+        """Keep what a long cell has so far, in case its stage is ended before it."""
+        self.content["cells"]["so far"] = _rounded(out)
+        self._write()
 
     def wanted(self, name: str, needs: float = 2.0) -> bool:
         """Whether a cell is to run: it was not left out, and there is time."""

@@ -34,9 +34,9 @@ class Contestant:
 
 def run(book: Book) -> None:
     if book.stage == "step":
+        launches(book)  # first: where the host is the limit, the rest compares hosts
         for lengths in ("hh", "ultrafeedback"):
             compare(book, "qwen2.5-0.5b", lengths, micro_batch=4, batches=8, checkpointing=False)
-        launches(book)
     else:
         for lengths in ("ultrafeedback", "hh"):
             compare(book, "llama-3-8b", lengths, micro_batch=2, batches=4, checkpointing=True)
@@ -74,7 +74,7 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
 
 def compare(book: Book, shape: str, lengths: str, micro_batch: int, batches: int, checkpointing: bool) -> None:
     name = f"{shape}, {lengths}, micro-batch {micro_batch}"
-    if not book.wanted(name, 30):
+    if not book.wanted(name, 45):
         return
     with book.cell(name) as out, tempfile.TemporaryDirectory() as folder:
         _compare(book, shape, lengths, micro_batch, batches, checkpointing, out, folder)
@@ -119,6 +119,7 @@ def _compare(
         for one in all_of_them.values():
             one.cold.append(timed(book, one, inputs))
     out["positions fed per pair (policy and reference)"] = positions(all_of_them, batches, len(examples))
+    book.note(out)
     rounds, stop = 0, book.left - _share(book)
     while rounds < (1 if book.dry else 4) and (rounds == 0 or book.left > stop):
         for inputs in batches:
@@ -135,7 +136,7 @@ def _compare(
 
 def _share(book: Book) -> float:
     """Seconds for the timed rounds of one comparison."""
-    return max(book.left / 2.2, 5)
+    return max(book.left / 3, 5)
 
 
 def summarize(all_of_them: dict[str, Contestant], micro_batch: int, out: dict[str, Any]) -> None:

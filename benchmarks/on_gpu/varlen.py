@@ -72,7 +72,7 @@ def _three(inputs: list[torch.Tensor], of_query: Any, of_key: Any) -> list[list[
 
 
 def _errors(got: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
-    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, expected, strict=True)]
+    return [float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in zip(got, expected, strict=True)]
 
 
 def shared_row(book: Book) -> None:
