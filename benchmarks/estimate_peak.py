@@ -49,14 +49,20 @@ def pairs(rows: int) -> Dataset:
     )
 
 
-def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
-    """Estimated and measured GiB."""
-    config = MODELS[model][0]()
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+def save(folder: Path, config: Any, device: str = "cuda") -> None:
+    """A model of random weights, made where that is fast, its tokenizer and pairs."""
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     network.save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    del network
     pairs(64).to_json(str(folder / "pairs.jsonl"))
+
+
+def measure(folder: Path, config: Any, flags: str) -> tuple[float, float, float]:
+    """GiB of a step of the model that `save` has put there: estimated; in PyTorch's pool; beside it, for the driver.
+
+    The last is what all processes hold on the GPU, so that this one has to be alone on it.
+    """
     argv = f"--model_name_or_path {folder}/model --dataset_name {folder}/pairs.jsonl --output_dir {folder}/out "
     argv += f"--max_length {ROW} --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 3 "
     argv += f"--report_to none --save_strategy no --bf16 true {flags}"
@@ -65,11 +71,14 @@ def measure(folder: Path, model: str, flags: str) -> tuple[float, float]:
     expected = estimate(model_size_of(config, adapter_config(given)), training, ParallelStrategy("single", 1)).total
     trainer: Any = build_trainer(script, args, given, mixture)
     torch.cuda.empty_cache()
+    if not torch.cuda.is_available():
+        trainer.train()
+        return expected / GIB, float("nan"), float("nan")
     torch.cuda.reset_peak_memory_stats()  # loading may peak too, but it is a training step that is estimated
     trainer.train()
     free, total = torch.cuda.mem_get_info()
-    context = (total - free) - torch.cuda.memory_reserved()  # what the driver holds beside PyTorch's pool
-    return expected / GIB, (torch.cuda.max_memory_reserved() + context) / GIB
+    context = (total - free) - torch.cuda.memory_reserved()
+    return expected / GIB, torch.cuda.max_memory_reserved() / GIB, context / GIB
 
 
 def main() -> None:
@@ -82,7 +91,11 @@ def main() -> None:
     print("| run | model | estimated GiB | measured GiB | ratio |\n|---|---|---|---|---|")
     for case, (model, flags) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
-            expected, measured = measure(Path(folder), model, flags)
+            config = MODELS[model][0]()
+            save(Path(folder), config)
+            gc.collect()
+            expected, pool, context = measure(Path(folder), config, flags)
+        measured = pool + context
         print(f"| {case} | {model} | {expected:.1f} | {measured:.1f} | {expected / measured:.2f} |", flush=True)
         gc.collect()
         torch.cuda.empty_cache()

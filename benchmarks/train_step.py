@@ -103,9 +103,8 @@ def model(shape: str, options: argparse.Namespace, seed: int) -> PreTrainedModel
     torch.manual_seed(seed)
     config, kind, sizes = SHAPES[shape]
     sizes = {name: getattr(options, name, None) or size for name, size in sizes.items()}
-    with torch.device(options.device):
-        made = kind(config(max_position_embeddings=8192, **sizes)).to(getattr(torch, options.dtype))
-    return made
+    with torch.device(options.device):  # and in the dtype wanted: 8 billion float32 weights would take 32 GB at first
+        return kind._from_config(config(max_position_embeddings=8192, **sizes), dtype=getattr(torch, options.dtype))
 
 
 def pairs(lengths: str, count: int, vocabulary: int, seed: int) -> list[dict[str, list[int]]]:
