@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]:
     return columns
 
 
-def checked_datasets(columns: dict[str, Hyper], **datasets: Any) -> dict[str, Any]:
+def checked_datasets(columns: Mapping[str, Hyper], **datasets: Any) -> dict[str, Any]:
     """Each dataset, or dictionary of them, in a layout that TRL takes.
 
     Raises:
