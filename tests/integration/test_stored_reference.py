@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from tests.support import runs, tiny
 from trl_dpo_ext import DPOExtTrainer, Need, list_losses
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.identity.identify import identify
 from trl_dpo_ext.reference.model.spec import ReferenceSpec
 from trl_dpo_ext.reference.precompute.sequences import batch_sequences
 from trl_dpo_ext.reference.source import DatasetReference
@@ -534,7 +534,7 @@ def test_a_stream_that_is_not_stored_names_the_first_missing_sequence(tmp_path, 
 def test_a_folder_that_cannot_be_a_store_is_named_before_a_model_is_loaded(tmp_path, store):
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"refs is no store and holds other things \(notes.txt\)"):
+    with pytest.raises(InputError, match=r"refs is not a reference store and contains other files \(notes.txt\)"):
         stored(tmp_path, store, model="no/such-model")
 
 

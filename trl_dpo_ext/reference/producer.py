@@ -14,7 +14,8 @@ from typing import Any
 
 from .. import _trl
 from ..errors import InputError
-from .identity.identity import Identity, identify
+from .identity.identify import identify
+from .identity.identity import Identity
 from .model.loading import source_of
 from .model.resolve import is_replicated
 from .model.spec import ReferenceSpec

@@ -15,8 +15,8 @@ from ...forward.tree_rows import branch_rows
 from ..store.store import Store
 from .batching import Batch
 from .collator import ReferenceCollator
-from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, spread
-from .sequences import Sequence, batch_sequences
+from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, split_by_length
+from .sequences import TokenSequence, batch_sequences
 
 _ROWS_AT_ONCE = 256
 _SEQUENCES_PER_PASS = 100_000
@@ -69,11 +69,11 @@ class StoredLogps:
         if self._collator is not None:
             self._collator.logps = self.store.load(self._keys)
 
-    def _fill(self, wanted: dict[bytes, Sequence], name: str, running: Running) -> None:
+    def _fill(self, wanted: dict[bytes, TokenSequence], name: str, running: Running) -> None:
         accelerator, args = self.host.trainer.accelerator, self.host.trainer.args
-        processes = Communicator(accelerator.process_index, accelerator.num_processes, _trl.gather_object)
+        communicator = Communicator(accelerator.process_index, accelerator.num_processes, _trl.gather_object)
         self.store.refresh()
-        if not any(processes.gather(len(self.store.missing(wanted, check_values=True)))):
+        if not any(communicator.gather(len(self.store.missing(wanted, check_values=True)))):
             self.stats.found += len(wanted)
             return
         with running() as (model, causal):
@@ -85,11 +85,12 @@ class StoredLogps:
                 max_tokens=self.max_tokens or default_max_tokens(accelerator.device, config, causal.dtype),
                 share=not branch_problems(causal),
                 synchronous_forward=self.host.is_sharded,
-                processes=processes,
+                communicator=communicator,
                 label=name,
-                silent=args.disable_tqdm,
+                disable_tqdm=args.disable_tqdm,
             )
             self.stats.add(run.run(wanted))
+            self.max_tokens = run.max_tokens  # lower, if a batch did not fit in memory
 
 
 def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
@@ -103,14 +104,16 @@ def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[
         )
         logps = host.as_reference(lambda: score(model, causal, rows))
         lengths = [len(sequence.completion) for row in batch.rows for sequence in row.sequences]
-        return spread(logps.float().cpu().numpy(), lengths)
+        return split_by_length(logps.float().cpu().numpy(), lengths)
 
     return run
 
 
-def _portions(dataset: Any, columns: list[str] | None, collator: Callable[..., Any]) -> Iterator[dict[bytes, Sequence]]:
+def _portions(
+    dataset: Any, columns: list[str] | None, collator: Callable[..., Any]
+) -> Iterator[dict[bytes, TokenSequence]]:
     """The sequences of a dataset by key, in portions that fit in memory."""
-    wanted: dict[bytes, Sequence] = {}
+    wanted: dict[bytes, TokenSequence] = {}
     for examples in _examples(dataset, columns):
         for sequence in batch_sequences(collator(examples)):
             if sequence is not None:
