@@ -18,8 +18,7 @@ from .core.transforms import F_DIVERGENCES
 from .errors import InputError
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
-from .reference.config import ReferenceModelOptions, reference_model_problems
-from .reference.store_flags import StoreOptions, store_problems
+from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 
 
 def owned_hyperparameters() -> dict[str, tuple[DeclaredHyper, list[str]]]:

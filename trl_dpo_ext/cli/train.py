@@ -25,9 +25,9 @@ from .. import _trl
 from ..config import DPOExtConfig, owned_hyperparameters
 from ..distributed.checkpoints import checkpoint_to_resume
 from ..errors import InputError
+from ..legacy_keys import unknown_key_problems
 from ..recipe_registry import find_config
 from ..trainer import DPOExtTrainer
-from .legacy_keys import unknown_key_problems
 from .run_summary import announce
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -16,11 +16,11 @@ from peft import get_peft_model
 from tests.support import tiny
 from trl_dpo_ext import list_losses
 from trl_dpo_ext.cli import main as cli
-from trl_dpo_ext.cli.legacy_keys import OLD_KEYS
 from trl_dpo_ext.cli.train import TrainParser, adapter_config, build_trainer, load_preferences
 from trl_dpo_ext.config import owned_hyperparameters
 from trl_dpo_ext.core.transforms import F_DIVERGENCES
 from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.legacy_keys import OLD_KEYS
 
 BASE = ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--report_to", "none"]
 
