@@ -115,7 +115,7 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         elif Need.REF_ENTROPY in self.mixture.needs:
             reference = _trl.reference_entropy()
         losses = _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights)
-        with reference, _trl.placed_reference(whole), losses:
+        with args.keep_mixture(), reference, _trl.placed_reference(whole), losses:
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *positional, **keywords
             )

@@ -37,7 +37,7 @@ class TrainParser(TrlParser):
     """TRL's parser, strict: every unknown flag or key is an error, and all are listed."""
 
     def __init__(self, prog: str | None = None) -> None:
-        types = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
+        types: Any = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
         super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
         self._group_by_variant()
 
