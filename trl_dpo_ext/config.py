@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl import DPOConfig
 
@@ -24,13 +22,11 @@ from .errors import InputError
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
 from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
-from .legacy_keys import unknown_key_problems
+from .legacy_keys import explain_unknown_arguments
 from .option_docs import document_options
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
-
-Config = TypeVar("Config")
 
 if TYPE_CHECKING:
 
@@ -48,22 +44,6 @@ else:
     PluginHyperparameters = make_plugin_fields({f.name for f in dataclasses.fields(LossHyperparameters)}, __name__)
 
 
-def _explain_unknown_arguments(cls: type[Config]) -> type[Config]:
-    """Let the constructor say what an argument that it does not know was renamed to, or which one is near."""
-    construct: Any = cls.__init__
-    known = set(inspect.signature(construct).parameters)
-
-    @functools.wraps(construct)
-    def init(self: Any, *args: Any, **options: Any) -> None:
-        problems = unknown_key_problems(options, known)
-        if problems:
-            raise TypeError(f"{cls.__name__} got unexpected arguments. {' '.join(problems)}")
-        construct(self, *args, **options)
-
-    cls.__init__ = init
-    return cls
-
-
 class _MixtureSettings(NamedTuple):
     """What `loss_mixture` is parsed from."""
 
@@ -73,7 +53,7 @@ class _MixtureSettings(NamedTuple):
     reference_free: bool
 
 
-@_explain_unknown_arguments
+@explain_unknown_arguments
 @document_options
 @dataclass
 class DPOExtConfig(
@@ -182,6 +162,7 @@ class DPOExtConfig(
         """Return what is wrong with the other options, given these losses."""
         return [
             *_divergence_problems(self, mixture),
+            *_ld_alpha_problems(self, mixture),
             *_weighting_problems(self, mixture),
             *_reference_problems(self, mixture),
             *store_problems(self, mixture),
@@ -236,6 +217,11 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
         )
     if not math.isfinite(coefficient):
         problems.append(f"f_alpha_divergence_coef must be finite; got {coefficient}.")
+    return problems
+
+
+def _ld_alpha_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
+    problems, variants = [], [term.variant for term in mixture.terms]
     if args.ld_alpha is not None and not 0 <= args.ld_alpha <= 1:
         problems.append(
             f"ld_alpha must be between 0 and 1; got {args.ld_alpha} (weight of the tokens beyond the shorter side's "

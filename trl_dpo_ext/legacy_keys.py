@@ -6,7 +6,12 @@ An old option is an error: ignoring it would train something else.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
 
 LEGACY_KEYS = {
     # this package, before its first release
@@ -75,3 +80,23 @@ def unknown_key_problems(keys: Iterable[str], known: Iterable[str]) -> list[str]
         else:
             problems.append(f"Unknown option {key}." + (f" Did you mean {near[0]}?" if near else ""))
     return problems
+
+
+def explain_unknown_arguments(cls: type[Options]) -> type[Options]:
+    """Let the constructor name the successor of an argument that it does not know, or the nearest argument.
+
+    Raises:
+        TypeError: (by the constructor) an argument is unknown, as without this decorator.
+    """
+    construct: Any = cls.__init__
+    known = set(inspect.signature(construct).parameters)
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        problems = unknown_key_problems(options, known)
+        if problems:
+            raise TypeError(f"{cls.__name__} got unexpected arguments. {' '.join(problems)}")
+        construct(self, *args, **options)
+
+    cls.__init__ = init
+    return cls

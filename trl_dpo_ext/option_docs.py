@@ -19,14 +19,15 @@ def document_options(cls: type[Options]) -> type[Options]:
     """Give every field the help that the class docstring has under `Args`, for `--help`.
 
     A class that inherits from documented ones gets their entries added to its own docstring, so that `help(cls)` lists
-    every option. Without docstrings (`python -OO`) the fields have no help.
+    every option.
     """
     fields: Mapping[str, Any] = cls.__dict__["__dataclass_fields__"]
     texts = read_args(cls)
     for name in texts.keys() & inspect.get_annotations(cls).keys():  # the fields of parents are shared with them
         escaped = texts[name].replace("%", "%%")  # argparse formats help with %
         fields[name].metadata = MappingProxyType({**fields[name].metadata, "help": escaped})
-    inherited = [line for parent in cls.__mro__[1:] for line in parent.__dict__.get("__documented_args__", [])]
+    blocks = (parent.__dict__.get("__documented_args__", []) for parent in cls.__mro__[1:])
+    inherited = [line for block in blocks if block for line in ("", *block)]
     cls.__documented_args__ = _args_lines(cls)  # type: ignore[attr-defined]
     if cls.__doc__ and inherited:
         cls.__doc__ = _with_args(cls, inherited)

@@ -17,7 +17,7 @@ class PitfallOptions:
     Args:
         > Warnings
 
-        ignore_pitfalls: Names of pitfalls that are intended and need no warning: bf16_weights, float32_base,
+        ignore_pitfalls: Pitfalls not to warn about because the settings are intended: bf16_weights, float32_base,
             small_beta, whole_4bit_weights, unsaved_states, other_batch.
     """
 
