@@ -65,13 +65,13 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
 
-check: $(VENV)/made ## Lint, format, types, and the generated parts of the README
+check: $(VENV)/made ## Lint, format, types, and the generated files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) tools/docs.py --check
 
-docs: $(VENV)/made ## Write the generated parts of the README
+docs: $(VENV)/made ## Write the generated source and the generated parts of the READMEs
 	$(PY) tools/docs.py
 
 clean: ## Remove the virtual environments and what the demo made

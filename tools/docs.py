@@ -1,18 +1,54 @@
-"""Writes the generated parts of README.md and recipes/README.md, or checks that they are up to date (`--check`)."""
+"""Write the generated source and the generated parts of the README files, or check them (`--check`)."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import importlib
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from trl_dpo_ext import recipe_registry
+from trl_dpo_ext import hyperparameter_fields, recipe_registry
 from trl_dpo_ext.losses import tables
+from trl_dpo_ext.option_docs import read_args
 
 ROOT = Path(__file__).parent.parent
-PARTS = {
-    "README.md": {"losses": tables.as_markdown},
+
+
+def options_as_markdown(class_name: str) -> str:
+    """A table of the options that a parent of `DPOExtConfig`, or the class itself, documents."""
+    from trl_dpo_ext.config import DPOExtConfig  # when config_fields.py has been written
+
+    (cls,) = [cls for cls in DPOExtConfig.__mro__ if cls.__name__ == class_name]
+    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(DPOExtConfig)}
+    texts = {name: text.replace("|", "\\|") for name, text in read_args(cls).items()}
+    if not any(_default(fields[name]) for name in texts):
+        return "\n".join(["| option | what it does |", "|---|---|", *(f"| `{n}` | {t} |" for n, t in texts.items())])
+    rows = (f"| `{name}` | {_default(fields[name])} | {text} |" for name, text in texts.items())
+    return "\n".join(["| option | default | what it does |", "|---|---|---|", *rows])
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default of an option as it is written on the command line; nothing for an empty one."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return ", ".join(f"`{str(each).lower() if isinstance(each, bool) else each}`" for each in values)
+
+
+FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperparameter_fields.source}
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "losses": tables.as_markdown,
+        "loss options": lambda: options_as_markdown("DPOExtConfig"),
+        "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),
+        "store options": lambda: options_as_markdown("StoreOptions"),
+        "reference options": lambda: options_as_markdown("ReferenceModelOptions"),
+        "forward options": lambda: options_as_markdown("ForwardOptions"),
+        "warning options": lambda: options_as_markdown("PitfallOptions"),
+    },
     "recipes/README.md": {
         "recipes": recipe_registry.as_markdown,
         "accelerate configs": recipe_registry.accelerate_as_markdown,
@@ -37,15 +73,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     check = parser.parse_args().check
-    return max([_one(file, check) for file in PARTS])
+    # The parts are read from the configuration, which imports the generated source: they wait until that is right.
+    status = _all(((file, write()) for file, write in FILES.items()), check)
+    if status:
+        return status
+    importlib.invalidate_caches()
+    return _all(((file, generated(file, (ROOT / file).read_text(encoding="utf-8"))) for file in PARTS), check)
 
 
-def _one(file: str, check: bool) -> int:
-    today = (ROOT / file).read_text(encoding="utf-8")
-    wanted = generated(file, today)
+def _all(wanted: Iterable[tuple[str, str]], check: bool) -> int:
+    return max([_one(file, text, check) for file, text in wanted])
+
+
+def _one(file: str, wanted: str, check: bool) -> int:
+    path = ROOT / file
     if not check:
-        (ROOT / file).write_text(wanted, encoding="utf-8")
+        path.write_text(wanted, encoding="utf-8")
         return 0
+    today = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = list(difflib.unified_diff(today.splitlines(), wanted.splitlines(), file, "generated", lineterm=""))
     print("\n".join([*lines, f"{file} is out of date: run `make docs`."] if lines else [f"{file} is up to date."]))
     return 1 if lines else 0

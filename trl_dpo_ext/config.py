@@ -1,17 +1,19 @@
-"""The configuration of a run: TRL's `DPOConfig`, and a field for each hyperparameter that a loss variant declares."""
+"""The configuration of a run: TRL's `DPOConfig`, this package's options, and the losses' hyperparameters."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl import DPOConfig
 
-from . import _trl
-from .core.hyperparameters import SHARED, DeclaredHyper
+from ._trl import default_output_dir
+from .config_fields import LossHyperparameters
+from .core.hyperparameters import SHARED
 from .core.mixture import LossMixture, MixtureParser
 from .core.pairs import Need
 from .core.registry import list_losses
@@ -19,54 +21,73 @@ from .core.transforms import F_DIVERGENCES
 from .errors import InputError
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
-from .reference.config import ReferenceModelOptions, reference_model_problems
-from .reference.store_flags import StoreOptions, store_problems
-
-
-def owned_hyperparameters() -> dict[str, tuple[DeclaredHyper, list[str]]]:
-    """Every owned hyperparameter by name, with the variants that take it."""
-    found: dict[str, tuple[DeclaredHyper, list[str]]] = {}
-    for variant in list_losses():
-        for parameter in variant.owned:
-            found.setdefault(parameter.name, (parameter, []))[1].append(variant.name)
-    return found
-
-
-def _field_of(parameter: DeclaredHyper) -> tuple[str, Any, Any]:
-    # None means "not set": the variant's own default applies, and setting it without using the variant is an error.
-    return (parameter.name, parameter.type | None, field(default=None, metadata={"help": _escaped(parameter.summary)}))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
-
-
-_VariantFields = dataclasses.make_dataclass(
-    "_VariantFields",
-    [_field_of(parameter) for parameter, _ in owned_hyperparameters().values()],
-    namespace={"__module__": __name__},
-    kw_only=True,  # so that DPOExtConfig("out") is DPOConfig("out")
-)
+from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
+from .legacy_keys import explain_unknown_arguments
+from .option_docs import document_options
+from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
+if TYPE_CHECKING:
 
+    class PluginHyperparameters:
+        """Fields that exist at run time only: hyperparameters of installed plug-ins."""
+
+    class _LossTypes:
+        """`loss_type` as type checkers see it: the constructor takes more forms than the list that it keeps."""
+
+        def __get__(self, config: Any, owner: Any = None) -> list[str]: ...
+
+        def __set__(self, config: Any, value: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> None: ...
+
+else:
+    PluginHyperparameters = make_plugin_fields({f.name for f in dataclasses.fields(LossHyperparameters)}, __name__)
+
+
+class _MixtureSettings(NamedTuple):
+    """What `loss_mixture` is parsed from."""
+
+    specs: list[str]
+    weights: list[float] | None
+    values: dict[str, Any]
+    reference_free: bool
+
+
+@explain_unknown_arguments
+@document_options
 @dataclass
-class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOptions, ForwardOptions, PitfallOptions):  # type: ignore[misc, valid-type]
-    """Configuration of [`DPOExtTrainer`]: everything in TRL's `DPOConfig`, and what is listed here.
+class DPOExtConfig(
+    DPOConfig,
+    StoreOptions,
+    ReferenceModelOptions,
+    ForwardOptions,
+    PitfallOptions,
+    LossHyperparameters,
+    PluginHyperparameters,
+):
+    """Configuration of [`DPOExtTrainer`]: everything in TRL's `DPOConfig`, and the options below.
 
-    Each hyperparameter that a loss variant declares is a field too, named `<variant>_<word>`, for instance
-    `dpop_lambda`; `trl-dpo-ext losses` lists them with their defaults.
+    Each hyperparameter of a loss variant is an option too, named `<variant>_<word>`, for instance `dpop_lambda`;
+    `trl-dpo-ext losses` lists them with their defaults. TRL's `beta`, `label_smoothing` and `discopop_tau` are shared
+    by the losses that take them; changing one that no chosen loss takes is an error. Hyperparameters of plug-ins become
+    options when this class is first imported: register a variant before that, or by an entry point.
 
     Args:
-        loss_type: one or several losses by name. A loss can carry hyperparameters of its own, `"sigmoid:beta=1.0"` or
-            in YAML `- sigmoid: {beta: 1.0}`. `trl:<name>` leaves the loss to TRL's own code.
-        reference_free: read the reference log-probs as zero; no reference is loaded.
-        wpo_clamp: with `use_weighting`, limit the weight of a pair to 1, as WPO's authors do and TRL does not.
-        weight_column: dataset column whose value multiplies the loss of each pair.
+        > Losses
+
+        loss_type: One or several losses by name; `trl-dpo-ext losses` lists them. A loss can have its own
+            hyperparameters, `sigmoid:beta=1.0` or in YAML `- sigmoid: {beta: 1.0}`. `trl:<name>` leaves a loss to TRL's
+            code.
+        f_divergence_type: Divergence between policy and reference, for losses of the difference of two scores:
+            reverse_kl, forward_kl, js_divergence, alpha_divergence, forward_kl_linear. The last one is TRL's forward_kl
+            with a gradient that neither overflows nor vanishes.
+        reference_free: Read the reference log-probs as zero; no reference is loaded.
+        wpo_clamp: With `use_weighting`, limit the weight of a pair to 1, as WPO's authors do and TRL does not.
+        weight_column: Dataset column whose value multiplies the loss of each pair.
 
     Raises:
-        InputError: (a ValueError) listing everything that is wrong with the losses at once, before a model is loaded.
+        TypeError: an argument is unknown; the message names its successor or the nearest one.
+        InputError: (a ValueError) lists everything that is wrong with the options, before a model is loaded.
 
     Example:
         >>> from trl_dpo_ext import DPOExtConfig
@@ -75,35 +96,22 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
         '1 x sigmoid(beta=1.0) + 1 x dpop(beta=0.1, dpop_lambda=5.0)'
     """
 
-    # TRL's fields, with help that names what is here and not only what is there.
-    loss_type: list[str] = field(
-        default_factory=lambda: ["sigmoid"],
-        metadata={
-            "help": "One or several losses by name; `trl-dpo-ext losses` lists them. `name:beta=1.0,...` gives one "
-            "hyperparameters of its own, `trl:name` leaves one to TRL's own code."
-        },
-    )
-    f_divergence_type: str = field(
-        default="reverse_kl",
-        metadata={
-            "help": "Divergence between policy and reference, for losses of the difference of two scores: "
-            f"{', '.join(F_DIVERGENCES)}."
-        },
-    )
-    reference_free: bool = field(
-        default=False, metadata={"help": "Read the reference log-probs as zero; no reference is loaded."}
-    )
-    wpo_clamp: bool = field(
-        default=False,
-        metadata={"help": "With use_weighting, limit a pair's weight to 1, as WPO's authors do and TRL does not."},
-    )
-    weight_column: str | None = field(
-        default=None, metadata={"help": "Dataset column whose value multiplies the loss of each pair."}
-    )
+    # TRL's fields, with help for what they can be here.
+    if TYPE_CHECKING:
+        loss_type: _LossTypes = _LossTypes()
+    else:
+        loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
+    f_divergence_type: str = "reverse_kl"
+    reference_free: bool = False
+    wpo_clamp: bool = False
+    weight_column: str | None = None
 
     def __post_init__(self) -> None:
-        specs: Any = self.loss_type
-        self.loss_type = [_as_spec(spec) for spec in ([specs] if isinstance(specs, (str, Mapping)) else specs)]
+        self._kept: _MixtureSettings | None = None
+        given: Any = self.loss_type
+        specs = [_as_spec(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given)]
+        # TRL declares a list alone, and pyright compares the declarations here.
+        self.loss_type = specs  # pyright: ignore[reportIncompatibleVariableOverride]
         mixture, problems = self._parse_losses()
         if mixture:
             problems = self._stage_problems(mixture)
@@ -113,34 +121,48 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
 
     @classmethod
     def for_model(cls, args: DPOExtConfig | None, model: Any) -> DPOExtConfig:
-        """The given configuration, or the default one for a model.
+        """Return `args`, or the defaults with TRL's output directory for `model` if `args` is None.
 
         Raises:
-            TypeError: `args` is another configuration, such as a plain `DPOConfig`.
+            TypeError: `args` is a plain `DPOConfig`.
         """
         if args is None:
-            return cls(_trl.default_output_dir(model))
-        if not isinstance(args, cls):
-            raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}; it takes the same arguments.")
+            return cls(default_output_dir(model))
+        if not isinstance(args, DPOExtConfig):
+            raise TypeError(f"args must be a DPOExtConfig, got {type(args).__name__}. It takes the same arguments.")
         return args
 
     def loss_mixture(self) -> LossMixture:
-        """The mixture that the fields describe, with fresh running states."""
+        """Return the mixture that the fields describe, with fresh running states."""
         mixture, problems = self._parse_losses()
         if mixture is None:
             raise InputError(*problems)
         return mixture
 
+    @contextlib.contextmanager
+    def keep_mixture(self) -> Iterator[None]:
+        """Inside, `loss_mixture` gives what the fields describe on entry, even while TRL is shown other losses."""
+        before = self._kept
+        self._kept = before or self._mixture_settings()
+        try:
+            yield
+        finally:
+            self._kept = before
+
     def _parse_losses(self) -> tuple[LossMixture | None, list[str]]:
+        specs, weights, values, reference_free = self._kept or self._mixture_settings()
+        parser = MixtureParser(specs, weights, values, {name: _DEFAULTS[name] for name in SHARED})
+        return parser.parse(reference_free), parser.problems
+
+    def _mixture_settings(self) -> _MixtureSettings:
         values = {name: getattr(self, name, None) for name in (*SHARED, *owned_hyperparameters())}
-        shared_defaults = {name: _DEFAULTS[name] for name in SHARED}
-        parser = MixtureParser(self.loss_type, self.loss_weights, values, shared_defaults)
-        return parser.parse(self.reference_free), parser.problems
+        return _MixtureSettings(list(self.loss_type), self.loss_weights, values, self.reference_free)
 
     def _stage_problems(self, mixture: LossMixture) -> list[str]:
-        """What is wrong with how reference, divergence and weighting go together with these losses."""
+        """Return what is wrong with the other options, given these losses."""
         return [
             *_divergence_problems(self, mixture),
+            *_ld_alpha_problems(self, mixture),
             *_weighting_problems(self, mixture),
             *_reference_problems(self, mixture),
             *store_problems(self, mixture),
@@ -151,7 +173,7 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
 
 
 def _as_spec(spec: Any) -> str:
-    """A loss given as a string, or as `{name: {hyperparameter: value}}`, in its string form."""
+    """Return the string form of a loss given as a string or as `{name: {hyperparameter: value}}`."""
     if isinstance(spec, str):
         return spec
     if isinstance(spec, Mapping) and len(spec) == 1:
@@ -172,8 +194,8 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     variants = [term.variant for term in mixture.terms]
     if kind == "forward_kl_linear" and mixture.host_names:
         problems.append(
-            f"f_divergence_type={kind!r} cannot be used with losses left to TRL: TRL does not know it "
-            f"({', '.join(mixture.host_names)})."
+            f"f_divergence_type={kind!r} cannot be used with losses left to TRL ({', '.join(mixture.host_names)}): TRL "
+            "does not have it."
         )
     if kind != "reverse_kl":
         # The divergence leaves a term beta * log Z(prompt) that cancels in a difference of scores and nowhere else.
@@ -182,42 +204,50 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
             able = ", ".join(v.name for v in list_losses() if v.f_divergence)
             problems.append(
                 f"f_divergence_type={kind!r} cannot be used with {', '.join(refused)}: only losses of the difference "
-                f"of two scores take it ({able})."
+                f"of two scores support it ({able})."
             )
         elif not mixture.host_names and not any(v.f_divergence for v in variants):
-            problems.append(f"f_divergence_type={kind!r} is not used by any chosen loss: none reads a reference.")
+            problems.append(
+                f"f_divergence_type={kind!r} is not used by any chosen loss: none reads a reference. Remove it."
+            )
     coefficient = args.f_alpha_divergence_coef
     if kind != "alpha_divergence" and coefficient != _DEFAULTS["f_alpha_divergence_coef"]:
         problems.append(
-            f"f_alpha_divergence_coef={coefficient} is used with f_divergence_type 'alpha_divergence' only."
+            f"f_alpha_divergence_coef={coefficient} has no effect without f_divergence_type='alpha_divergence'."
         )
     if not math.isfinite(coefficient):
         problems.append(f"f_alpha_divergence_coef must be finite; got {coefficient}.")
+    return problems
+
+
+def _ld_alpha_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
+    problems, variants = [], [term.variant for term in mixture.terms]
     if args.ld_alpha is not None and not 0 <= args.ld_alpha <= 1:
         problems.append(
-            f"ld_alpha must be between 0 and 1; got {args.ld_alpha} (weight of the tokens beyond both lengths)."
+            f"ld_alpha must be between 0 and 1; got {args.ld_alpha} (weight of the tokens beyond the shorter side's "
+            "length)."
         )
-    # A loss that reads tokens and no sum has nothing for it to weigh.
+    # ld_alpha weights the sum over tokens, which a loss of single tokens does not take.
     sums = [v.name for v in variants if Need.TOKENS not in v.needs or Need.REFERENCE in v.needs]
     if args.ld_alpha is not None and not sums and not mixture.host_names:
         problems.append(
-            f"ld_alpha={args.ld_alpha} is not used by any chosen loss: {', '.join(v.name for v in variants)} reads "
-            "single tokens, not their sum."
+            f"ld_alpha={args.ld_alpha} is not used by any chosen loss: {', '.join(v.name for v in variants)} read "
+            "single tokens, not summed log-probs. Remove it."
         )
     return problems
 
 
 def _weighting_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     problems = []
-    flags = [name for name in ("use_weighting", "weight_column") if getattr(args, name)]
+    chosen = [name for name in ("use_weighting", "weight_column") if getattr(args, name)]
     sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.aligned]
-    if flags and sorted_losses:
+    if chosen and sorted_losses:
         problems.append(
-            f"{' and '.join(flags)} cannot be used with {', '.join(sorted_losses)}: it sorts its batch, so a weight "
-            "would meet another pair's loss."
+            f"{' and '.join(chosen)} cannot be used with {', '.join(sorted_losses)}, which sorts the batch: a weight "
+            "would apply to another pair's loss."
         )
     if args.wpo_clamp and not args.use_weighting:
-        problems.append("wpo_clamp=True limits the weights of use_weighting=True, which is off.")
+        problems.append("wpo_clamp=True has no effect without use_weighting=True.")
     if args.weight_column and mixture.host_names:
         problems.append(f"weight_column cannot be used with losses left to TRL ({', '.join(mixture.host_names)}).")
     return problems
@@ -232,15 +262,15 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
             f"reference_free=True cannot be used with losses left to TRL ({', '.join(mixture.host_names)})."
         )
     elif args.reference_free and not reads:
-        problems.append(f"reference_free=True changes nothing for {chosen}: it reads no reference.")
+        problems.append(f"reference_free=True has no effect: {chosen} needs no reference. Remove it.")
     if not mixture.needs_reference:
-        for flag in ("precompute_ref_log_probs", "sync_ref_model"):
-            if getattr(args, flag):
-                problems.append(f"{flag}=True has nothing to do: {chosen} needs no reference here. Remove it.")
+        for name in ("precompute_ref_log_probs", "sync_ref_model"):
+            if getattr(args, name):
+                problems.append(f"{name}=True has no effect: this run of {chosen} needs no reference. Remove it.")
     return [*problems, *_live_reference_problems(args, mixture)]
 
 
-# What a reference has to be loaded and run for, in words.
+# What only a loaded reference can provide, as errors name it.
 _LIVE_NEEDS = {
     Need.REF_ENTROPY: "the reference's entropy",
     Need.TOKEN_KL: "the reference's distribution over the vocabulary",
@@ -248,12 +278,15 @@ _LIVE_NEEDS = {
 
 
 def _live_reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
-    """Losses that read more of the reference than what is stored, or than zeros can stand for."""
+    """Return the problems of losses that need more of the reference than stored log-probs, or than zeros."""
     problems = []
     for need, words in _LIVE_NEEDS.items():
         names = ", ".join(term.variant.name for term in mixture.terms if need in term.variant.needs)
         if names and args.precompute_ref_log_probs and not args.reference_free:
-            problems.append(f"precompute_ref_log_probs=True stores log-probs of tokens, and {names} needs {words}.")
+            problems.append(
+                f"precompute_ref_log_probs=True cannot be used with {names}: the store holds token log-probs, and "
+                f"{names} needs {words}."
+            )
         if names and args.reference_free:
-            problems.append(f"reference_free=True cannot be used with {names}: it needs {words}.")
+            problems.append(f"reference_free=True cannot be used with {names}, which needs {words}.")
     return problems

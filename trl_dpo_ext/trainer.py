@@ -99,6 +99,7 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         self.pair_forward, self.reference = spec.pair_forward, spec.reference
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
+            args.keep_mixture(),
             self.reference.constructing(self.host) as ref_model,
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):

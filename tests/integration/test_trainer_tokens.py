@@ -181,9 +181,12 @@ NEEDS = {
 def test_what_a_stored_reference_cannot_give_is_refused_with_the_reason(tmp_path, need: Need, words: str) -> None:
     for variant in list_losses():
         if need in variant.needs:
-            with pytest.raises(ValueError, match=f"stores log-probs of tokens, and {variant.name} needs {words}"):
+            with pytest.raises(
+                ValueError,
+                match=f"with {variant.name}: the store holds token log-probs, and {variant.name} needs {words}",
+            ):
                 runs.config(tmp_path, loss_type=variant.name, precompute_ref_log_probs=True)
-            with pytest.raises(ValueError, match=f"cannot be used with {variant.name}: it needs {words}"):
+            with pytest.raises(ValueError, match=f"cannot be used with {variant.name}, which needs {words}"):
                 runs.config(tmp_path, loss_type=variant.name, reference_free=True)
 
 

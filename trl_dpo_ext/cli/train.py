@@ -25,9 +25,9 @@ from .. import _trl
 from ..config import DPOExtConfig, owned_hyperparameters
 from ..distributed.checkpoints import checkpoint_to_resume
 from ..errors import InputError
+from ..legacy_keys import unknown_key_problems
 from ..recipe_registry import find_config
 from ..trainer import DPOExtTrainer
-from .legacy_keys import unknown_key_problems
 from .run_summary import announce
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -37,7 +37,7 @@ class TrainParser(TrlParser):
     """TRL's parser, strict: every unknown flag or key is an error, and all are listed."""
 
     def __init__(self, prog: str | None = None) -> None:
-        types = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
+        types: Any = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
         super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
         self._group_by_variant()
 

@@ -1,47 +1,47 @@
-"""Flags of the forward: shared prompts, packed rows."""
+"""Options of the forward pass: shared prompts and packed rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ..option_docs import document_options
 
 if TYPE_CHECKING:
     from ..core.mixture import LossMixture
 
 
+@document_options
 @dataclass(kw_only=True)
 class ForwardOptions:
-    """Fields of `DPOExtConfig` about how policy and reference are run; with `padding_free`, TRL's own flag."""
+    """Options of `DPOExtConfig` for running policy and reference, besides TRL's `padding_free`.
 
-    share_prompt: bool = field(
-        default=False,
-        metadata={
-            "help": "Run policy and live reference on one row per pair, in which the prompt stands once: the same "
-            "loss and gradients from fewer tokens. Batches for which it does not pay are fed without padding."
-        },
-    )
-    verify_share_prompt: bool = field(
-        default=True,
-        metadata={
-            "help": "Compare the first batch of share_prompt or padding_free with the model's plain forward; a "
-            "difference beyond rounding is an error."
-        },
-    )
+    Args:
+        > Forward pass
+
+        share_prompt: Run policy and live reference on one row per pair that holds the prompt once: the same loss and
+            gradients from fewer tokens. Batches that would not gain from it are run without padding instead.
+        verify_share_prompt: Compare the first batch of `share_prompt` or `padding_free` with the model's plain forward
+            pass; a difference beyond rounding is an error.
+    """
+
+    share_prompt: bool = False
+    verify_share_prompt: bool = True
 
 
 def forward_problems(args: Any, mixture: LossMixture) -> list[str]:
-    """What is wrong with these flags, given the losses."""
-    flags = [name for name in ("share_prompt", "padding_free") if getattr(args, name)]
+    """Return what is wrong with the forward pass's options."""
+    chosen = [name for name in ("share_prompt", "padding_free") if getattr(args, name)]
     problems = []
-    if flags and args.torch_compile:
+    if chosen and args.torch_compile:
         problems.append(
-            f"{' and '.join(flags)} cannot be used with torch_compile=True: a compiled model ignores the hooks that "
-            "give it its mask. Drop one of them."
+            f"{' and '.join(chosen)} cannot be used with torch_compile=True: a compiled model ignores the hooks that "
+            "set its attention mask. Remove one of them."
         )
     attention = str((args.model_init_kwargs or {}).get("attn_implementation") or "")
     if args.share_prompt and "flash" in attention:
         problems.append(
-            f"share_prompt=True cannot be used with attn_implementation={attention!r}, which takes no mask but the "
-            "causal one. Use sdpa or flex_attention, or padding_free=True in place of share_prompt."
+            f"share_prompt=True cannot be used with attn_implementation={attention!r}, which supports only "
+            "causal masks. Use sdpa or flex_attention, or padding_free=True instead of share_prompt."
         )
     return problems

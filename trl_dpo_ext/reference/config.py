@@ -1,12 +1,12 @@
-"""Flags of the reference model: its checkpoint, its precision, its quantization, how its error is measured."""
+"""Options of the reference: the store of its log-probs, and the model."""
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.registry import get_loss
+from ..option_docs import document_options
 
 if TYPE_CHECKING:
     from ..core.mixture import LossMixture
@@ -15,79 +15,111 @@ QUANTIZATIONS = ("nf4", "fp4", "int8")
 FOUR_BIT = ("nf4", "fp4")
 DTYPES = ("float32", "bfloat16", "float16")
 FEWEST_PAIRS = 4
-"""Fewest measured pairs that a calibration is fitted on."""
+"""Smallest number of measured pairs to fit a calibration on."""
 
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+@document_options
+@dataclass(kw_only=True)
+class StoreOptions:
+    """Options of `DPOExtConfig` for the reference store, used with TRL's `precompute_ref_log_probs`.
+
+    Args:
+        > Reference store
+
+        ref_store: Directory of the store that `precompute_ref_log_probs` reads and fills. Default: one directory per
+            reference under the datasets cache.
+        precompute_ref_max_tokens: Largest number of token positions in one batch of the reference pass. Default:
+            chosen from the free memory.
+        verify_reference: Before the first step, compare the policy's log-probs with the stored reference log-probs if
+            both come from the same model; a difference is an error.
+    """
+
+    ref_store: str | None = None
+    precompute_ref_max_tokens: int | None = None
+    verify_reference: bool = True
 
 
+def store_problems(args: Any, mixture: LossMixture) -> list[str]:
+    """Return what is wrong with the store's options, given the losses."""
+    problems = []
+    limit = args.precompute_ref_max_tokens
+    if not args.precompute_ref_log_probs:
+        unused = {"ref_store": args.ref_store, "precompute_ref_max_tokens": limit}
+        problems += [
+            f"{name}={value!r} has no effect without precompute_ref_log_probs=True."
+            for name, value in unused.items()
+            if value is not None
+        ]
+    elif args.sync_ref_model:
+        problems.append(
+            "precompute_ref_log_probs=True cannot be used with sync_ref_model=True: the reference would change, "
+            "but not its stored log-probs."
+        )
+    if limit is not None and limit < 1:
+        problems.append(f"precompute_ref_max_tokens must be at least 1; got {limit}.")
+    return problems
+
+
+@document_options
 @dataclass(kw_only=True)
 class ReferenceModelOptions:
-    """Fields of `DPOExtConfig` about the reference model."""
+    """Options of `DPOExtConfig` for the reference model.
 
-    ref_quantization: str | None = _flag(
-        None,
-        f"Keep the reference quantized by bitsandbytes: {', '.join(QUANTIZATIONS)}. Its output layer never is. How far "
-        "it is from the policy's start is measured and logged as reference/drift_*.",
-    )
-    ref_double_quant: bool = _flag(False, "Quantize the scales of a 4-bit reference too: 0.4 bits per weight less.")
-    ref_compute_dtype: str | None = _flag(
-        None,
-        "Precision in which a 4-bit reference multiplies. Default: that of mixed precision, else that of its "
-        "unquantized layers.",
-    )
-    ref_skip_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers of a quantized reference that stay unquantized, by name or its end; the output "
-            "layer always does."
-        },
-    )
-    ref_dtype: str | None = _flag(
-        None, f"Precision of the reference's unquantized weights: {', '.join(DTYPES)}. Default: the policy's."
-    )
-    ref_model_name_or_path: str | None = _flag(
-        None,
-        "Another model as reference (a hub id or a folder), with the policy's vocabulary. Default: the policy's start.",
-    )
-    ref_model_revision: str | None = _flag(
-        None, "Revision of the reference's checkpoint. Default: the policy's where the checkpoint is the same."
-    )
-    ref_drift_num_pairs: int = _flag(
-        16, "Number of pairs on which a quantized reference, or one of ref_dtype, is compared with what it stands for."
-    )
-    ref_calibrate: bool = _flag(
-        False, "Remove from the reference's log-probs the shift that is measured on ref_drift_num_pairs."
-    )
+    Args:
+        > Reference model
+
+        ref_quantization: Quantize the reference with bitsandbytes: nf4, fp4 or int8. The LM head is never quantized.
+            The quantization error is measured before the first step and logged as reference/drift_*.
+        ref_double_quant: Quantize the scales of a 4-bit reference too, which saves 0.4 bits per weight.
+        ref_compute_dtype: Dtype in which a 4-bit reference multiplies: float32, bfloat16 or float16. Default: the
+            mixed-precision dtype if there is one, else the dtype of its unquantized layers.
+        ref_skip_modules: Modules of the reference to leave unquantized, by full name or suffix. The LM head is never
+            quantized.
+        ref_dtype: Dtype of the reference's unquantized weights: float32, bfloat16 or float16. Default: the policy's.
+        ref_model_name_or_path: Another model as the reference (Hub id or directory), with the policy's vocabulary.
+            Default: the initial policy.
+        ref_model_revision: Revision of the reference's checkpoint. Default: the policy's revision if the checkpoint is
+            the same.
+        ref_drift_num_pairs: Number of pairs on which a reference with `ref_quantization` or `ref_dtype` is compared
+            with the original weights before the first step; 0 skips the measurement.
+        ref_calibrate: Remove the shift measured on `ref_drift_num_pairs` pairs from the reference log-probs.
+    """
+
+    ref_quantization: str | None = None
+    ref_double_quant: bool = False
+    ref_compute_dtype: str | None = None
+    ref_skip_modules: list[str] | None = None
+    ref_dtype: str | None = None
+    ref_model_name_or_path: str | None = None
+    ref_model_revision: str | None = None
+    ref_drift_num_pairs: int = 16
+    ref_calibrate: bool = False
 
     @property
     def describes_reference(self) -> bool:
-        """Whether any flag asks for another reference than TRL would load by itself."""
+        """Whether any option asks for a reference that TRL would not load by itself."""
         return bool(self.ref_quantization or self.ref_dtype or self.changes_checkpoint)
 
     @property
     def changes_checkpoint(self) -> bool:
-        """Whether the reference comes from another checkpoint than the policy."""
+        """Whether the reference has a checkpoint of another name or revision than the policy's."""
         return bool(self.ref_model_name_or_path or self.ref_model_revision)
 
 
 def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
-    """What is wrong with these flags, given the losses."""
+    """Return what is wrong with the reference model's options, given the losses."""
     if not mixture.needs_reference:
         chosen = ", ".join(args.loss_type)
         return [
-            f"{flag}={getattr(args, flag)} has nothing to do: {chosen} needs no reference here. Remove it."
-            for flag, unset in _UNSET.items()
-            if getattr(args, flag) != unset
+            f"{name}={getattr(args, name)} has no effect: this run of {chosen} needs no reference. Remove it."
+            for name, unset in _UNSET.items()
+            if getattr(args, name) != unset
         ]
     problems = [*_precision_problems(args), *_drift_problems(args)]
-    if args.ref_quantization in QUANTIZATIONS and importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(f"ref_quantization={args.ref_quantization!r} needs bitsandbytes: pip install bitsandbytes.")
     if args.ref_quantization and args.sync_ref_model:
         problems.append(
-            "sync_ref_model=True copies the policy's weights into the reference, and quantized weights cannot take "
-            "them. Leave out ref_quantization; ref_dtype='bfloat16' saves memory and can be synchronized."
+            "sync_ref_model=True cannot be used with ref_quantization: the policy's weights cannot be copied into "
+            "quantized ones. Remove ref_quantization; ref_dtype='bfloat16' saves memory too and can be synchronized."
         )
     if args.ref_quantization and not args.ref_calibrate:
         problems += absolute_reward_problems(mixture, f"ref_quantization={args.ref_quantization!r}")
@@ -95,8 +127,8 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
 
 
 _UNSET = {
-    name: flag.default
-    for name, flag in ReferenceModelOptions.__dataclass_fields__.items()
+    name: option.default
+    for name, option in ReferenceModelOptions.__dataclass_fields__.items()
     if name not in ("ref_drift_num_pairs",)  # its default is a number that is simply not used
 }
 
@@ -105,33 +137,34 @@ def _precision_problems(args: Any) -> list[str]:
     kind, problems = args.ref_quantization, []
     if kind is not None and kind not in QUANTIZATIONS:
         problems.append(f"Unknown ref_quantization {kind!r}; one of {', '.join(QUANTIZATIONS)}.")
-    for flag in ("ref_dtype", "ref_compute_dtype"):
-        if getattr(args, flag) not in (None, *DTYPES):
-            problems.append(f"Unknown {flag} {getattr(args, flag)!r}; one of {', '.join(DTYPES)}.")
-    for flag in ("ref_double_quant", "ref_compute_dtype"):
-        value = getattr(args, flag)
+    for name in ("ref_dtype", "ref_compute_dtype"):
+        if getattr(args, name) not in (None, *DTYPES):
+            problems.append(f"Unknown {name} {getattr(args, name)!r}; one of {', '.join(DTYPES)}.")
+    for name in ("ref_double_quant", "ref_compute_dtype"):
+        value = getattr(args, name)
         if value and kind == "int8":
             problems.append(
-                f"{flag}={value} cannot be used with ref_quantization 'int8', which multiplies 8-bit integers made "
+                f"{name}={value} cannot be used with ref_quantization='int8', which multiplies 8-bit integers made "
                 "from float16. Remove it, or use nf4."
             )
         elif value and kind is None:
             problems.append(
-                f"{flag}={value} is for a 4-bit reference; set ref_quantization to nf4 or fp4, or remove it."
+                f"{name}={value} is for a 4-bit reference; set ref_quantization to nf4 or fp4, or remove it."
             )
     if args.ref_skip_modules and kind is None:
-        problems.append(f"ref_skip_modules={args.ref_skip_modules} is for a quantized reference; set ref_quantization.")
+        problems.append(
+            f"ref_skip_modules={args.ref_skip_modules} is for a quantized reference; set ref_quantization, or "
+            "remove it."
+        )
     return problems
 
 
 def _drift_problems(args: Any) -> list[str]:
     problems = []
     if args.ref_drift_num_pairs < 0:
-        problems.append(f"ref_drift_num_pairs must be 0 (do not measure) or more; got {args.ref_drift_num_pairs}.")
+        problems.append(f"ref_drift_num_pairs must be 0 (no measurement) or more; got {args.ref_drift_num_pairs}.")
     if args.ref_calibrate and not (args.ref_quantization or args.ref_dtype):
-        problems.append(
-            "ref_calibrate=True has no error to remove: set ref_quantization or ref_dtype, or leave it out."
-        )
+        problems.append("ref_calibrate=True has no error to remove: set ref_quantization or ref_dtype, or remove it.")
     elif args.ref_calibrate and args.ref_drift_num_pairs < FEWEST_PAIRS:
         problems.append(
             f"ref_calibrate=True needs ref_drift_num_pairs >= {FEWEST_PAIRS}; got {args.ref_drift_num_pairs}."
@@ -140,11 +173,11 @@ def _drift_problems(args: Any) -> list[str]:
 
 
 def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str = "Set ref_calibrate=True") -> list[str]:
-    """Losses that a shift common to both sides moves, as quantization does.
+    """Return one problem if the mixture has losses that read absolute rewards, which quantization shifts.
 
     Args:
         mixture: the run's losses.
-        reference: what is used, in words.
+        reference: the quantized reference, as the error names it.
         remedy: how to have the shift removed.
     """
     absolute = [term.variant.name for term in mixture.terms if term.variant.absolute]
@@ -152,15 +185,15 @@ def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str =
     if not absolute or mixture.reference_free:
         return []
     return [
-        f"{reference} cannot be used with {', '.join(absolute)} as it is: they read each side's reward, which "
-        "quantization shifts by several nats (in a difference of two rewards most of that cancels). "
-        f"{remedy} to remove the shift that is measured, or store an unquantized reference "
+        f"{reference} cannot be used with {', '.join(absolute)} without calibration: these losses read each side's "
+        "reward, which quantization shifts by several nats (most of the shift cancels in a difference of two rewards). "
+        f"{remedy} to remove the measured shift, or use the stored log-probs of an unquantized reference "
         "(precompute_ref_log_probs)."
     ]
 
 
 def _reads_differences(name: str) -> bool:
-    """Whether a loss of TRL's is known to read differences of rewards alone."""
+    """Whether a loss of TRL's is known to read only differences of rewards."""
     try:
         return not get_loss(name).absolute
     except ValueError:
