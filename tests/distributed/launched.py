@@ -112,7 +112,7 @@ def train_and_tell_checkpointing(folder: Path, settings: dict[str, Any]) -> dict
 
 def identify_trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, and identify the model as its engine has split it over the processes."""
-    from trl_dpo_ext.reference.identity.identity import identify
+    from trl_dpo_ext.reference.identity.identify import identify
 
     run = trainer(folder, settings)
     run.train()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed.engines import engines, launch
 from tests.support import tiny
-from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.identity.identify import identify
 
 
 @pytest.mark.distributed

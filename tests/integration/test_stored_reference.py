@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from tests.support import runs, tiny
 from trl_dpo_ext import DPOExtTrainer, Need, list_losses
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.identity.identify import identify
 from trl_dpo_ext.reference.model.spec import ReferenceSpec
 from trl_dpo_ext.reference.precompute.sequences import batch_sequences
 from trl_dpo_ext.reference.store.store import Store

@@ -20,7 +20,8 @@ from tests.support import tiny
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity import hashing
 from trl_dpo_ext.reference.identity.files import weight_files, weight_files_hash
-from trl_dpo_ext.reference.identity.identity import Identity, forward_config, identify, quantization_fingerprint
+from trl_dpo_ext.reference.identity.identify import forward_config, identify, quantization_fingerprint
+from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.identity.weights import adapter_hash, weights_hash
 
 OLD = (1_600_000_000, 1_600_000_000)
@@ -134,6 +135,24 @@ def test_quantizations_have_names_that_people_read() -> None:
     assert quantization_fingerprint(None) == "none"
 
 
+def test_a_quantization_without_a_method_keeps_the_name_that_stores_know_it_by() -> None:
+    assert quantization_fingerprint({"bits": 4, "group_size": 128}) == 'quantized {"bits":4,"group_size":128}'
+
+
+def test_identities_never_change(tmp_path) -> None:
+    """A store of last year is found again: hashes as the first version computed them."""
+    model = torch.nn.Module()
+    model.q_proj = torch.nn.Linear(4, 3, bias=False)
+    model.norm = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    model.q_proj.weight.data.copy_(torch.arange(12.0).view(3, 4) / 8)
+    assert weights_hash(model) == "74b06a820d06f72566183b466bca004be586481d3a128cc95cc9080108b489ab"
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(256)) * 10)
+    assert weight_files_hash([file]) == "7e7e8ce071ce01d495d518b6b0e5ab3264465e236998c6320ea0dded5ef3f9dd"
+    assert weight_files_hash([file, file]) == "b1c6670a4a0b68d55a608710fec910fc0f7175909a78cfa21c6897873d02953c"
+    assert Identity(weights="f00d", config='{"a":1}').fingerprint == "7a30eac9ef43eb0a6705cd4ce846ecfb"
+
+
 def test_json_and_back_is_the_same_identity() -> None:
     ours = dataclasses.replace(identify(tiny.model()), source="a", versions={"torch": "2"})
     again = Identity.from_json(*json.loads(json.dumps([ours.keyed, ours.recorded])))
@@ -189,7 +208,7 @@ def test_the_adapter_that_is_on_is_part_of_the_reference_and_must_exist() -> Non
     model = with_lora(tiny.model())
     off, on = identify(model), identify(model, adapter="default")
     assert [text.split(" is ")[0] for text in off.differences(on)] == ["adapter"]
-    with pytest.raises(InputError, match="adapter 'ref' is not in the model; it has default"):
+    with pytest.raises(InputError, match="adapter 'ref' is not in the model; its adapters are default"):
         identify(model, adapter="ref")
 
 
@@ -271,7 +290,7 @@ def test_a_file_of_this_second_is_not_remembered(saved, cache) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
-def test_a_damaged_memory_is_overlooked(saved, cache, content: bytes) -> None:
+def test_a_corrupt_cache_is_ignored(saved, cache, content: bytes) -> None:
     first = weight_files_hash(files_of(saved))
     cache.write_bytes(content)
     assert weight_files_hash(files_of(saved)) == first
@@ -334,7 +353,7 @@ def test_a_name_is_resolved_in_the_local_cache_and_equals_the_folder(saved, tmp_
     program = """
 import sys, json
 from transformers import AutoModelForCausalLM
-from trl_dpo_ext.reference.identity.identity import identify
+from trl_dpo_ext.reference.identity.identify import identify
 from trl_dpo_ext.reference.identity.files import cache_folder, weight_files
 name = "some/model"
 identity = identify(AutoModelForCausalLM.from_pretrained(name), source=name)

@@ -1,1 +1,1 @@
-"""Which reference a store belongs to."""
+"""Identity of the reference model that a store belongs to."""

@@ -1,24 +1,24 @@
-"""The hash of a checkpoint's weight files, remembered, so that a second start does not read gigabytes."""
+"""Hashes of a checkpoint's weight files, cached so that a second start does not read gigabytes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..store.atomic import atomic_write
 from .hashing import combined, files_hash, hashing_threads
 
 CACHE_VARIABLE = "TRL_DPO_EXT_CACHE"
-_REMEMBERED = "weight_hashes.json"
-_STILL_NS = 2_000_000_000  # a file altered within this time may be altered again without a new time stamp
+_CACHE_FILE = "weight_hashes.json"
+_SETTLED_NS = 2_000_000_000  # a file altered within this time may be altered again without a new time stamp
 
 
 def cache_folder() -> Path:
-    """Where things are remembered between runs: `$TRL_DPO_EXT_CACHE`, or a folder in Hugging Face's cache."""
+    """Return the cache folder: `$TRL_DPO_EXT_CACHE`, or a folder in Hugging Face's cache."""
     from huggingface_hub import constants
 
     named = os.environ.get(CACHE_VARIABLE)
@@ -26,14 +26,14 @@ def cache_folder() -> Path:
 
 
 def weight_files(source: str, revision: str | None = None) -> list[Path] | None:
-    """The files that `from_pretrained(source)` takes weights from, in the order of their names; never asks a server.
+    """List the files that `from_pretrained(source)` loads weights from, sorted by name, without network access.
 
     Args:
-        source (`str`): A folder, or the name of a model on the hub that is in the local cache.
-        revision (`str`): Branch, tag or commit.
+        source: a folder, or the name of a Hub model in the local cache.
+        revision: branch, tag or commit.
 
     Returns:
-        `list[Path]`, or None where `source` has no weight files that are known here.
+        The files, or None if `source` has no local weight files of a known name.
     """
     from transformers import utils
 
@@ -68,26 +68,26 @@ def _local_file(source: str, name: str, revision: str | None) -> Path | None:
 
 
 def commit_of(files: Sequence[Path]) -> str | None:
-    """The commit that files in the hub's local cache belong to, which is the name of their folder there."""
+    """Return the commit of files in the Hub's local cache (the name of their folder there); None for other files."""
     folder = files[0].parent
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def weight_files_hash(paths: Sequence[Path]) -> str:
-    """One hash of the content of these files; where they lie, their names and dates do not matter.
+    """Hash the content of files; their folder, names and dates do not matter.
 
     Raises:
-        OSError: When one cannot be read.
+        OSError: a file cannot be read.
     """
     real = [Path(os.path.realpath(path)) for path in paths]
     before = {path: _state(path) for path in real}
-    remembered = _read_remembered()
-    known = {path: hash_ for path in real if (hash_ := _recall(remembered, path, before[path]))}
+    cached = _read_cache()
+    known = {path: hash_ for path in real if (hash_ := _lookup(cached, path, before[path]))}
     fresh = sorted({*real} - known.keys())
     if fresh:
         with hashing_threads() as pool:
             known.update(zip(fresh, files_hash(pool, fresh), strict=True))
-        _remember({path: (before[path], known[path]) for path in fresh if _state(path) == before[path]})
+        _update_cache({path: (before[path], known[path]) for path in fresh if _state(path) == before[path]})
     return combined("weight files", len(real), digests=(bytes.fromhex(known[path]) for path in real)).hex()
 
 
@@ -96,27 +96,30 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _recall(remembered: Mapping[str, object], path: Path, state: tuple[int, int]) -> str | None:
-    entry = remembered.get(str(path))
+def _lookup(cached: Mapping[str, object], path: Path, state: tuple[int, int]) -> str | None:
+    entry = cached.get(str(path))
     if isinstance(entry, list) and len(entry) == 3 and entry[:2] == list(state) and isinstance(entry[2], str):
         with contextlib.suppress(ValueError):
             return entry[2] if len(bytes.fromhex(entry[2])) == 32 else None
     return None
 
 
-def _read_remembered() -> dict[str, object]:
+def _read_cache() -> dict[str, object]:
     try:
-        remembered = json.loads((cache_folder() / _REMEMBERED).read_text(encoding="utf-8"))
+        cached = json.loads((cache_folder() / _CACHE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return remembered if isinstance(remembered, dict) else {}
+    return cached if isinstance(cached, dict) else {}
 
 
-def _remember(fresh: Mapping[Path, tuple[tuple[int, int], str]]) -> None:
-    """Two processes at once may forget each other's: the file is whole all the same, and hashing again is only slow."""
-    settled = time.time_ns() - _STILL_NS
+def _update_cache(fresh: Mapping[Path, tuple[tuple[int, int], str]]) -> None:
+    """Add hashes to the cache file. Two processes at once may lose each other's entries; those are hashed again."""
+    settled = time.time_ns() - _SETTLED_NS
     entries = {str(path): [*state, hash_] for path, (state, hash_) in fresh.items() if state[1] < settled}
     if entries:
         with contextlib.suppress(OSError):  # the cache is a convenience
             cache_folder().mkdir(parents=True, exist_ok=True)
-            atomic_write(cache_folder() / _REMEMBERED, json.dumps({**_read_remembered(), **entries}, indent=1).encode())
+            content = json.dumps({**_read_cache(), **entries}, indent=1)
+            temporary = cache_folder() / f".{_CACHE_FILE}.{os.getpid()}-{secrets.token_hex(4)}"
+            temporary.write_text(content, encoding="utf-8")
+            temporary.replace(cache_folder() / _CACHE_FILE)  # readers never see half a file

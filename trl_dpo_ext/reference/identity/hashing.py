@@ -1,4 +1,4 @@
-"""Hashing gigabytes: in chunks, by several threads, with a result that depends on the content alone."""
+"""Hash gigabytes in chunks, on several threads; the result depends on the content alone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _BLOCK = 1 << 22
 
 @contextmanager
 def hashing_threads() -> Iterator[ThreadPoolExecutor]:
-    """As many as the process may use, since hashing lets go of the interpreter's lock."""
+    """Open a pool with one thread per usable CPU: hashing releases the interpreter's lock."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(max(1, min(16, usable))) as pool:
         yield pool
 
 
-def combined(*words: str | int, digests: Iterable[bytes] = ()) -> bytes:
-    """One digest of names, numbers and other digests, in the order given."""
-    content = hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=32)
+def combined(*fields: str | int, digests: Iterable[bytes] = ()) -> bytes:
+    """Combine names, numbers and other digests, in the order given, into one digest."""
+    content = hashlib.blake2b("\0".join(map(str, fields)).encode(), digest_size=32)
     for digest in digests:
         content.update(digest)
     return content.digest()
 
 
 def chunks_of_memory(pool: ThreadPoolExecutor, memory: memoryview) -> list[Future[bytes]]:
-    """Digests of a buffer's chunks, on their way."""
+    """Start hashing a buffer's chunks and return the futures of their digests."""
     return [pool.submit(_digest, memory[at : at + CHUNK]) for at in range(0, len(memory), CHUNK)]
 
 
@@ -39,10 +39,10 @@ def _digest(memory: memoryview) -> bytes:
 
 
 def files_hash(pool: ThreadPoolExecutor, paths: Sequence[Path]) -> list[str]:
-    """The hash of each file's content, 64 hexadecimal digits.
+    """Hash the content of each file: 64 hexadecimal digits each.
 
     Raises:
-        OSError: When one cannot be read.
+        OSError: a file cannot be read.
     """
     sizes = [path.stat().st_size for path in paths]
     chunks = [
@@ -56,10 +56,10 @@ def files_hash(pool: ThreadPoolExecutor, paths: Sequence[Path]) -> list[str]:
 
 
 def _chunk_of_file(path: Path, start: int) -> bytes:
-    content, left = hashlib.blake2b(digest_size=32), CHUNK
+    content, remaining = hashlib.blake2b(digest_size=32), CHUNK
     with path.open("rb") as file:
         file.seek(start)
-        while left and (block := file.read(min(_BLOCK, left))):
+        while remaining and (block := file.read(min(_BLOCK, remaining))):
             content.update(block)
-            left -= len(block)
+            remaining -= len(block)
     return content.digest()

@@ -1,4 +1,4 @@
-"""The hash of a model's weights as they are in memory: of the base without adapters, or of one adapter."""
+"""Hash a model's weights in memory: those of the base without adapters, or those of one adapter."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import nn
 from ...errors import InputError
 from .hashing import chunks_of_memory, combined, hashing_threads
 
-# Fields of an adapter's configuration that say where it came from or how it is trained, not what it computes.
+# Fields of an adapter's configuration about its origin and its training, not about what it computes.
 _NOT_THE_FORWARD = {
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "inference_mode",
     "init_lora_weights", "init_weights", "loftq_config", "lora_ga_config", "lora_dropout", "peft_version", "revision",
     "runtime_config", "task_type",
 }  # fmt: skip
 
-_AROUND_THE_BASE = {"base_layer", "original_module", "token_adapter"}  # where wrappers keep what they wrap
-_STARTS_BESIDE_THE_BASE = {"gaussian", "eva", "orthogonal", "mica"}  # other named starts take something off the base
+_WRAPPED_ATTRIBUTES = {"base_layer", "original_module", "token_adapter"}  # where wrappers keep what they wrap
+_INITS_KEEPING_BASE = {"gaussian", "eva", "orthogonal", "mica"}  # other named inits subtract something from the base
 
 
 def base_tensors(model: nn.Module) -> dict[str, Any]:
-    """Parameters and persistent buffers of the model that adapters are put around, under its own names.
+    """Return parameters and persistent buffers of the base model, under the names they have without adapters.
 
-    What any adapter of PEFT has added is left out and what it has wrapped has the name it had before, so that the same
-    base gives the same tensors whatever is around it. Without adapters: the model's `state_dict`, with what quantized
-    layers keep there.
+    Tensors that a PEFT adapter added are left out, and those it wrapped get their former name back, so that the same
+    base gives the same tensors whatever adapters it has. Without adapters this is the model's `state_dict`, including
+    the entries of quantized layers.
     """
     base = without_peft_model(model)
     tuners = {name for name, module in base.named_modules() if _wraps_a_layer(module)}
@@ -43,7 +43,7 @@ def base_tensors(model: nn.Module) -> dict[str, Any]:
 
 
 def without_peft_model(model: nn.Module) -> nn.Module:
-    """The model that a `PeftModel` was made of; any other model as it is."""
+    """Return the model inside a `PeftModel`, and any other model unchanged."""
     from peft import PeftModel
 
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -60,49 +60,49 @@ def _wraps_a_layer(module: nn.Module) -> bool:
 
 
 def _original_name(name: str, tuners: set[str]) -> str | None:
-    """Without the part that a wrapper added; None for what belongs to an adapter."""
+    """Remove the parts of a name that wrappers added; None for a tensor of an adapter."""
     path, kept = "", []
     for part in name.split("."):
         inside, path = path in tuners, f"{path}.{part}" if path else part
         if not inside:
             kept.append(part)
-        elif part not in _AROUND_THE_BASE:
+        elif part not in _WRAPPED_ATTRIBUTES:
             return None
     return ".".join(kept)
 
 
 def adapters_alter_base(model: nn.Module) -> bool:
-    """Whether adapters have changed the base's own weights: merged into it, or split off it (PiSSA, OLoRA ...)."""
+    """Return True if adapters have changed the base's weights: merged into it, or split off it (PiSSA, OLoRA ...)."""
     from peft import PeftModel
 
     configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
-    splits = {start for c in configs if isinstance(start := getattr(c, "init_lora_weights", True), str)}
+    inits = {init for c in configs if isinstance(init := getattr(c, "init_lora_weights", True), str)}
     merged = any(getattr(module, "merged", False) for module in model.modules() if _wraps_a_layer(module))
-    return merged or bool(splits - _STARTS_BESIDE_THE_BASE)
+    return merged or bool(inits - _INITS_KEEPING_BASE)
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of names, dtypes, shapes and bytes of the base's parameters and persistent buffers.
+    """Hash names, dtypes, shapes and bytes of the base's parameters and persistent buffers.
 
     Sharded parameters (ZeRO-3, DTensor) are gathered one by one, so every process has to call this.
 
     Raises:
-        InputError: For a model without values, on the meta device.
+        InputError: weights are on the meta device.
     """
     return _tensors_hash(base_tensors(model))
 
 
 def adapter_hash(model: nn.Module, adapter: str) -> str:
-    """Hash of one adapter of a `PeftModel`, whatever its name: its weights, and the configuration that they work with.
+    """Hash the weights and the configuration of one adapter of a `PeftModel`; its name does not matter.
 
     Raises:
-        InputError: When the model has no such adapter.
+        InputError: the model has no such adapter.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
     if not isinstance(model, PeftModel) or adapter not in model.peft_config:
-        has = ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none"
-        raise InputError(f"The reference's adapter {adapter!r} is not in the model; it has {has}.")
+        adapters = ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none"
+        raise InputError(f"The reference's adapter {adapter!r} is not in the model; its adapters are {adapters}.")
     tensors = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
     )
@@ -125,31 +125,31 @@ def _check_present(tensors: Mapping[str, Any]) -> None:
     empty = [name for name, value in tensors.items() if isinstance(value, torch.Tensor) and value.is_meta]
     if empty:
         raise InputError(
-            f"{len(empty)} weights of the reference, {empty[0]} the first, are on the meta device and have no "
-            "values to recognize them by. Load the model before it is used as a reference."
+            f"{len(empty)} weights of the reference are on the meta device (first: {empty[0]}), so they have no values "
+            "to hash. Load the model before using it as a reference."
         )
 
 
 def _value_digest(pool: ThreadPoolExecutor, name: str, value: Any) -> Callable[[], bytes]:
-    """A function that waits for the digest."""
-    if not isinstance(value, torch.Tensor):  # what a quantized layer notes beside its weights
+    """Start hashing a value and return a function that waits for its digest."""
+    if not isinstance(value, torch.Tensor):  # metadata of a quantized layer
         digest = combined(name, repr(value))
         return lambda: digest
-    with _whole(value) as whole:
-        inner = _inner_tensors(whole)
+    with _unsharded(value) as tensor:
+        inner = _inner_tensors(tensor)
         if inner is not None:
-            digests = [_value_digest(pool, f"{name}.{part}", tensor) for part, tensor in inner]
+            digests = [_value_digest(pool, f"{name}.{part}", packed) for part, packed in inner]
             return lambda: combined(name, "packed", digests=(digest() for digest in digests))
-        chunks = _chunks(pool, whole)
-        words = (name, str(whole.dtype), *whole.shape)
-        if whole is not value or whole.device.type != "cpu" or hasattr(value, "ds_id"):
-            digest = _wait(words, chunks)  # before the copy of the next one is made
+        chunks = _chunks(pool, tensor)
+        header = (name, str(tensor.dtype), *tensor.shape)
+        if tensor is not value or tensor.device.type != "cpu" or hasattr(value, "ds_id"):
+            digest = _wait(header, chunks)  # before the copy of the next one is made
             return lambda: digest
-    return lambda: _wait(words, chunks)
+    return lambda: _wait(header, chunks)
 
 
-def _wait(words: tuple[str | int, ...], chunks: list[Future[bytes]]) -> bytes:
-    return combined(*words, digests=(chunk.result() for chunk in chunks))
+def _wait(header: tuple[str | int, ...], chunks: list[Future[bytes]]) -> bytes:
+    return combined(*header, digests=(chunk.result() for chunk in chunks))
 
 
 def _chunks(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Future[bytes]]:
@@ -158,8 +158,8 @@ def _chunks(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Future[bytes
 
 
 @contextmanager
-def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor with all its values: gathered where ZeRO-3 or FSDP2 keeps a part of it in each process."""
+def _unsharded(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensor with all its values, gathered if ZeRO-3 or FSDP2 has sharded it."""
     if hasattr(tensor, "full_tensor"):
         yield tensor.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]  (of DTensor)
         return
@@ -174,7 +174,7 @@ def _gathered(tensor: torch.Tensor) -> Any:
 
 
 def _inner_tensors(tensor: torch.Tensor) -> list[tuple[str, Any]] | None:
-    """What a tensor that packs others is made of, None for a plain one."""
+    """Return the tensors that a packed tensor consists of, None for a plain one."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return None
     names, context = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..identity.files import weight_files, weight_files_hash
-from ..identity.identity import Identity, canonical, dtype_name, forward_config, quantization_fingerprint
+from ..identity.identify import dtype_name, forward_config, quantization_fingerprint
+from ..identity.identity import Identity, canonical
 from .loading import Source, as_dtype, bnb_config, checkpoint, load_reference, skipped_layers
 
 # Those of `load_reference`'s arguments that transformers is not told.

@@ -16,7 +16,8 @@ from ...errors import InputError
 from ...forward.masks import branch_problems
 from ...forward.run_rows import score
 from ...forward.tree_rows import branch_rows
-from ..identity.identity import Identity, identify
+from ..identity.identify import identify
+from ..identity.identity import Identity
 from ..model.loading import source_of
 from ..model.resolve import is_replicated
 from ..model.spec import ReferenceSpec
