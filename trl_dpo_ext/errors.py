@@ -1,4 +1,4 @@
-"""The error raised for wrong input. It lists every problem at once, before a model is loaded."""
+"""Errors that users see: wrong input, listed at once before a model is loaded, and a store that cannot be written."""
 
 from __future__ import annotations
 
@@ -14,3 +14,16 @@ class InputError(ValueError):
         self.problems = list(problems)
         several = f"{len(self.problems)} problems:\n" + "\n".join(f"- {problem}" for problem in self.problems)
         super().__init__(several if len(self.problems) > 1 else self.problems[0])
+
+
+class StoreWriteError(OSError):
+    """Raised when a part of a reference store could not be written; the message says what is stored.
+
+    Args:
+        message: what failed, and how to continue.
+        lost: number of sequences that were given to the writer and are not on the disk. The writer still holds them.
+    """
+
+    def __init__(self, message: str, lost: int = 0) -> None:
+        super().__init__(message)
+        self.lost = lost

@@ -38,7 +38,7 @@ def job(tmp_path: Path, files: Path) -> Path:
 
 def stored(folder: Path) -> dict[bytes, np.ndarray]:
     loaded = Store.read_only(folder).load()
-    keys = [part.words for part in Store.read_only(folder).parts]
+    keys = [part.packed_keys for part in Store.read_only(folder).parts]
     words = np.unique(np.concatenate(keys), axis=0)
     found = [row.astype(">u8").tobytes() for row in words]
     return dict(zip(found, loaded.values(found), strict=True))

@@ -504,7 +504,7 @@ def test_a_stream_that_is_not_stored_names_the_first_missing_sequence(tmp_path, 
 def test_a_folder_that_cannot_be_a_store_is_named_before_a_model_is_loaded(tmp_path, store):
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"refs is no store and holds other things \(notes.txt\)"):
+    with pytest.raises(InputError, match=r"refs is not a reference store and contains other files \(notes.txt\)"):
         stored(tmp_path, store, model="no/such-model")
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, StoreWriteError
 from ..losses import tables
 
 PROG = "trl-dpo-ext"
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)
-    except InputError as error:  # wrong input is said in words, without a traceback
+    except (InputError, StoreWriteError) as error:  # wrong input is said in words, without a traceback
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -113,7 +113,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _store(parsed: argparse.Namespace) -> int:
-    from ..reference.store.verify import show
+    from .store import show
 
     text, sound = show(parsed.folder, check=parsed.verify)
     print(text)

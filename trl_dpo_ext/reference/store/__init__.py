@@ -1,1 +1,1 @@
-"""Reference log-probs on disk. No trainer, no model."""
+"""Reference log-probs on disk; imports no trainer, no model and no torch."""

@@ -1,4 +1,4 @@
-"""The key of a sequence, made of its token ids alone, and a compact sorted index of many keys."""
+"""Keys of sequences, computed from token ids alone, and a compact sorted index of many keys."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PERSON = b"trl_dpo_ext.seq1"  # another meaning of the key needs another name h
 
 
 def sequence_key(prompt_ids: Sequence[int] | np.ndarray, completion_ids: Sequence[int] | np.ndarray) -> bytes:
-    """The 16 bytes that name a prompt with one of its completions, the same on every machine.
+    """Hash a prompt with one of its completions to 16 bytes, the same on every machine.
 
-    BLAKE2b over both lengths (little-endian int64) and the ids (little-endian int32). Where the prompt ends is part of
-    the content, since only the completion is scored.
+    BLAKE2b over both lengths (little-endian int64) and the ids (little-endian int32). The length of the prompt is part
+    of the content, since only the completion is scored.
 
     Args:
-        prompt_ids (`Sequence[int]` of shape `(prompt_tokens,)`): Token ids, as the reference is fed them.
-        completion_ids (`Sequence[int]` of shape `(completion_tokens,)`): Token ids, the closing EOS included.
+        prompt_ids: (prompt_tokens,) token ids, as the reference is fed them.
+        completion_ids: (completion_tokens,) token ids, including the final EOS.
 
     Raises:
-        ValueError: For ids that are negative (a label of -100 is no token), fractional or above 31 bits.
+        ValueError: an id is negative (a label of -100 is not a token), fractional or above 31 bits.
     """
     content = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
     content.update(len(prompt_ids).to_bytes(8, "little") + len(completion_ids).to_bytes(8, "little"))
@@ -39,7 +39,7 @@ def _little_endian(ids: Sequence[int] | np.ndarray) -> bytes:
         try:
             packed = array("i", ids)
         except (TypeError, OverflowError) as error:
-            raise ValueError(f"Token ids must be whole numbers of 31 bits: {error}.") from None
+            raise ValueError(f"Token ids must be integers of at most 31 bits: {error}.") from None
         if packed and min(packed) < 0:
             raise ValueError(f"Token ids must not be negative; got {min(packed)}.")
         if sys.byteorder == "big":
@@ -47,43 +47,36 @@ def _little_endian(ids: Sequence[int] | np.ndarray) -> bytes:
         return packed.tobytes()
     numbers = np.asarray(ids)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise ValueError(f"Token ids must be one row of whole numbers; got {numbers.dtype} of shape {numbers.shape}.")
+        raise ValueError(f"Token ids must be a 1-D array of integers; got {numbers.dtype} of shape {numbers.shape}.")
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < 2**31):
-        raise ValueError(f"Token ids must lie in 0 ... 2**31 - 1; got {numbers.min()} ... {numbers.max()}.")
+        raise ValueError(f"Token ids must be in [0, 2**31); got {numbers.min()} to {numbers.max()}.")
     return numbers.astype("<i4").tobytes()
 
 
 def pack_keys(keys: Iterable[bytes]) -> np.ndarray:
-    """Keys as numbers of shape `(keys, 2)`: two uint64 each, big-endian, so that their order is that of the bytes."""
+    """Pack keys as two uint64 each, shape (keys, 2), big-endian, so that their order is that of the bytes.
+
+    Raises:
+        ValueError: a key does not have 16 bytes.
+    """
     keys = list(keys)
     if any(len(key) != KEY_BYTES for key in keys):
-        raise ValueError(f"Keys have {KEY_BYTES} bytes: make them with sequence_key.")
-    return keys_from_bytes(b"".join(keys))
+        raise ValueError(f"Keys must have {KEY_BYTES} bytes; make them with sequence_key.")
+    return np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def keys_from_bytes(joined: bytes) -> np.ndarray:
-    """The same, of keys that lie one after the other."""
-    return np.frombuffer(joined, dtype=">u8").reshape(-1, 2).astype(np.uint64)
-
-
-def keys_to_bytes(words: np.ndarray) -> bytes:
-    """Keys one after the other, of their numbers; the inverse of `keys_from_bytes`."""
-    return words.astype(">u8").tobytes()
-
-
-def unpack_keys(words: np.ndarray) -> list[bytes]:
-    """The keys of `(keys, 2)` numbers."""
-    joined = keys_to_bytes(words)
-    return [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
+def unpack_keys(packed: np.ndarray) -> list[bytes]:
+    """Invert `pack_keys`."""
+    return packed.astype(">u8").view(f"V{KEY_BYTES}").ravel().tolist()
 
 
 @dataclass(frozen=True)
 class KeyIndex:
-    """Finds keys by binary search; of a key that is there twice, the first. 24 bytes per key, shared by forks.
+    """Finds keys by binary search; of equal keys, the first. 24 bytes per key, shared by forked workers.
 
     Attributes:
-        high, low (`np.ndarray` of shape `(unique,)`): The keys' numbers, sorted.
-        positions (`np.ndarray` of shape `(unique,)`): Where each stood in what the index was built from.
+        high, low: (unique,) the two uint64 of each packed key, sorted.
+        positions: (unique,) index of each key in the array that this was built from.
     """
 
     high: np.ndarray
@@ -91,9 +84,9 @@ class KeyIndex:
     positions: np.ndarray
 
     @classmethod
-    def build(cls, words: np.ndarray) -> KeyIndex:
-        """Of `(keys, 2)` numbers; keys may repeat."""
-        high, low = words[:, 0], words[:, 1]
+    def build(cls, packed: np.ndarray) -> KeyIndex:
+        """Index packed keys, shape (keys, 2); keys may repeat."""
+        high, low = packed[:, 0], packed[:, 1]
         order = np.lexsort((low, high))  # stable: the first of equal keys stays first
         high, low = high[order], low[order]
         first = np.ones(len(order), dtype=bool)
@@ -103,15 +96,15 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def find(self, words: np.ndarray) -> np.ndarray:
-        """Positions of `(keys, 2)` numbers, -1 where one is not there."""
-        found = np.full(len(words), -1, dtype=np.int64)
-        at = np.searchsorted(self.high, words[:, 0])
-        open_ = np.arange(len(words))
-        while len(open_):  # more than one turn only where the first halves of two keys are equal
+    def find(self, packed: np.ndarray) -> np.ndarray:
+        """Return the position of each packed key, -1 for keys that are not indexed."""
+        found = np.full(len(packed), -1, dtype=np.int64)
+        at = np.searchsorted(self.high, packed[:, 0])
+        open_ = np.arange(len(packed))
+        while len(open_):  # more than one iteration only if the first halves of two keys are equal
             open_ = open_[at[open_] < len(self.high)]
-            open_ = open_[self.high[at[open_]] == words[open_, 0]]
-            hit = self.low[at[open_]] == words[open_, 1]
+            open_ = open_[self.high[at[open_]] == packed[open_, 0]]
+            hit = self.low[at[open_]] == packed[open_, 1]
             found[open_[hit]] = self.positions[at[open_[hit]]]
             open_ = open_[~hit]
             at[open_] += 1

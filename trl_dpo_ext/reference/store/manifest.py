@@ -1,4 +1,4 @@
-"""The folder of a store: its manifest, how it is created, and what is no store."""
+"""The folder of a store: read and create its manifest, and reject folders that are something else."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ uses it.
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which reference a store holds, and when it was begun."""
+    """Identity of the reference that a store holds, and when the store was created."""
 
     identity: Identity
     created: str
 
 
 def library_versions() -> dict[str, str]:
-    """Of what takes part in computing and storing log-probs."""
+    """Return the versions of the libraries that compute and store log-probs."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -57,26 +57,26 @@ def library_versions() -> dict[str, str]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, None where there is none.
+    """Read the manifest of a folder; None if the folder has no manifest.
 
     Raises:
-        InputError: When there is one that is no store's, damaged, or of a newer version.
+        InputError: the manifest is corrupt, was not written by this package, or has a newer format.
     """
     path = folder / MANIFEST
-    for patience in (0.0, 0.05, 0.5):  # without hard links, another process may just be writing it
-        time.sleep(patience)
+    for delay in (0.0, 0.05, 0.5):  # without hard links, another process may just be writing it
+        time.sleep(delay)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             break
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise InputError(f"The store at {folder} cannot be read: {error.strerror}.") from error
+            raise InputError(f"Cannot read the reference store {folder}: {error.strerror}.") from error
         except ValueError:
             content = None
     if content is None:
         raise InputError(
-            f"{path} is damaged. Restore it from a copy, or delete it: parts of the same reference are recognized "
+            f"{path} is corrupt. Restore it from a copy, or delete it: parts of the same reference are recognized "
             "without it."
         )
     return _parsed(folder, content)
@@ -84,40 +84,42 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _parsed(folder: Path, content: Any) -> Manifest:
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
-        raise InputError(f"{folder} holds a {MANIFEST} that is no store's. Name another folder as --ref_store.")
+        raise InputError(f"{folder / MANIFEST} was not written by trl-dpo-ext. Choose another --ref_store directory.")
     if not isinstance(content.get("format"), int) or content["format"] > FORMAT:
         raise InputError(
-            f"The store at {folder} has format {content.get('format')}, which this version of trl-dpo-ext does not "
-            f"know (it reads up to {FORMAT}). Update trl-dpo-ext."
+            f"The reference store {folder} has format {content.get('format')}, but this version of trl-dpo-ext reads "
+            f"formats up to {FORMAT}. Update trl-dpo-ext."
         )
     try:
         return Manifest(Identity.from_json(content["identity"], content["recorded"]), str(content["created"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / MANIFEST} lacks {error}. Restore it from a copy, or delete it.") from error
+        what = f"has no field {error}" if isinstance(error, KeyError) else "is corrupt"
+        raise InputError(f"{folder / MANIFEST} {what}. Restore it from a copy, or delete it.") from error
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a path that can neither be nor become a store.
+    """Reject a path that neither is a store nor can become one.
 
     Raises:
-        InputError: When it is a file, or holds other things.
+        InputError: the path is a file, or a folder with other files.
     """
     for place in (folder, *folder.parents):
         if place.exists() or place.is_symlink():
             if not place.is_dir():
-                raise InputError(f"The store cannot be at {folder}: {place} is not a folder.")
+                raise InputError(f"Cannot use {folder} as --ref_store: {place} is not a directory.")
             break
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
     try:
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError as error:
-        raise InputError(f"The store at {folder} cannot be read: {error.strerror}.") from error
-    if MANIFEST in names:  # another process has made the store meanwhile
+        raise InputError(f"Cannot read the reference store {folder}: {error.strerror}.") from error
+    if MANIFEST in names:  # another process has created the store meanwhile
         return
     if names - ({PARTS, CARD} if PARTS in names else set()):
         raise InputError(
-            f"{folder} is no store and holds other things ({_some(names)}). Name another folder as --ref_store."
+            f"{folder} is not a reference store and contains other files ({_some(names)}). Choose another --ref_store "
+            "directory."
         )
 
 
@@ -126,11 +128,11 @@ def _some(names: set[str]) -> str:
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def create(folder: Path, identity: Identity) -> Manifest:
-    """Make an empty store, or find the one that another process has made meanwhile.
+def create_store(folder: Path, identity: Identity) -> Manifest:
+    """Create an empty store, or read the one that another process has created meanwhile.
 
     Raises:
-        InputError: When the folder cannot be written to.
+        InputError: the folder is not writable.
     """
     content = {
         "kind": KIND,
@@ -144,15 +146,15 @@ def create(folder: Path, identity: Identity) -> Manifest:
         create_exclusive(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         create_exclusive(folder / CARD, _CARD.encode())
     except OSError as error:
-        raise InputError(f"The store at {folder} cannot be created: {error.strerror}.") from error
+        raise InputError(f"Cannot create the reference store {folder}: {error.strerror}.") from error
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"The store at {folder} was removed while it was being created.")
+        raise InputError(f"The reference store {folder} was removed while it was being created.")
     return manifest
 
 
-def writable(folder: Path) -> str | None:
-    """None when new parts can be added, found by trying; else why not."""
+def write_error(folder: Path) -> str | None:
+    """Try to write to the store and return the error, None if new parts can be added."""
     try:
         (folder / PARTS).mkdir(exist_ok=True)
         write_temporary(folder / PARTS, b"").unlink()

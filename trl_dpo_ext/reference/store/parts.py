@@ -1,18 +1,18 @@
-"""One part of a store: a Parquet file that is written whole, checks itself, and is read in two steps.
+"""A store part: one Parquet file, written atomically, with checksums over its index and its values.
 
 Columns: `key` (32 hexadecimal digits, which every reader shows and compares), `prompt_tokens`, `completion_tokens`
-(int32) and `token_logps` (list of float32, one per completion token). Other columns may stand beside them.
+(int32) and `token_logps` (list of float32, one per completion token). Other columns are ignored.
 
-Two checksums stand in the file's metadata. One covers the key and the lengths, which opening reads (about 40 bytes a
-sequence); the other covers the log-probs and is checked whenever they are read. Flipped bytes thus never get through:
-those among keys and lengths are found at opening, those among log-probs at their first use.
+Both checksums are in the file's metadata. One covers the index (keys and lengths, about 40 bytes per sequence) and is
+checked when a part is opened; the other covers the log-probs and is checked whenever they are read. A flipped byte is
+therefore found before the value it belongs to is used.
 """
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import os
+from binascii import unhexlify
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .atomic import atomic_write, unique_name
-from .keys import KEY_BYTES, keys_from_bytes, keys_to_bytes, unpack_keys
+from .keys import pack_keys, unpack_keys
 
 SUFFIX = ".parquet"
-DAMAGED = ".damaged"
+CORRUPT_SUFFIX = ".damaged"
 INDEX_COLUMNS = ["key", "prompt_tokens", "completion_tokens"]
 _PREFIX = "trl_dpo_ext."
 SCHEMA = pa.schema(
@@ -41,10 +41,11 @@ SCHEMA = pa.schema(
 
 
 class CorruptPartError(Exception):
-    """A part that is truncated, altered or no part at all; the message says which.
+    """Raised when a part is truncated or altered, or when the file is not a part; the message says which.
 
     Attributes:
-        path (`Path`): The file.
+        reason: what is wrong.
+        path: the file.
     """
 
     def __init__(self, reason: str, path: Path) -> None:
@@ -57,33 +58,33 @@ class CorruptPartError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """What opening a part reads: everything but the log-probs.
+    """The index of a part: everything but the log-probs.
 
     Attributes:
-        path (`Path`): The file.
-        reference (`str`): Fingerprint of the identity it was computed with.
-        created (`str`): Date and time in UTC.
-        words (`np.ndarray` of shape `(sequences, 2)`): The keys, as `pack_keys` gives them.
-        prompt_tokens, completion_tokens (`np.ndarray` of shape `(sequences,)`): Lengths, int32.
-        checksum (`str`): Of the log-probs.
+        path: the file.
+        reference: fingerprint of the identity that the part was computed with.
+        created: date and time in UTC.
+        packed_keys: (sequences, 2) uint64, from `pack_keys`.
+        prompt_tokens, completion_tokens: (sequences,) int32, lengths.
+        checksum: of the log-probs.
     """
 
     path: Path
     reference: str
     created: str
-    words: np.ndarray
+    packed_keys: np.ndarray
     prompt_tokens: np.ndarray
     completion_tokens: np.ndarray
     checksum: str
 
     @property
     def sequences(self) -> int:
-        """How many it holds."""
-        return len(self.words)
+        """Return the number of sequences."""
+        return len(self.packed_keys)
 
     @property
     def tokens(self) -> int:
-        """How many log-probs it holds."""
+        """Return the number of log-probs."""
         return int(self.completion_tokens.sum(dtype=np.int64))
 
 
@@ -94,12 +95,11 @@ def write_part(
     prompt_tokens: Sequence[int] | np.ndarray,
     logps: Sequence[np.ndarray],
 ) -> Part:
-    """Write sequences as one new part and return what opening it would read.
+    """Write sequences as one new part and return its index.
 
     Raises:
-        OSError: As the system says, with nothing left behind.
+        OSError: the write failed; nothing is left behind.
     """
-    words = keys_from_bytes(b"".join(keys))
     lengths = np.array([len(row) for row in logps], dtype=np.int32)
     flat = np.concatenate([*logps, np.empty(0, np.float32)]).astype("<f4", copy=False)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -107,7 +107,7 @@ def write_part(
         folder / f"{unique_name()}{SUFFIX}",
         reference,
         created,
-        words,
+        pack_keys(keys),
         np.asarray(prompt_tokens, dtype=np.int32),
         lengths,
         hashlib.blake2b(flat.tobytes(), digest_size=16).hexdigest(),
@@ -117,16 +117,16 @@ def write_part(
 
 
 def merge_parts(parts: Sequence[Part]) -> Part:
-    """Write the content of several parts of one reference as a new one; the old ones stay.
+    """Write the content of several parts of one reference as a new part; the old ones stay.
 
     Raises:
-        CorruptPartError: When one is not what was written.
-        OSError: As the system says.
+        CorruptPartError: a part is corrupt.
+        OSError: reading or writing failed.
     """
     logps = [row for part in parts for row in np.split(read_logps(part), np.cumsum(part.completion_tokens)[:-1])]
-    words = np.concatenate([part.words for part in parts])
+    keys = unpack_keys(np.concatenate([part.packed_keys for part in parts]))
     prompt_tokens = np.concatenate([part.prompt_tokens for part in parts])
-    return write_part(parts[0].path.parent, parts[0].reference, unpack_keys(words), prompt_tokens, logps)
+    return write_part(parts[0].path.parent, parts[0].reference, keys, prompt_tokens, logps)
 
 
 def _parquet(part: Part, flat: np.ndarray) -> memoryview:
@@ -134,7 +134,7 @@ def _parquet(part: Part, flat: np.ndarray) -> memoryview:
     np.cumsum(part.completion_tokens, out=offsets[1:])
     table = pa.Table.from_arrays(
         [
-            pa.array([key.hex() for key in unpack_keys(part.words)], pa.string()),
+            pa.array([key.hex() for key in unpack_keys(part.packed_keys)], pa.string()),
             pa.array(part.prompt_tokens),
             pa.array(part.completion_tokens),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float32()), type=SCHEMA.field(3).type),
@@ -154,70 +154,63 @@ def _parquet(part: Part, flat: np.ndarray) -> memoryview:
 def _metadata(part: Part) -> Mapping[str, str]:
     metadata = {"reference": part.reference, "created": part.created, "token_logps": part.checksum}
     content = hashlib.blake2b("\n".join(metadata.values()).encode(), digest_size=16)
-    content.update(part.sequences.to_bytes(8, "little") + keys_to_bytes(part.words))
+    content.update(part.sequences.to_bytes(8, "little") + b"".join(unpack_keys(part.packed_keys)))
     content.update(part.prompt_tokens.astype("<i4").tobytes() + part.completion_tokens.astype("<i4").tobytes())
     return {**metadata, "index": content.hexdigest()}
 
 
 def read_part(path: Path) -> Part:
-    """Read and check the keys and lengths of a part.
+    """Read and check the index of a part.
 
     Raises:
-        CorruptPartError: When it is not what was written.
-        OSError: When the file cannot be read, which says nothing about its content.
+        CorruptPartError: the content is not what was written.
+        OSError: the file cannot be read, which does not mean that its content is wrong.
     """
-    with _damage_named(path), path.open("rb") as file:
+    with _as_corrupt(path), path.open("rb") as file:
         parquet = pq.ParquetFile(file)
         found = {str(k, "utf-8", "replace"): v for k, v in (parquet.metadata.metadata or {}).items()}
         stored = {k.removeprefix(_PREFIX): v.decode() for k, v in found.items() if k.startswith(_PREFIX)}
         table = parquet.read(columns=INDEX_COLUMNS, use_threads=False)
         if table.schema.names != INDEX_COLUMNS:
-            raise ValueError(f"it has the columns {', '.join(table.schema.names)}")
+            raise ValueError(f"its columns are {', '.join(table.schema.names)}")
         part = Part(
             path,
             stored.get("reference", ""),
             stored.get("created", ""),
-            keys_from_bytes(_unhexed(table["key"])),
+            pack_keys(map(unhexlify, table["key"].to_pylist())),
             table["prompt_tokens"].to_numpy(),
             table["completion_tokens"].to_numpy(),
             stored.get("token_logps", ""),
         )
         if dict(_metadata(part)) != stored:
-            raise ValueError("the checksum of its keys and lengths does not fit")
+            raise ValueError("the checksum of its keys and lengths does not match")
         return part
 
 
-def _unhexed(column: pa.ChunkedArray) -> bytes:
-    keys = binascii.unhexlify("".join(column.to_pylist()))
-    if len(keys) != KEY_BYTES * len(column):
-        raise ValueError("it holds keys of another length")
-    return keys
-
-
 def read_logps(part: Part) -> np.ndarray:
-    """Read and check the log-probs of a part, one sequence after the other: float32 of shape `(tokens,)`.
+    """Read and check the log-probs of a part, one sequence after the other: (tokens,) float32.
 
     Raises:
-        CorruptPartError: When they are not what was written.
-        OSError: When the file cannot be read; `FileNotFoundError` where it is gone.
+        CorruptPartError: the content is not what was written.
+        OSError: the file cannot be read; `FileNotFoundError` if it is gone.
     """
-    with _damage_named(part.path), part.path.open("rb") as file:
+    with _as_corrupt(part.path), part.path.open("rb") as file:
         column = pq.ParquetFile(file).read(columns=["token_logps"], use_threads=False)["token_logps"]
         if len(column) != part.sequences:
-            raise ValueError(f"it holds log-probs of {len(column)} sequences, not {part.sequences}")
+            raise ValueError(f"it has log-probs of {len(column)} sequences instead of {part.sequences}")
         rows = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
         flat = rows.flatten().to_numpy(zero_copy_only=False)
         if not np.array_equal(lengths, part.completion_tokens):
-            raise ValueError("its log-probs are not as many as its lengths say")
+            raise ValueError("the number of its log-probs does not match its lengths")
         if hashlib.blake2b(flat.astype("<f4", copy=False).tobytes(), digest_size=16).hexdigest() != part.checksum:
-            raise ValueError("the checksum of its log-probs does not fit")
+            raise ValueError("the checksum of its log-probs does not match")
         return flat
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """What Arrow raises for content it cannot read, told apart from files that cannot be read."""
+def _as_corrupt(path: Path) -> Iterator[None]:
+    """Turn errors about a file's content into `CorruptPartError`; errors of the file system pass."""
     try:
         yield
     except OSError as error:
@@ -229,13 +222,13 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
 def quarantine(path: Path) -> bool:
-    """Rename a damaged part so that nobody reads it again; False where the folder does not let us."""
+    """Rename a corrupt part so that no process reads it again; False if the folder does not allow that."""
     try:
-        os.rename(path, path.with_name(path.name + DAMAGED))
+        os.rename(path, path.with_name(path.name + CORRUPT_SUFFIX))
     except FileNotFoundError:  # another process was faster
         return True
     except OSError:

@@ -1,4 +1,4 @@
-"""The stored log-probs that one run needs, in memory."""
+"""In-memory table of the stored log-probs that one run needs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .parts import Part, read_logps
 
 
 class MissingSequenceError(LookupError):
-    """Sequences whose log-probs are not held.
+    """Raised when a store or a table does not hold the log-probs of some sequences.
 
     Attributes:
-        keys (`list[bytes]`): Which.
+        keys: of these sequences.
     """
 
     def __init__(self, keys: Sequence[bytes], where: str) -> None:
         self.keys, self.where = list(keys), where
         self.number = len(self.keys)
-        super().__init__(self.keys, where)  # its arguments again, so that it survives a process boundary
+        super().__init__(self.keys, where)  # the same arguments, so that the error can be pickled
 
     def __str__(self) -> str:
         are = "sequence is" if self.number == 1 else "sequences are"
@@ -31,13 +31,13 @@ class MissingSequenceError(LookupError):
 
 @dataclass(frozen=True)
 class LogpTable:
-    """Token log-probs by key; arrays only, so that forked workers share them and spawned ones can be sent them.
+    """Token log-probs by key. Consists of arrays, so that forked workers share it and spawned ones can unpickle it.
 
     Attributes:
-        index (`KeyIndex`): From key to row.
-        offsets (`np.ndarray` of shape `(sequences + 1,)`): Where each row begins in `flat`.
-        flat (`np.ndarray` of shape `(tokens,)`): Log-probs, float32.
-        where (`str`): The store they are of.
+        index: from key to row.
+        offsets: (sequences + 1,) start of each row in `flat`.
+        flat: (tokens,) log-probs, float32.
+        where: the store they were read from, for error messages.
     """
 
     index: KeyIndex
@@ -52,14 +52,14 @@ class LogpTable:
         return bool(self.index.find(pack_keys([key]))[0] >= 0)
 
     def __getitem__(self, key: bytes) -> np.ndarray:
-        """Float32 of shape `(completion_tokens,)`; a view."""
+        """Return a view of one sequence's log-probs, (completion_tokens,) float32."""
         return self.values([key])[0]
 
     def values(self, keys: Iterable[bytes]) -> list[np.ndarray]:
-        """Of several sequences.
+        """Return views of the log-probs of several sequences.
 
         Raises:
-            MissingSequenceError: When one is not there.
+            MissingSequenceError: a sequence is not in the table.
         """
         keys = list(keys)
         rows = self.index.find(pack_keys(keys))
@@ -69,20 +69,20 @@ class LogpTable:
 
     @property
     def nbytes(self) -> int:
-        """Memory taken."""
+        """Return the size of the arrays in bytes."""
         index = self.index
         return sum(x.nbytes for x in (index.high, index.low, index.positions, self.offsets, self.flat))
 
 
 def load_table(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: list[bytes] | None) -> LogpTable:
-    """Read what is wanted, each part once and in order.
+    """Read the wanted sequences (None for all) into a table, each part once and in order.
 
     Raises:
-        MissingSequenceError: When one is not held.
-        CorruptPartError: When a part is not what was written.
-        FileNotFoundError: When one is gone.
+        MissingSequenceError: a sequence is not in the index.
+        CorruptPartError: a part is corrupt.
+        FileNotFoundError: a part is gone.
     """
-    where = f"the store at {folder}"
+    where = f"the reference store {folder}"
     positions = index.positions if wanted is None else index.find(pack_keys(wanted))
     if wanted is not None and (positions < 0).any():
         raise MissingSequenceError([wanted[at] for at in np.flatnonzero(positions < 0)], where)
@@ -91,19 +91,19 @@ def load_table(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: lis
     bounds = np.searchsorted(positions, starts)
     rows = [positions[a:b] - start for a, b, start in zip(bounds, bounds[1:], starts, strict=False)]
     offsets = np.zeros(len(positions) + 1, dtype=np.int64)
-    words = np.empty((len(positions), 2), dtype=np.uint64)
+    packed_keys = np.empty((len(positions), 2), dtype=np.uint64)
     for part, chosen, a, b in zip(parts, rows, bounds, bounds[1:], strict=False):
         offsets[a + 1 : b + 1] = part.completion_tokens[chosen]
-        words[a:b] = part.words[chosen]
+        packed_keys[a:b] = part.packed_keys[chosen]
     np.cumsum(offsets, out=offsets)
     flat = np.empty(offsets[-1], dtype=np.float32)
     for part, chosen, a, b in zip(parts, rows, bounds, bounds[1:], strict=False):
         if len(chosen):
-            flat[offsets[a] : offsets[b]] = _rows_of(part, chosen)
-    return LogpTable(KeyIndex.build(words), offsets, flat, where)
+            flat[offsets[a] : offsets[b]] = _read_rows(part, chosen)
+    return LogpTable(KeyIndex.build(packed_keys), offsets, flat, where)
 
 
-def _rows_of(part: Part, chosen: np.ndarray) -> np.ndarray:
+def _read_rows(part: Part, chosen: np.ndarray) -> np.ndarray:
     logps = read_logps(part)
     if len(chosen) == part.sequences:
         return logps

@@ -1,58 +1,56 @@
-"""Adding to a store: sequences are gathered in memory and written as parts, one about every minute."""
+"""Write sequences to a store: buffer them in memory and write a part about once a minute."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, StoreWriteError
 from .keys import KEY_BYTES
 from .manifest import PARTS
 from .parts import CorruptPartError, Part, merge_parts, write_part
-
-if TYPE_CHECKING:
-    from .store import Store
 
 MERGED_AT, MERGED_SEQUENCES, MERGED_TOKENS = 32, 400_000, 16_000_000
 _BYTES_PER_TOKEN, _BYTES_PER_SEQUENCE = 4, 48
 
 
-class StoreWriteError(InputError):
-    """A part could not be written; the message says what is kept.
+class AddPart(Protocol):
+    """Callback of a writer to its store."""
 
-    Attributes:
-        lost (`int`): Sequences that were given to the writer and are not on the disk; the writer still holds them.
-    """
-
-    def __init__(self, message: str, lost: int) -> None:
-        super().__init__(message)
-        self.lost = lost
+    def __call__(self, part: Part, replaces: Sequence[Part] = ()) -> None:
+        """Add a part that was just written, and drop the parts that it was merged from."""
 
 
 class PartWriter:
-    """Gathers sequences and writes them as parts; made by `Store.writer`, closed at the end of its `with` block.
+    """Buffers sequences and writes them as parts. Created by `Store.writer` and used as a context manager.
 
-    The block's end writes what is gathered also when an exception ends it. A process that is killed loses what it had
-    gathered since its last part: at most about `seconds`, or `sequences`, or `tokens`, whichever comes first.
+    The end of the `with` block writes the buffer, also if an exception ends the block. A process that is killed loses
+    what it buffered since its last part: at most `sequences`, `tokens` or about `seconds`, whichever comes first.
 
     Args:
-        store (`Store`): Which; sees every part as soon as it is written.
-        sequences, tokens (`int`): A part is written when it holds this many (4 million tokens are 16 MB).
-        seconds (`float`): Or when the oldest sequence in it has waited this long.
-        expected_sequences, expected_tokens (`int`): How much will be added; refused at once where the disk has no room.
+        folder: of the store.
+        fingerprint: of the identity of the reference.
+        add_part: called with every part as soon as it is written.
+        sequences, tokens: sizes at which a part is written (4 million tokens are 16 MB).
+        seconds: age of the oldest buffered sequence at which a part is written.
+        expected_sequences, expected_tokens: how much will be added, to check the free disk space.
 
     Raises:
-        InputError: When the disk has too little room.
+        InputError: the disk has too little free space.
     """
 
     def __init__(
         self,
-        store: Store,
+        folder: Path,
+        fingerprint: str,
+        add_part: AddPart,
         *,
         sequences: int = 100_000,
         tokens: int = 4_000_000,
@@ -60,21 +58,21 @@ class PartWriter:
         expected_sequences: int = 0,
         expected_tokens: int = 0,
     ) -> None:
-        self._store = store
+        self._folder, self._fingerprint, self._add_part = folder, fingerprint, add_part
         self._limits = sequences, tokens, seconds
-        self._gathered: dict[bytes, tuple[int, np.ndarray]] = {}
-        self._own: list[Part] = []
-        self._tokens = 0
-        self._since = 0.0
+        self._buffer: dict[bytes, tuple[int, np.ndarray]] = {}
+        self._buffered_tokens = 0
+        self._buffering_since = 0.0
+        self._own_parts: list[Part] = []
         self.written = 0
-        self._check_room(_BYTES_PER_SEQUENCE * expected_sequences + _BYTES_PER_TOKEN * expected_tokens)
+        self._check_space(_BYTES_PER_SEQUENCE * expected_sequences + _BYTES_PER_TOKEN * expected_tokens)
 
-    def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(self._store.folder).free
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise InputError(
-                f"The store at {self._store.folder} needs about {needed / 1e9:.1f} GB more and its disk has "
-                f"{free / 1e9:.1f} GB left. Free some space, or name a folder on another disk as --ref_store."
+                f"The reference store {self._folder} needs about {needed / 1e9:.1f} GB more, but its disk has "
+                f"{free / 1e9:.1f} GB free. Free some space, or choose a --ref_store directory on another disk."
             )
 
     def __enter__(self) -> PartWriter:
@@ -85,97 +83,102 @@ class PartWriter:
             self.flush()
 
     def add(self, key: bytes, prompt_tokens: int, token_logps: np.ndarray) -> None:
-        """Add a sequence; one that is gathered already is left as it is.
+        """Add a sequence, unless it is buffered already.
 
         Args:
-            key (`bytes`): From `sequence_key`.
-            prompt_tokens (`int`): Length of the prompt.
-            token_logps (`np.ndarray` of shape `(completion_tokens,)`): Log-prob of each token; kept as float32.
+            key: from `sequence_key`.
+            prompt_tokens: length of the prompt.
+            token_logps: (completion_tokens,) log-prob of each token; stored as float32.
 
         Raises:
-            ValueError: For NaN or infinite log-probs, and other shapes.
-            StoreWriteError: When a part was due and could not be written.
+            ValueError: the log-probs are not finite, or have another shape.
+            StoreWriteError: a part was due and could not be written.
         """
         if len(key) != KEY_BYTES:
-            raise ValueError(f"Keys have {KEY_BYTES} bytes: make them with sequence_key.")
-        with np.errstate(over="ignore"):  # found below
-            logps = np.array(token_logps, dtype=np.float32)  # a copy: the caller may use its buffer again
-        if logps.ndim != 1:
-            raise ValueError(f"token_logps must have the shape (completion_tokens,); got {logps.shape}.")
-        if not np.isfinite(logps).all():
-            at = int(np.flatnonzero(~np.isfinite(logps))[0])
-            raise ValueError(
-                f"The reference gives token {at} of sequence {key.hex()} the log-prob {logps[at]}: log-probs must be "
-                "finite. Does the reference overflow in its dtype (float16?), or hold NaN weights?"
-            )
-        if key in self._gathered:
+            raise ValueError(f"Keys must have {KEY_BYTES} bytes; make them with sequence_key.")
+        logps = _checked_logps(key, token_logps)
+        if key in self._buffer:
             return
-        if not self._gathered:
-            self._since = time.monotonic()
-        self._gathered[key] = (int(prompt_tokens), logps)
-        self._tokens += len(logps)
-        if self._due():
+        if not self._buffer:
+            self._buffering_since = time.monotonic()
+        self._buffer[key] = (int(prompt_tokens), logps)
+        self._buffered_tokens += len(logps)
+        if self._is_due():
             self.flush()
 
-    def _due(self) -> bool:
+    def _is_due(self) -> bool:
         sequences, tokens, seconds = self._limits
-        waited = time.monotonic() - self._since
-        return len(self._gathered) >= sequences or self._tokens >= tokens or waited >= seconds
+        age = time.monotonic() - self._buffering_since
+        return len(self._buffer) >= sequences or self._buffered_tokens >= tokens or age >= seconds
 
     def flush(self) -> None:
-        """Write what is gathered as a part; returns when it is on the disk.
+        """Write the buffer as a part; returns when the part is on the disk.
 
         Raises:
-            StoreWriteError: When the disk is full or fails; nothing that was written before is touched, what is
-                gathered stays gathered, and `flush` may be tried again.
+            StoreWriteError: the disk is full or fails. Earlier parts are untouched, the buffer is kept, and `flush` may
+                be called again.
         """
-        if not self._gathered:
+        if not self._buffer:
             return
-        rows = list(self._gathered.values())
+        rows = list(self._buffer.values())
         try:
             part = write_part(
-                self._store.folder / PARTS,
-                self._store.identity.fingerprint,
-                list(self._gathered),
+                self._folder / PARTS,
+                self._fingerprint,
+                list(self._buffer),
                 [prompt_tokens for prompt_tokens, _ in rows],
                 [logps for _, logps in rows],
             )
         except OSError as error:
             raise StoreWriteError(self._not_written(error), len(rows)) from error
-        self._store.add_part(part)
-        self._own.append(part)
+        self._add_part(part)
+        self._own_parts.append(part)
         self.written += len(rows)
-        self._gathered, self._tokens = {}, 0
-        if len(self._own) >= MERGED_AT:
+        self._buffer, self._buffered_tokens = {}, 0
+        if len(self._own_parts) >= MERGED_AT:
             self._merge()
 
     def _merge(self) -> None:
-        """Make one part of this writer's small ones, so that a pass of many hours does not leave thousands.
+        """Merge this writer's small parts, so that a pass of many hours does not leave thousands.
 
-        The new part is on the disk before the old ones go; a process that dies between leaves equal duplicates, and one
-        that has just opened an old one looks again (see `Store.load`).
+        The merged part is on the disk before the small ones are removed: a process that dies in between leaves equal
+        duplicates, and one that has just opened a removed part refreshes (see `Store.load`).
         """
-        some = _first_that_fit(self._own)
-        self._own = self._own[len(some) :]
-        if len(some) == 1:
+        small = _mergeable(self._own_parts)
+        self._own_parts = self._own_parts[len(small) :]
+        if len(small) == 1:
             return
-        with contextlib.suppress(OSError, CorruptPartError):  # then they stay as they are
-            merged = merge_parts(some)
-            self._store.add_part(merged, instead_of=some)
-            for part in some:
+        with contextlib.suppress(OSError, CorruptPartError):  # the small parts stay
+            merged = merge_parts(small)
+            self._add_part(merged, replaces=small)
+            for part in small:
                 part.path.unlink(missing_ok=True)
-            self._own.insert(0, merged)
+            self._own_parts.insert(0, merged)
 
     def _not_written(self, error: OSError) -> str:
         return (
-            f"The store at {self._store.folder} cannot be written: {error.strerror}. {self.written} sequences of this "
-            f"run are kept, the last {len(self._gathered)} are not. Run again when that is mended (free space?): only "
-            "what is missing is computed."
+            f"Cannot write to the reference store {self._folder}: {error.strerror}. {self.written} sequences of this "
+            f"run are stored, the last {len(self._buffer)} are not. Free some space or repair the disk, and run again: "
+            "only missing sequences are computed."
         )
 
 
-def _first_that_fit(parts: list[Part]) -> list[Part]:
-    """As many, from the first, as one merged part may hold; at least one."""
+def _checked_logps(key: bytes, token_logps: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an overflow to infinity is found below
+        logps = np.array(token_logps, dtype=np.float32)  # a copy: the caller may reuse its buffer
+    if logps.ndim != 1:
+        raise ValueError(f"token_logps must have the shape (completion_tokens,); got {logps.shape}.")
+    if not np.isfinite(logps).all():
+        at = int(np.flatnonzero(~np.isfinite(logps))[0])
+        raise ValueError(
+            f"The reference model gives token {at} of sequence {key.hex()} the log-prob {logps[at]}; log-probs must be "
+            "finite. Check the reference for NaN weights and for overflow in its dtype (float16)."
+        )
+    return logps
+
+
+def _mergeable(parts: list[Part]) -> list[Part]:
+    """Return as many of the first parts as fit into one merged part; at least one."""
     sequences = np.cumsum([part.sequences for part in parts])
     tokens = np.cumsum([part.tokens for part in parts])
     return parts[: max(1, int(((sequences <= MERGED_SEQUENCES) & (tokens <= MERGED_TOKENS)).sum()))]
