@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.reference.precompute.batching import Batch, Row, make_batches
-from trl_dpo_ext.reference.precompute.sequences import Sequence, batch_sequences
+from trl_dpo_ext.reference.precompute.batching import Batch, PromptRow, make_batches
+from trl_dpo_ext.reference.precompute.sequences import TokenSequence, batch_sequences
 
 
-def sequence(prompt: list[int], completion: list[int]) -> Sequence:
-    return Sequence(np.array(prompt, np.int32), np.array(completion, np.int32), len(prompt) - 1)
+def sequence(prompt: list[int], completion: list[int]) -> TokenSequence:
+    return TokenSequence(np.array(prompt, np.int32), np.array(completion, np.int32), len(prompt) - 1)
 
 
-def work(*items: tuple[list[int], list[int]]) -> dict[bytes, Sequence]:
+def work(*items: tuple[list[int], list[int]]) -> dict[bytes, TokenSequence]:
     made = [sequence(prompt, completion) for prompt, completion in items]
     return {one.key: one for one in made}
 
@@ -134,9 +134,9 @@ def test_every_sequence_is_computed_once_within_the_limit(items, limit, share):
 def test_halves_hold_the_same_work():
     wanted = work(([1, 2], [3]), ([1, 2], [4, 5]), ([6], [7]))
     (first, second) = (sequence([1, 2], [3]), sequence([1, 2], [4, 5]))
-    shared = Row((first.key, second.key), (first, second))
+    shared = PromptRow((first.key, second.key), (first, second))
     alone = sequence([6], [7])
-    batch = Batch((shared, Row((alone.key,), (alone,))))
+    batch = Batch((shared, PromptRow((alone.key,), (alone,))))
     assert [half.rows for half in batch.halves()] == [(batch.rows[0],), (batch.rows[1],)]
     assert [half.rows[0].keys for half in Batch((shared,)).halves()] == [(first.key,), (second.key,)]
     assert {key for half in batch.halves() for row in half.rows for key in row.keys} == set(wanted)

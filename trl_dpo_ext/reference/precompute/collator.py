@@ -1,4 +1,4 @@
-"""Stored reference log-probs brought into a batch, found by what the batch holds."""
+"""Collator that adds stored reference log-probs to a batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from ..._trl import COMPLETION_MASK
 from ...errors import InputError
-from ..store.store import LogpTable, MissingSequenceError
-from .sequences import Sequence, batch_sequences
+from ..store.table import LogpTable, MissingSequenceError
+from .sequences import TokenSequence, batch_sequences
 
 REF_TOKEN_LOGPS = "ref_token_logps"
 """The batch key of stored reference log-probs, (rows, tokens - 1) float32, in the positions of the policy's."""
@@ -18,21 +19,21 @@ REF_TOKEN_LOGPS = "ref_token_logps"
 
 @dataclass
 class ReferenceCollator:
-    """Adds stored reference log-probs to what another collator builds.
+    """Adds stored reference log-probs to the batches of another collator.
 
-    Order, batch size and truncation are the collator's matter: a sequence is found by its tokens.
+    Sequences are looked up by their tokens, so the collator may order, batch and truncate them freely.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     logps: LogpTable
     own_columns: tuple[str, ...]
-    """Columns of a dataset that brings reference log-probs itself; they are taken as they are."""
+    """Columns with a dataset's own reference log-probs; a batch that has all of them is not changed."""
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate `examples`.
 
         Raises:
-            InputError: no log-probs are stored for a sequence (streamed data is looked up only here).
+            InputError: the store lacks a sequence (streamed data is looked up only here).
         """
         batch = self.collator(examples)
         if all(column in batch for column in self.own_columns):
@@ -42,19 +43,18 @@ class ReferenceCollator:
         asked = [(row, sequence) for row, sequence in enumerate(batch_sequences(batch)) if sequence is not None]
         for (row, sequence), logps in zip(asked, self._logps([sequence for _, sequence in asked]), strict=True):
             placed[row, sequence.start : sequence.start + len(logps)] = torch.from_numpy(logps)
-        # A completion that is masked in parts counts where the mask says so.
-        return {**batch, REF_TOKEN_LOGPS: placed * batch["completion_mask"][:, 1:].bool().cpu()}
+        # Of a partly masked completion, only the unmasked tokens count.
+        return {**batch, REF_TOKEN_LOGPS: placed * batch[COMPLETION_MASK][:, 1:].bool().cpu()}
 
-    def _logps(self, sequences: list[Sequence]) -> list[Any]:
+    def _logps(self, sequences: list[TokenSequence]) -> list[Any]:
         try:
             return self.logps.values([sequence.key for sequence in sequences])
         except MissingSequenceError as error:
             first = next(sequence for sequence in sequences if sequence.key == error.keys[0])
             raise InputError(
-                f"{self.logps.where} has no reference log-probs for a sequence of this batch: a prompt of "
-                f"{len(first.prompt)} tokens ({_start(first.prompt)}) with a completion of "
-                f"{len(first.completion)} ({_start(first.completion)}). Fill it first: `trl-dpo-ext precompute` "
-                "with the same model, data and max_length."
+                f"No log-probs in {self.logps.where} for a sequence of this batch: a prompt of {len(first.prompt)} "
+                f"tokens ({_start(first.prompt)}) with a completion of {len(first.completion)} "
+                f"({_start(first.completion)}). Run `trl-dpo-ext precompute` with the same model, data and max_length."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The sequences whose log-probs a batch asks for: read from what the collator built, so that truncation is in them."""
+"""Extract the sequences to score from a collated batch, after truncation."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..._trl import COMPLETION_MASK
 from ..store.keys import sequence_key
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """A prompt of at least one token, and the tokens that follow it up to the last one that is scored."""
+class TokenSequence:
+    """A prompt of at least one token, and its completion up to the last token that is scored."""
 
     prompt: np.ndarray
     """(prompt tokens,) int32."""
     completion: np.ndarray
-    """(completion tokens,) int32; each is scored."""
+    """(completion tokens,) int32; all are scored."""
     start: int
-    """Where the completion's log-probs begin in the row, in positions of log-probs (one less than those of tokens)."""
+    """Index of the completion's first log-prob in its row; log-probs are shifted by one against tokens."""
 
     @property
     def key(self) -> bytes:
-        """What the store knows the sequence by."""
+        """Return the sequence's key in the store."""
         return sequence_key(self.prompt, self.completion)
 
 
-def batch_sequences(batch: Mapping[str, Any]) -> Iterator[Sequence | None]:
-    """The sequence of each row of a batch in TRL's layout, (rows, tokens); None where truncation left no completion.
+def batch_sequences(batch: Mapping[str, Any]) -> Iterator[TokenSequence | None]:
+    """Yield the sequence of each row of a batch in TRL's layout, (rows, tokens); None if no completion is left.
 
-    Padding may stand on either side. The first token of a row is never scored, so a row without a prompt counts it as
-    one. Of a completion that is masked in parts, all tokens are in the sequence; the mask is applied to its log-probs.
+    Padding may be on either side. The first token of a row is never scored, so in a row without a prompt it counts as
+    the prompt. A partly masked completion keeps all its tokens; the mask is applied to its log-probs.
     """
-    ids, scored = _array(batch["input_ids"]), _array(batch["completion_mask"]).astype(bool)
+    ids, scored = _array(batch["input_ids"]), _array(batch[COMPLETION_MASK]).astype(bool)
     attended = _array(batch["attention_mask"]).astype(bool) if "attention_mask" in batch else np.ones_like(scored)
     for row_ids, row_scored, row_attended in zip(ids, scored, attended, strict=True):
         first = int(row_attended.argmax())
@@ -45,7 +46,7 @@ def batch_sequences(batch: Mapping[str, Any]) -> Iterator[Sequence | None]:
             yield None
             continue
         start, end = int(positions[0]), int(positions[-1]) + 1
-        yield Sequence(row_ids[first:start], row_ids[start:end], start - 1)
+        yield TokenSequence(row_ids[first:start], row_ids[start:end], start - 1)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -24,8 +24,8 @@ from ..model.spec import ReferenceSpec
 from ..store.store import Store
 from .batching import Batch
 from .collator import ReferenceCollator
-from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, spread
-from .sequences import Sequence, batch_sequences
+from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, split_by_length
+from .sequences import TokenSequence, batch_sequences
 
 _ROWS_AT_ONCE = 256
 _SEQUENCES_PER_PASS = 100_000
@@ -88,7 +88,7 @@ class StoredReference:
         self.released = trainer.ref_model is not None and self.load is None
         _trl.release_reference(trainer)
 
-    def _fill(self, trainer: Any, wanted: dict[bytes, Sequence], name: str) -> None:
+    def _fill(self, trainer: Any, wanted: dict[bytes, TokenSequence], name: str) -> None:
         processes = Communicator(
             trainer.accelerator.process_index, trainer.accelerator.num_processes, _trl.gather_object
         )
@@ -107,9 +107,9 @@ class StoredReference:
                 max_tokens=self.max_tokens or default_max_tokens(trainer.accelerator.device, config, causal.dtype),
                 share=not branch_problems(causal),
                 synchronous_forward=_trl.is_sharded(trainer),
-                processes=processes,
+                communicator=processes,
                 label=name,
-                silent=trainer.args.disable_tqdm,
+                disable_tqdm=trainer.args.disable_tqdm,
             )
             self.report.add(run.run(wanted))
 
@@ -132,14 +132,16 @@ def _scorer(trainer: Any, model: Any, causal: Any) -> Callable[[Batch], list[Any
         )
         logps = _trl.as_reference(trainer, lambda: score(model, causal, rows))
         lengths = [len(sequence.completion) for row in batch.rows for sequence in row.sequences]
-        return spread(logps.float().cpu().numpy(), lengths)
+        return split_by_length(logps.float().cpu().numpy(), lengths)
 
     return run
 
 
-def _portions(dataset: Any, columns: list[str] | None, collator: Callable[..., Any]) -> Iterator[dict[bytes, Sequence]]:
+def _portions(
+    dataset: Any, columns: list[str] | None, collator: Callable[..., Any]
+) -> Iterator[dict[bytes, TokenSequence]]:
     """The sequences of a dataset by key, in portions that fit in memory."""
-    wanted: dict[bytes, Sequence] = {}
+    wanted: dict[bytes, TokenSequence] = {}
     for examples in _examples(dataset, columns):
         for sequence in batch_sequences(collator(examples)):
             if sequence is not None:
