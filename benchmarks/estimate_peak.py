@@ -20,11 +20,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from trl_dpo_ext.cli.train import TrainParser, adapter_config, build_trainer
+from trl_dpo_ext.cli.arguments import TrainParser, adapter_config
+from trl_dpo_ext.cli.train import build_trainer
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import GIB, estimate
 from trl_dpo_ext.estimate.from_args import training_from_args
-from trl_dpo_ext.estimate.model_size import model_size_of
+from trl_dpo_ext.estimate.model_size import compute_model_size
 from trl_dpo_ext.estimate.strategy import ParallelStrategy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -66,10 +67,12 @@ def measure(folder: Path, config: Any, flags: str) -> tuple[float, float, float]
     argv = f"--model_name_or_path {folder}/model --dataset_name {folder}/pairs.jsonl --output_dir {folder}/out "
     argv += f"--max_length {ROW} --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --max_steps 3 "
     argv += f"--report_to none --save_strategy no --bf16 true {flags}"
-    script, args, given, mixture = TrainParser().parse(argv.split())
-    training = training_from_args(args, given, args.loss_mixture(), config)
-    expected = estimate(model_size_of(config, adapter_config(given)), training, ParallelStrategy("single", 1)).total
-    trainer: Any = build_trainer(script, args, given, mixture)
+    arguments = TrainParser().parse(argv.split())
+    args, model_args = arguments.args, arguments.model
+    training = training_from_args(args, model_args, args.loss_mixture(), config)
+    size = compute_model_size(config, adapter_config(model_args))
+    expected = estimate(size, training, ParallelStrategy("single", 1)).total
+    trainer: Any = build_trainer(arguments)
     torch.cuda.empty_cache()
     if not torch.cuda.is_available():
         trainer.train()

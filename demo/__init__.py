@@ -1,7 +1,7 @@
-"""The main job, ``make demo``: a real model learns to answer briefly, on two CPU cores, in a few minutes."""
+"""The demo, ``make demo``: a real model learns to answer briefly, on two CPU cores, in a few minutes."""
 
 import os
 
-# Set before torch is loaded, and inherited by the training process: threads that wait for each other sleep instead of
-# spinning. That costs a tenth where the demo is alone; where other programs run too, spinning is several times slower.
+# Set before torch is loaded, and inherited by the training process: waiting threads sleep instead of spinning. This
+# makes the demo a tenth slower on an idle machine, but several times faster if other programs are running.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

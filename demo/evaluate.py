@@ -1,4 +1,4 @@
-"""Measure a model on the held-out pairs: what it prefers, and what it answers."""
+"""Measure a model on the held-out pairs: its preferences and its answers."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def _encode(tokenizer: Any, prompt: list[Record], completion: list[Record]) -> t
     start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
     if whole[: len(start)] != start:
-        raise ValueError("The chat template writes the prompt differently once an answer follows it.")
+        raise ValueError("The chat template renders the prompt differently when an answer follows it.")
     return whole, len(start)
 
 
 @torch.inference_mode()
 def _logps(model: Any, rows: list[tuple[list[int], int]], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log p(answer | prompt) and the answer's length for each row, rows of like length together."""
+    """Return log p(answer | prompt) and the answer's length for each row, batching rows of similar length."""
     logps, tokens = torch.zeros(len(rows)), torch.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
     for first in tqdm(range(0, len(order), batch_size), desc="   scoring", leave=False):
         batch = order[first : first + batch_size]
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[index][0]) for index in batch], batch_first=True)
-        hidden = model.model(input_ids=ids).last_hidden_state  # padding stands at the right: nothing attends to it
+        hidden = model.model(input_ids=ids).last_hidden_state  # padding is on the right, so nothing attends to it
         for row, index in enumerate(batch):
             whole, prompt = rows[index]
             logits = model.lm_head(hidden[row, prompt - 1 : len(whole) - 1]).float()
@@ -69,7 +69,7 @@ def preference_metrics(policy: Scores, reference: Scores, beta: float) -> dict[s
     """Return reward accuracy and margin, and how often the chosen answer has the higher average log-probability.
 
     The implicit reward of an answer is ``beta * (policy log-prob - reference log-prob)``. A tie counts one half, so
-    that a policy that still is its reference has an accuracy of exactly 0.5.
+    that a policy that equals its reference has an accuracy of exactly 0.5.
     """
     margin = beta * (
         (policy.chosen_logps - reference.chosen_logps) - (policy.rejected_logps - reference.rejected_logps)
@@ -87,7 +87,7 @@ def preference_metrics(policy: Scores, reference: Scores, beta: float) -> dict[s
 
 @torch.inference_mode()
 def answer(model: Any, tokenizer: Any, prompts: list[list[Record]], batch_size: int = 16) -> list[str]:
-    """Return the model's own answers, without sampling, cut off at ``MAX_NEW_TOKENS``."""
+    """Return the model's own answers, decoded greedily and truncated to ``MAX_NEW_TOKENS``."""
     model.eval()
     tokenizer.padding_side = "left"
     answers: list[str] = []
@@ -105,7 +105,7 @@ def answer(model: Any, tokenizer: Any, prompts: list[list[Record]], batch_size: 
 
 
 def answer_metrics(tokenizer: Any, answers: list[str], pairs: list[Record]) -> dict[str, float]:
-    """Return the mean length of the answers, and how many of them contain the fact that was asked for."""
+    """Return the mean length of the answers, and the share of them that contain the fact asked for."""
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers]
     found = [
         bool(re.search(rf"(?<!\w){re.escape(pair['answer'])}(?!\w)", text))

@@ -1,4 +1,4 @@
-"""The facts that the demo's preference set is made of: for each topic, ways to ask, ways to answer, and what is true.
+"""Facts for the demo's preference set: for each topic, question and answer templates, and true statements.
 
 A question and an answer are templates over ``{x}`` (what is asked about) and ``{y}`` (what the answer must contain).
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """A family of facts of one kind, with several ways to ask and to answer."""
+    """Facts of one kind, with several question and answer templates."""
 
     name: str
     questions: tuple[str, ...]

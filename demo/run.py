@@ -1,9 +1,9 @@
-"""The demo from start to end: prepare, measure, train with ``accelerate launch``, measure again, compare.
+"""Run the entire demo: prepare, measure, train with ``accelerate launch``, measure again, compare.
 
     python -m demo.run
 
-from the root of the repository, for the recipe's paths start there. ``--model`` takes another model: a folder or, with
-hub access, a hub id.
+from the root of the repository, because the recipe's paths are relative to it. ``--model`` selects another model: a
+folder or, with hub access, a hub id.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ACCELERATE_CONFIG = Path("recipes/accelerate/cpu.yaml")
 
 @contextmanager
 def stage(title: str) -> Iterator[None]:
-    """Print what happens now, and afterwards how long it took."""
+    """Print the title of a stage, and afterwards its duration."""
     print(f"\n== {title}", flush=True)
     started = time.perf_counter()
     yield
@@ -42,8 +42,8 @@ def stage(title: str) -> Iterator[None]:
 
 
 def load(model: str, adapter: Path | None = None) -> tuple[Any, Any]:
-    """Load a model, with the trained adapter merged into it if there is one, and its tokenizer."""
-    # Noise of the libraries: no 4-bit kernels for CPUs, and names that their next version will drop.
+    """Load a model and its tokenizer; merge the trained adapter into the model if one is given."""
+    # Silence messages about missing 4-bit CPU kernels and about deprecated names.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
 
@@ -60,7 +60,7 @@ def load(model: str, adapter: Path | None = None) -> tuple[Any, Any]:
 def measure(
     model: str, pairs: list[Record], adapter: Path | None, reference: Scores | None, beta: float
 ) -> tuple[Scores, dict[str, float], list[str]]:
-    """Score the held-out pairs and let the model answer their prompts; without a reference it is its own."""
+    """Score the held-out pairs and generate answers; without reference scores, the model is its own reference."""
     loaded, tokenizer = load(model, adapter)
     scores = score(loaded, tokenizer, pairs)
     answers = answer(loaded, tokenizer, [pair["prompt"] for pair in pairs])
@@ -78,16 +78,16 @@ def recipe_value(key: str) -> Any:
 
 
 def training_command(model: str, output_dir: Path) -> list[str]:
-    """Return the command that a user would run, here with the model from the package index."""
+    """Return the command that a user would run, with the model from the package index."""
     launcher = ["accelerate", "launch", "--config_file", str(ACCELERATE_CONFIG)]
     recipe = ["-m", "trl_dpo_ext", "train", "--config", str(RECIPE)]
     return [*launcher, *recipe, "--model_name_or_path", model, "--output_dir", str(output_dir)]
 
 
 def train(model: str, output_dir: Path) -> None:
-    """Run the recipe in a process of its own, as a user would."""
+    """Run the recipe in a separate process, as a user would."""
     command = training_command(model, output_dir)
-    shutil.rmtree(output_dir, ignore_errors=True)  # what an earlier run left there
+    shutil.rmtree(output_dir, ignore_errors=True)  # results of an earlier run
     print("   " + shlex.join(command), flush=True)
     launch(command, log=WORK / "train.log")
 
@@ -104,7 +104,8 @@ def write_answers(pairs: list[Record], before: list[str], after: list[str]) -> N
 
 def write_results(output_dir: Path, before: dict[str, float], after: dict[str, float]) -> None:
     """Write the numbers as JSON and the plot as PNG."""
-    from trl_dpo_ext.cli.report import plot_run, read_run
+    from trl_dpo_ext.cli.report import plot_run
+    from trl_dpo_ext.cli.run_log import read_run
 
     (WORK / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
     names = {"reward_accuracy": "rewards/accuracies", "reward_margin": "rewards/margins"}
@@ -119,7 +120,7 @@ def write_results(output_dir: Path, before: dict[str, float], after: dict[str, f
 
 def main() -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description="Train a small model on preferences and show what changed.")
+    parser = argparse.ArgumentParser(description="Train a small model on preferences and show the effect.")
     parser.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct from the package index)")
     given = parser.parse_args().model
     started = time.perf_counter()
@@ -135,13 +136,14 @@ def main() -> None:
         print_answers(pick(pairs, answers_before))
     with stage("Training"):
         train(model, output_dir)
-    with stage(f"After: the same {len(pairs)} held-out pairs, the saved result loaded anew"):
+    with stage(f"After: the same {len(pairs)} held-out pairs, with the saved result"):
         _, after, answers_after = measure(model, pairs, output_dir, reference, beta)
     print_side_by_side(pick(pairs, answers_before), pick(pairs, answers_after))
     print("\n" + comparison_table(before, after))
     write_answers(pairs, answers_before, answers_after)
     write_results(output_dir, before, after)
-    print(f"\nIn {WORK}: run.png (plot), answers.jsonl (all {len(pairs)}), results.json, train.log, {output_dir.name}/")
+    files = f"run.png (plot), answers.jsonl (all {len(pairs)}), results.json, train.log, {output_dir.name}/"
+    print(f"\nFiles in {WORK}: {files}")
     print(f"Total: {time.perf_counter() - started:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""Print what was measured, and answers before and after side by side."""
+"""Print the measurements, and the answers before and after training side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import zip_longest
 from demo.evaluate import Record
 
 SHOWN = ("Explain what an island is.", "Which colour does coal have?", "What is the main language of Portugal?")
-"""Three of the held-out questions; the answers to all of them are written to a file."""
+"""Three of the held-out questions; the answers to all held-out questions are written to a file."""
 
 _COLUMN = 54
 
@@ -25,14 +25,14 @@ _ROWS = (
 
 
 def comparison_table(before: dict[str, float], after: dict[str, float] | None = None) -> str:
-    """Return the table of what was measured on the held-out pairs."""
+    """Return the table of measurements on the held-out pairs."""
     columns = [before] if after is None else [before, after]
     heading = "".join(f"{name:>10}" for name in ("before", "after")[: len(columns)])
     lines = [f"   {'held-out':46}{heading}"]
     for key, label, form in _ROWS:
         lines.append(f"   {label:46}" + "".join(f"{form.format(column[key]):>10}" for column in columns))
     if after is None:
-        lines.append("   (Reward accuracy is 0.50 by definition as long as the policy still is its own reference.)")
+        lines.append("   (Reward accuracy is 0.50 by definition while the policy equals its reference.)")
     return "\n".join(lines)
 
 
@@ -50,7 +50,7 @@ def print_answers(answers: Sequence[tuple[str, str]]) -> None:
 
 
 def print_side_by_side(before: Sequence[tuple[str, str]], after: Sequence[tuple[str, str]]) -> None:
-    """Print each question with the answer before training at the left and after it at the right."""
+    """Print each question with the answer before training on the left and after it on the right."""
     for (question, old), (_, new) in zip(before, after, strict=True):
         print(f"\n   > {question}")
         for left, right in zip_longest(_wrapped("before: " + old), _wrapped("after: " + new), fillvalue=""):

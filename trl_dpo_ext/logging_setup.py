@@ -30,5 +30,6 @@ def show_messages(args: Any) -> None:
     if not logger.handlers:
         logger.addHandler(_StandardOutput())
         logger.propagate = False
-    level = logging.INFO if args.log_level == "passive" else args.get_process_log_level()
+    passive = args.log_level == "passive" and args.should_log
+    level = logging.INFO if passive else args.get_process_log_level()
     logger.setLevel(max(level, logging.WARNING) if args.disable_tqdm else level)

@@ -1,6 +1,6 @@
-"""The shipped recipes: found in a checkout or in the installed package, listed, copied.
+"""Find, list and copy the shipped recipes, in a checkout or in the installed package.
 
-A recipe is a YAML file of flags whose leading comment says, under fixed words, where it comes from and what to expect.
+A recipe is a YAML file of flags. Its leading comment states its source and what to expect, under fixed headings.
 """
 
 from __future__ import annotations
@@ -15,66 +15,67 @@ from functools import cached_property
 from pathlib import Path
 
 from .errors import InputError
+from .text_table import format_table
 
 HEADINGS = ("Source", "Hardware", "Launch", "Memory", "Batch", "First step", "Data", "Saves", "Differs")
 REQUIRED = ("Source", "Hardware", "Launch", "Memory", "Batch", "First step", "Differs")
 ACCELERATE = "accelerate"
-"""Folder of the accelerate configurations, beside those of the models."""
+"""Folder of the accelerate configurations, next to the folders of the models."""
 
 _HEADING = re.compile(rf"# ({'|'.join(HEADINGS)})\s+(.*)")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe and what its header says."""
+    """A recipe and its parsed header."""
 
     name: str
-    """Model and recipe, `zephyr-7b/dpo_full`."""
+    """Folder and file name, such as `zephyr-7b/dpo_full`."""
     path: Path
     title: str
     header: Mapping[str, str]
 
     @cached_property
     def accelerate(self) -> str:
-        """Name of the accelerate configuration that its launch line names."""
+        """Name of the accelerate configuration in its launch command; empty if there is none."""
         found = re.search(rf"recipes/{ACCELERATE}/(\w+)\.yaml", self.header.get("Launch", ""))
         return found[1] if found else ""
 
     @property
     def processes(self) -> int | None:
-        """How many processes its launch line asks for, where that is not what the accelerate configuration has."""
+        """Number of processes in its launch command; None means that of the accelerate configuration."""
         found = re.search(r"--num_processes (\d+)", self.header.get("Launch", ""))
         return int(found[1]) if found else None
 
     @property
-    def batch(self) -> int | None:
-        """Pairs per optimizer step, as its header has it."""
+    def pairs_per_step(self) -> int | None:
+        """Pairs per optimizer step, according to its header."""
         found = re.match(r"(\d+) pairs", self.header.get("Batch", ""))
         return int(found[1]) if found else None
 
 
 def recipes_folder() -> Path:
-    """Where the recipes are: within the installed package, or beside it in a checkout.
+    """Return the folder of the recipes: in the installed package, or next to it in a checkout.
 
     Raises:
-        InputError: the package was installed without them.
+        InputError: the package was installed without recipes.
     """
     package = Path(__file__).parent
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / ACCELERATE).is_dir():
             return folder
-    raise InputError(f"There are no recipes in {package / 'recipes'}; is the installation complete?")
+    raise InputError(f"No recipes found in {package / 'recipes'}. Reinstall trl-dpo-ext.")
 
 
 def list_recipes() -> list[Recipe]:
-    """Every shipped recipe, by name."""
+    """Return every shipped recipe, sorted by name."""
     folder = recipes_folder()
     files = (file for file in sorted(folder.glob("*/*.yaml")) if file.parent.name != ACCELERATE)
     return [read_recipe(file) for file in files]
 
 
 def read_recipe(file: Path) -> Recipe:
-    """A recipe with its header; one that has none has an empty header."""
+    """Read a recipe; its header is empty if the file has no leading comment."""
     comment = _leading_comment(file)
     title = comment[0].removeprefix("#").strip() if comment else ""
     header: dict[str, str] = {}
@@ -97,21 +98,21 @@ def _leading_comment(file: Path) -> list[str]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """The shipped recipe of that name.
+    """Return the shipped recipe of that name.
 
     Raises:
-        InputError: there is none; names the nearest.
+        InputError: no recipe has that name; suggests the closest one.
     """
     known = {recipe.name: recipe for recipe in list_recipes()}
     if _stem(name) in known:
         return known[_stem(name)]
     near = difflib.get_close_matches(_stem(name), known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise InputError(f'There is no recipe {name!r}.{hint} "trl-dpo-ext recipes" lists them.')
+    raise InputError(f"No recipe is named {name!r}.{hint} Run `trl-dpo-ext recipes` to list recipes.")
 
 
 def find_config(given: str) -> Path:
-    """The file that `--config` means: a path, or the name of a shipped recipe, which may look like its path."""
+    """Resolve the value of `--config`: a path, or the name of a shipped recipe, also in the form of its path."""
     path = Path(given)
     if path.is_file() or _stem(given).count("/") != 1:
         return path
@@ -125,25 +126,24 @@ def _stem(name: str) -> str:
 
 
 def accelerate_configs() -> dict[str, Path]:
-    """The shipped accelerate configurations by name."""
+    """Return the shipped accelerate configurations by name."""
     return {file.stem: file for file in sorted((recipes_folder() / ACCELERATE).glob("*.yaml"))}
 
 
 def find_accelerate(given: str) -> Path:
-    """The file that `--accelerate_config` means: a path, or the name of a shipped one."""
+    """Resolve the value of `--accelerate_config`: a path, or the name of a shipped configuration."""
     return accelerate_configs().get(given, Path(given))
 
 
 def as_text() -> str:
-    """Every recipe in a table with aligned columns."""
+    """Format all recipes as a table with aligned columns."""
     rows = [("recipe", "accelerate", "memory", "what")]
     rows += [(r.name, r.accelerate, _first(r.header.get("Memory", "")), r.title) for r in list_recipes()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+    return format_table(rows)
 
 
 def as_markdown() -> str:
-    """Every recipe in a Markdown table."""
+    """Format all recipes as a Markdown table."""
     lines = ["| recipe | what | hardware | config | memory | first loss | source |", "|---|---|---|---|---|---|---|"]
     for r in list_recipes():
         hardware, memory, first, source = (_first(r.header.get(key, "")) for key in _SHOWN)
@@ -156,7 +156,7 @@ def as_markdown() -> str:
 
 
 def accelerate_as_markdown() -> str:
-    """Every accelerate configuration in a Markdown table: the first two paragraphs of its comment."""
+    """Format the first two paragraphs of every accelerate configuration's comment as a Markdown table."""
     lines = ["| config | what it does | use it | not with |", "|---|---|---|---|"]
     for name, file in accelerate_configs().items():
         text = "\n".join(line.removeprefix("#").strip() for line in _leading_comment(file))
@@ -170,12 +170,12 @@ _SHOWN = ("Hardware", "Memory", "First step", "Source")
 
 
 def _first(text: str) -> str:
-    """What stands before a bracket, a comma, a semicolon or the end of a sentence."""
+    """Return the text before the first bracket, comma, semicolon or end of a sentence."""
     return re.split(r"[;,]|\. | \(", text.replace("\n", " "))[0].strip().rstrip(".")
 
 
 def describe(name: str) -> str:
-    """One recipe: its header, then its keys."""
+    """Format one recipe: its header, then its keys."""
     recipe = get_recipe(name)
     keys = "\n".join(
         line
@@ -187,17 +187,17 @@ def describe(name: str) -> str:
 
 
 def copy_recipe(name: str, folder: str | Path) -> list[Path]:
-    """Copy a recipe and what its launch line names, with all paths rewritten for where they are now.
+    """Copy a recipe and the files that its launch command needs, rewriting the paths in them.
 
     Raises:
-        InputError: there is no such recipe, a file of that name is there already, or the folder cannot be written to.
+        InputError: no recipe has that name, a file already exists, or the folder is not writable.
     """
     recipe, folder = get_recipe(name), Path(folder)
     sources = {folder / f"{recipe.name.replace('/', '-')}.yaml": recipe.path}
-    sources |= {folder / file.name: file for file in _named_in(recipe.path)}
-    there = [str(target) for target in sources if target.exists()]
-    if there:
-        raise InputError(*[f"{file} is there already; give another folder, or move it." for file in there])
+    sources |= {folder / file.name: file for file in _needed_files(recipe.path)}
+    existing = [str(target) for target in sources if target.exists()]
+    if existing:
+        raise InputError(*[f"{file} already exists; choose another folder, or move the file." for file in existing])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for target, source in sources.items():
@@ -207,12 +207,12 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
             target.write_text(text, encoding="utf-8")
             target.chmod(source.stat().st_mode)
     except OSError as error:
-        raise InputError(f"{name} cannot be copied to {folder}: {error.strerror}. Give another folder.") from None
+        raise InputError(f"Cannot copy {name} to {folder}: {error.strerror}. Choose another folder.") from None
     return list(sources)
 
 
-def _named_in(file: Path) -> list[Path]:
-    """The accelerate configurations and scripts that a file names, and those that these name."""
+def _needed_files(file: Path) -> list[Path]:
+    """Return the accelerate configurations and scripts that a file names, directly or through one another."""
     found: list[Path] = []
     reading = [file]
     while reading:

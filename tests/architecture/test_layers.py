@@ -16,7 +16,14 @@ LOSSES = [name for name in MODULES if name.startswith("losses/")]
 
 # What each of the lower layers may import from the package itself.
 LOWER = {name: {"core", "losses"} for name in LOSSES}
-WITH_TRL = {"config.py", "trainer.py", "cli/train.py", *(name for name in MODULES if name.startswith("_trl/"))}
+WITH_TRL = {
+    "config.py",
+    "trainer.py",
+    "cli/arguments.py",
+    "cli/train.py",
+    "data/loading.py",
+    *(name for name in MODULES if name.startswith("_trl/")),
+}
 TOO_GENERAL = {"utils", "util", "helpers", "helper", "misc", "common", "base", "manager"}
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.support.small_recipes import published_config
-from trl_dpo_ext.estimate.search import describe, plan
+from trl_dpo_ext.cli.estimate import describe, estimate_flags
 from trl_dpo_ext.recipe_registry import get_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +41,12 @@ def test_a_variant_of_your_own_is_a_flag_in_help_and_in_the_list() -> None:
     (example,) = [block for block in blocks("python") if "@register_loss" in block]
     use = """
 from trl_dpo_ext import DPOExtConfig, list_losses
-from trl_dpo_ext.cli.train import TrainParser
+from trl_dpo_ext.cli.arguments import TrainParser
 parser = TrainParser()
-_, args, _, _ = parser.parse(
+arguments = parser.parse(
     ["--output_dir", "out", "--use_cpu", "--bf16", "false", "--loss_type", "clipped", "--clipped_at", "5"]
 )
-print(args.loss_mixture().describe())
+print(arguments.args.loss_mixture().describe())
 print("--clipped_at" in parser.format_help(), "clipped" in [variant.name for variant in list_losses()])
 """
     assert run(example + use).splitlines() == ["1 x clipped(beta=0.1, clipped_at=5.0)", "True True"]
@@ -94,7 +94,7 @@ def test_the_number_of_variants_is_the_number_of_variants() -> None:
 def test_the_estimate_prints_what_is_shown(tmp_path) -> None:
     recipe = get_recipe("zephyr-7b/dpo_full")
     published_config(recipe).save_pretrained(tmp_path)
-    printed = describe(plan(["--config", str(recipe.path)], model_config=str(tmp_path))).splitlines()
+    printed = describe(estimate_flags(["--config", str(recipe.path)], model_config=str(tmp_path))).splitlines()
     shown = README.split("```\nMistralForCausalLM")[1].split("```")[0].splitlines()
     assert len(shown) == len(printed) - 4
     assert set(shown[1:]) <= set(printed)

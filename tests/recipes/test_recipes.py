@@ -12,40 +12,41 @@ from pathlib import Path
 import pytest
 import yaml
 
-import trl_dpo_ext.recipe_registry as cookbook
+import trl_dpo_ext.recipe_registry as recipe_registry
 from tests.support.small_recipes import published_config, small_flags
 from trl_dpo_ext.cli import main as cli
-from trl_dpo_ext.cli.report import read_run
+from trl_dpo_ext.cli.estimate import estimate_flags
+from trl_dpo_ext.cli.run_log import read_run
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import GIB, Reference, estimate
-from trl_dpo_ext.estimate.search import Plan, plan
+from trl_dpo_ext.estimate.search import EstimateReport
 
 ROOT = Path(__file__).parents[2]
-RECIPES = cookbook.list_recipes()
+RECIPES = recipe_registry.list_recipes()
 ON_GPUS = [recipe for recipe in RECIPES if recipe.accelerate != "cpu"]
 
 
-def by_name(recipe: cookbook.Recipe) -> str:
+def by_name(recipe: recipe_registry.Recipe) -> str:
     return recipe.name
 
 
-def planned(recipe: cookbook.Recipe, folder: Path) -> Plan:
+def estimated(recipe: recipe_registry.Recipe, folder: Path) -> EstimateReport:
     published_config(recipe).save_pretrained(folder)
-    return plan(["--config", str(recipe.path)], model_config=str(folder / "config.json"))
+    return estimate_flags(["--config", str(recipe.path)], model_config=str(folder / "config.json"))
 
 
-def test_the_list_is_what_lies_on_disk() -> None:
+def test_the_list_is_what_is_on_disk() -> None:
     files = {file for file in (ROOT / "recipes").glob("*/*") if file.parent.name != "accelerate"}
     assert {recipe.path for recipe in RECIPES} == files
     assert len(RECIPES) == 29
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
-def test_the_header_says_all_that_it_should(recipe: cookbook.Recipe) -> None:
-    assert list(recipe.header) == [h for h in cookbook.HEADINGS if h in recipe.header]
-    assert set(cookbook.REQUIRED) <= set(recipe.header)
+def test_the_header_says_all_that_it_should(recipe: recipe_registry.Recipe) -> None:
+    assert list(recipe.header) == [h for h in recipe_registry.HEADINGS if h in recipe.header]
+    assert set(recipe_registry.REQUIRED) <= set(recipe.header)
     assert recipe.title.endswith(".")
-    assert recipe.accelerate in cookbook.accelerate_configs()
+    assert recipe.accelerate in recipe_registry.accelerate_configs()
     launch = recipe.header["Launch"]
     assert f"recipes/{recipe.name}.yaml" in launch
     assert "-m trl_dpo_ext train" in launch
@@ -56,34 +57,36 @@ def test_the_header_says_all_that_it_should(recipe: cookbook.Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", ON_GPUS, ids=by_name)
-def test_the_headers_numbers_are_computed_ones_and_no_trap_is_near(tmp_path, recipe: cookbook.Recipe) -> None:
-    found = planned(recipe, tmp_path)
-    assert found.traps == ()
-    own = found.rows[0]
-    assert own.own
+def test_the_headers_numbers_are_computed_ones_and_no_pitfall_is_found(
+    tmp_path, recipe: recipe_registry.Recipe
+) -> None:
+    found = estimated(recipe, tmp_path)
+    assert found.warnings == ()
+    own = found.candidates[0]
+    assert own.chosen
     assert recipe.header["Memory"].startswith(f"{own.memory.total / GIB:.0f} GiB per GPU, estimated")
     keys = yaml.safe_load(recipe.path.read_text())
     counts = [keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]]
-    assert recipe.batch == found.batch == counts[0] * counts[1] * own.engine.processes
+    assert recipe.pairs_per_step == found.pairs_per_step == counts[0] * counts[1] * own.strategy.processes
     assert f"({counts[0]} per GPU x {counts[1]} accumulated" in recipe.header["Batch"]
     assert re.split(";", recipe.header["First step"])[0] == f"loss = {found.expected_initial_loss}"
     machines, per_machine, card = re.fullmatch(
         r"(?:(\d+) machines x )?(\d+) x (\d+) GB", recipe.header["Hardware"]
     ).groups()  # type: ignore[union-attr]
-    assert int(machines or 1) * int(per_machine) == own.engine.processes
-    assert own.engine.machines == int(machines or 1)
+    assert int(machines or 1) * int(per_machine) == own.strategy.processes
+    assert own.strategy.machines == int(machines or 1)
     assert own.memory.fits(int(card))
     saving = re.match(r"(\d+) GiB per GPU", recipe.header.get("Saves", ""))
     if saving:
         loaded = replace(found.training, reference=Reference("loaded", found.training.dtype))
-        saved = estimate(found.shape, loaded, own.engine).total - own.memory.total
+        saved = estimate(found.size, loaded, own.strategy).total - own.memory.total
         assert f"{saved / GIB:.0f}" == saving[1]
     else:
         assert found.training.reference.kind not in ("stored", "none")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
-def test_a_recipe_trains_in_small(tmp_path, recipe: cookbook.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_trains_in_small(tmp_path, recipe: recipe_registry.Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitsandbytes.nn.modules as layers
 
     monkeypatch.setattr(layers, "has_avx512bf16", lambda: False)
@@ -112,20 +115,20 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys) -> None:
     copies = {file.name for file in (tmp_path / "mine").iterdir()}
     assert copies == {"zephyr-7b-dpo_full.yaml", "zero3.yaml"}
     assert f"--config_file {tmp_path / 'mine' / 'zero3.yaml'}" in printed
-    copy = cookbook.read_recipe(tmp_path / "mine" / "zephyr-7b-dpo_full.yaml")
+    copy = recipe_registry.read_recipe(tmp_path / "mine" / "zephyr-7b-dpo_full.yaml")
     assert "recipes/" not in copy.header["Launch"]
     assert yaml.safe_load(copy.path.read_text()) == yaml.safe_load(
-        cookbook.get_recipe("zephyr-7b/dpo_full").path.read_text()
+        recipe_registry.get_recipe("zephyr-7b/dpo_full").path.read_text()
     )
     assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "mine")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "file")]) == 2
-    assert f"zephyr-7b/dpo_full cannot be copied to {tmp_path / 'file'}: File exists." in capsys.readouterr().err
+    assert f"Cannot copy zephyr-7b/dpo_full to {tmp_path / 'file'}: File exists." in capsys.readouterr().err
 
 
 def test_a_recipe_for_several_machines_is_copied_with_its_scripts(tmp_path) -> None:
-    files = cookbook.copy_recipe("tulu3-70b/dpo_norm_full", tmp_path / "mine")
+    files = recipe_registry.copy_recipe("tulu3-70b/dpo_norm_full", tmp_path / "mine")
     names = {file.name for file in files}
     assert names == {"tulu3-70b-dpo_norm_full.yaml", "zero3.yaml", "multi_node.sh", "multi_node.slurm"}
     assert not any("recipes/accelerate" in file.read_text() for file in files)
@@ -143,29 +146,29 @@ def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(capsys) -> None
 @pytest.mark.parametrize("given", ["zephyr-7b/dpo_full", "zephyr-7b/dpo_full.yaml", "recipes/zephyr-7b/dpo_full.yaml"])
 def test_a_recipe_is_found_from_anywhere(given: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cookbook.find_config(given) == ROOT / "recipes" / "zephyr-7b" / "dpo_full.yaml"
+    assert recipe_registry.find_config(given) == ROOT / "recipes" / "zephyr-7b" / "dpo_full.yaml"
     mine = tmp_path / "mine" / "run.yaml"
-    assert cookbook.find_config("mine/run.yaml") == mine.relative_to(tmp_path)  # there or not, it is a path
+    assert recipe_registry.find_config("mine/run.yaml") == mine.relative_to(tmp_path)  # there or not, it is a path
 
 
-def test_recipes_lie_within_the_installed_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_are_found_in_the_installed_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "trl_dpo_ext"
     shutil.copytree(ROOT / "recipes", package / "recipes")
-    monkeypatch.setattr(cookbook, "__file__", str(package / "cookbook.py"))
-    assert cookbook.recipes_folder() == package / "recipes"
-    assert [recipe.name for recipe in cookbook.list_recipes()] == [recipe.name for recipe in RECIPES]
+    monkeypatch.setattr(recipe_registry, "__file__", str(package / "recipe_registry.py"))
+    assert recipe_registry.recipes_folder() == package / "recipes"
+    assert [recipe.name for recipe in recipe_registry.list_recipes()] == [recipe.name for recipe in RECIPES]
     shutil.rmtree(package / "recipes")
-    with pytest.raises(InputError, match="is the installation complete"):
-        cookbook.recipes_folder()
+    with pytest.raises(InputError, match="Reinstall trl-dpo-ext"):
+        recipe_registry.recipes_folder()
 
 
 def test_the_estimate_takes_the_name_of_a_recipe(tmp_path, capsys) -> None:
-    recipe = cookbook.get_recipe("tulu3-70b/dpo_norm_full")
+    recipe = recipe_registry.get_recipe("tulu3-70b/dpo_norm_full")
     published_config(recipe).save_pretrained(tmp_path)
     assert cli.main(["estimate", "--config", recipe.name, "--model_config", str(tmp_path), "--gpus", "32"]) == 0
     printed = capsys.readouterr().out
     assert "zero3 x 32 (chosen)" in printed
-    assert "Set gradient_accumulation_steps: 4 to train as it says." in printed
+    assert "Set gradient_accumulation_steps: 4 to match the recipe." in printed
 
 
 def test_headers_are_read_line_by_line(tmp_path) -> None:
@@ -174,6 +177,6 @@ def test_headers_are_read_line_by_line(tmp_path) -> None:
     file.write_text(
         "# A title.\n#\n# Source       here\n#              and there\n# Batch        12 pairs per step\n\nbeta: 1\n"
     )
-    recipe = cookbook.read_recipe(file)
-    assert (recipe.name, recipe.title, recipe.batch) == ("model/run", "A title.", 12)
+    recipe = recipe_registry.read_recipe(file)
+    assert (recipe.name, recipe.title, recipe.pairs_per_step) == ("model/run", "A title.", 12)
     assert json.dumps(dict(recipe.header)) == json.dumps({"Source": "here\nand there", "Batch": "12 pairs per step"})

@@ -1,20 +1,16 @@
-"""What a run learned, read from the log that it left: first and last values, and a plot."""
+"""The `report` command: summarize the metrics of a run, and plot them."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-
-Row = Mapping[str, Any]
-"""One entry of the trainer's log: metric names and values, with the `step` they belong to."""
-
-STATE = "trainer_state.json"
+from ..text_table import format_table
+from .run_log import LogEntry, Run, read_run
 
 _METRICS = {
     "loss": "loss",
@@ -23,91 +19,54 @@ _METRICS = {
     "logps/chosen": "log-prob of chosen",
     "logps/rejected": "log-prob of rejected",
 }
-_CHOSEN, _REJECTED, _NEUTRAL = "#0072b2", "#d55e00", "#333333"  # told apart by color-blind readers too
+_CHOSEN, _REJECTED, _NEUTRAL = "#0072b2", "#d55e00", "#333333"  # distinguishable by color-blind readers
 _WINDOW = 5
 
 
-@dataclass(frozen=True)
-class Run:
-    """The log of one run, in the order of its steps."""
-
-    folder: Path
-    train: tuple[Row, ...]
-    evaluations: tuple[Row, ...]
-
-    def series(self, metric: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a training metric."""
-        return _series(self.train, metric)
-
-    def held_out(self, metric: str) -> tuple[list[int], list[float]]:
-        """Steps and values of an evaluation metric, named as in training."""
-        return _series(self.evaluations, f"eval_{metric}")
-
-    def summary(self) -> str:
-        """A table with the first and the last value of each metric, in training and, where there is one, evaluation."""
-        steps = [row["step"] for row in self.train]
-        lines = [
-            f"{self.folder}: {len(steps)} logged steps, {steps[0]} to {steps[-1]}",
-            f"{'':34}{'first':>10}{'last':>10}",
-        ]
-        for where, read in (("training", self.series), ("evaluation", self.held_out)):
-            for metric, label in _METRICS.items():
-                _, values = read(metric)
-                if values:
-                    lines.append(f"{f'{where}, {label}':34}{values[0]:>10.4g}{values[-1]:>10.4g}")
-        return "\n".join(lines)
+def run(argv: Sequence[str], prog: str) -> int:
+    """Print the summary of a run, and with `--plot` write its plot."""
+    parser = argparse.ArgumentParser(prog, description="Show the first and last value of each metric, and plot them.")
+    parser.add_argument("output_dir", help="the run's output folder, or one of its checkpoints")
+    parser.add_argument("--plot", metavar="PNG", help="write a plot to this file (needs the extra `plot`)")
+    parsed = parser.parse_args(argv)
+    print(summarize(read_run(parsed.output_dir)))
+    if parsed.plot:
+        plot_run(parsed.output_dir, parsed.plot)
+    return 0
 
 
-def _series(rows: Iterable[Row], metric: str) -> tuple[list[int], list[float]]:
-    found = [(row["step"], row[metric]) for row in rows if metric in row]
-    return [step for step, _ in found], [float(value) for _, value in found]
+def summarize(run: Run) -> str:
+    """Format a table with the first and the last value of each metric, in training and in evaluation."""
+    steps = [entry["step"] for entry in run.train]
+    rows = [("", "first", "last")]
+    for where, series in (("training", run.training_series), ("evaluation", run.evaluation_series)):
+        for metric, label in _METRICS.items():
+            _, values = series(metric)
+            if values:
+                rows.append((f"{where}, {label}", f"{values[0]:.4g}", f"{values[-1]:.4g}"))
+    title = f"{run.folder}: {len(steps)} logged steps, {steps[0]} to {steps[-1]}"
+    return f"{title}\n{format_table(rows, '<>>')}"
 
 
-def read_run(output_dir: str | Path) -> Run:
-    """Read the log of a run from its output folder, or from one of its checkpoints.
-
-    Raises:
-        InputError: the folder holds no `trainer_state.json`, or one without a logged training step.
-    """
-    folder = Path(output_dir)
-    rows = json.loads(_state_file(folder).read_text(encoding="utf-8"))["log_history"]
-    train = tuple(row for row in rows if "loss" in row)
-    if not train:
-        raise InputError(f"{folder} logged no training step. Set logging_steps below the number of steps.")
-    return Run(folder, train, tuple(row for row in rows if "eval_loss" in row))
-
-
-def _state_file(folder: Path) -> Path:
-    """The state beside the model, or else the one in the newest checkpoint."""
-    if (folder / STATE).is_file():
-        return folder / STATE
-    numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.parent.name), path) for path in folder.glob(f"*/{STATE}"))
-    found = [(int(match[1]), path) for match, path in numbered if match]
-    if not found:
-        raise InputError(
-            f"{folder} holds no {STATE}, nor does a checkpoint in it. Is it the output_dir of a run that has ended?"
-        )
-    return max(found)[1]
-
-
-def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[Row] = ()) -> None:
-    """Draw loss, reward accuracy, reward margin and the answers' log-probs over the steps of a run.
+def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[LogEntry] = ()) -> None:
+    """Plot loss, reward accuracy, reward margin and the answers' log-probs over the steps of a run.
 
     Args:
         output_dir: the run's output folder, or one of its checkpoints.
-        png: where to write the picture.
-        held_out: further evaluations, in the form of the trainer's log (`step`, `eval_rewards/accuracies`, ...), for a
-            run that was evaluated by other means.
+        png: file to write.
+        held_out: further evaluations, in the format of the trainer's log (`step`, `eval_rewards/accuracies`, ...), for
+            a run that was evaluated outside the trainer.
 
     Raises:
-        InputError: the run left no log, or matplotlib is not installed.
+        InputError: the run has no log, or matplotlib is not installed.
     """
     run = read_run(output_dir)
-    run = Run(run.folder, run.train, tuple(sorted((*run.evaluations, *held_out), key=lambda row: row["step"])))
+    evaluations = sorted((*run.evaluations, *held_out), key=lambda entry: entry["step"])
+    run = replace(run, evaluations=tuple(evaluations))
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("A plot needs matplotlib: pip install 'trl-dpo-ext[plot]'.") from None
+        raise InputError("Plotting needs matplotlib: pip install 'trl-dpo-ext[plot]'.") from None
     figure = Figure(figsize=(11, 8), dpi=110, layout="constrained")
     (loss, accuracy), (margin, logps) = figure.subplots(2, 2)
     _draw(loss, run, {"loss": ("", _NEUTRAL)}, "Loss", "mean over the batch")
@@ -125,16 +84,16 @@ def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[Row] = 
 
 
 def _draw(axis: Any, run: Run, metrics: Mapping[str, tuple[str, str]], title: str, unit: str) -> None:
-    """One panel: each batch as a dot, their running mean as a line, evaluations as diamonds.
+    """Draw one panel: each batch as a dot, the running mean as a line, evaluations as diamonds.
 
-    Of several metrics only the lines get an entry in the legend, with the name of their side.
+    With several metrics, the legend lists only the lines, by the name of their side.
     """
     for metric, (side, color) in metrics.items():
         dots, line, diamonds = ("_", side, "_") if side else ("training", f"mean of {_WINDOW}", "held-out")
-        steps, values = run.series(metric)
+        steps, values = run.training_series(metric)
         axis.plot(steps, values, ".", color=color, alpha=0.35, label=dots)
         axis.plot(steps, _running_mean(values), "-", color=color, label=line)
-        steps, values = run.held_out(metric)
+        steps, values = run.evaluation_series(metric)
         if values:
             axis.plot(steps, values, "D:", color=color, markersize=8, mec="white", label=diamonds)
     axis.set(title=title, xlabel="optimizer step", ylabel=unit)
@@ -144,7 +103,7 @@ def _draw(axis: Any, run: Run, metrics: Mapping[str, tuple[str, str]], title: st
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean of each value and up to `_WINDOW - 1` before it.
+    """Return the mean of each value and up to `_WINDOW - 1` values before it.
 
     >>> _running_mean([2.0, 4.0, 0.0])
     [2.0, 3.0, 2.0]

@@ -1,8 +1,9 @@
-"""What `train` says before it starts: batch, steps, losses, what the reference is and costs; and known traps."""
+"""The summary that `train` logs before it starts: losses, reference, batch, steps and memory; and known pitfalls."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 from pathlib import Path
@@ -11,74 +12,72 @@ from typing import Any
 from ..estimate.formulas import GIB, Training, estimate
 from ..estimate.from_args import context_from_args, training_from_args
 from ..estimate.initial_loss import describe_initial_loss
-from ..estimate.model_size import ModelSize, model_size_of
-from ..estimate.pitfalls import find_pitfalls, warnings_of
+from ..estimate.model_size import ModelSize, compute_model_size
+from ..estimate.pitfalls import find_pitfalls, format_warnings
 from ..estimate.strategy import ParallelStrategy, detect_strategy
 from ..recipe_registry import read_recipe
 
+logger = logging.getLogger(__name__)
 
-def announce(trainer: Any, model: Any, recipe: Path | None) -> None:
-    """Print what will run, and warn of traps, on the first process.
+
+def print_run_summary(trainer: Any, model: Any, recipe_file: Path | None) -> None:
+    """Log what will run and warn about pitfalls, on the main process.
 
     Args:
-        trainer: ready to train.
-        model: TRL's `ModelConfig`, as the flags gave it.
-        recipe: the file of `--config`, whose header may say how many pairs a step takes.
+        trainer: the trainer, ready to train.
+        model: TRL's `ModelConfig`, as parsed from the flags.
+        recipe_file: the file of `--config`, whose header may state the number of pairs per step.
     """
     if not trainer.accelerator.is_main_process:
         return
-    args, engine = trainer.args, detect_strategy(trainer.accelerator)
+    args, strategy = trainer.args, detect_strategy(trainer.accelerator)
     training = training_from_args(args, model, trainer.mixture, trainer.model.config)
-    shape = _shape(trainer)
-    print("\n".join(lines(trainer, training, engine, shape)), flush=True)
-    if shape is not None:
-        published = read_recipe(recipe).batch if recipe else None
-        situation = context_from_args(args, trainer.mixture, training, engine, published)
-        for trap in warnings_of(find_pitfalls(situation, args.ignore_pitfalls)):
-            warnings.warn(trap, stacklevel=3)
+    size = _model_size(trainer)
+    logger.info("\n".join(summary_lines(trainer, training, strategy, size)))
+    if size is None:
+        return
+    published = read_recipe(recipe_file).pairs_per_step if recipe_file else None
+    context = context_from_args(args, trainer.mixture, training, strategy, published)
+    for message in format_warnings(find_pitfalls(context, args.ignore_pitfalls)):
+        warnings.warn(message, stacklevel=2)
 
 
-def lines(trainer: Any, training: Training, engine: ParallelStrategy, shape: ModelSize | None) -> list[str]:
-    """What will run, in a few lines."""
+def summary_lines(trainer: Any, training: Training, strategy: ParallelStrategy, size: ModelSize | None) -> list[str]:
+    """Describe the run, one fact per line."""
     args = trainer.args
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     pairs = per_device * accumulation * args.world_size
-    said = [
-        f"Loss: {trainer.mixture.describe()}; at the first step {_first_loss(trainer, training)}",
-        f"Reference: {trainer.describe_reference()}{_cost(training)}",
+    # A reference that takes no memory is not visible in its description.
+    free = ", no additional memory" if training.reference.kind in ("stored", "adapter off") else ""
+    lines = [
+        f"Loss: {trainer.mixture.describe()}; at the first step {_initial_loss(trainer, training)}",
+        f"Reference: {trainer.describe_reference()}{free}",
         f"Batch: {pairs} pairs per step ({per_device} per process x {accumulation} accumulated x "
         f"{args.world_size} processes)",
         f"Steps: {_steps(trainer)}",
     ]
-    if shape is not None and not engine.on_cpu:
-        total = estimate(shape, training, engine).total / GIB
-        said.append(f"Memory: about {total:.0f} GiB per GPU under {engine.describe()}, estimated")
-    return said
+    if size is not None and not strategy.on_cpu:
+        total = estimate(size, training, strategy).total / GIB
+        lines.append(f"Memory: about {total:.0f} GiB per GPU with {strategy.describe()} (estimated)")
+    return lines
 
 
-def _first_loss(trainer: Any, training: Training) -> str:
+def _initial_loss(trainer: Any, training: Training) -> str:
     expected = describe_initial_loss(trainer.mixture)
-    exact = training.reference.kind in ("none", "adapter off", "loaded") and not getattr(
-        trainer.args, "describes_reference", False
-    )
-    return expected if exact or not expected[0].isdigit() else f"near {expected}"
+    is_start = training.reference.kind != "stored" and not trainer.args.describes_reference
+    return expected if is_start or not expected[0].isdigit() else f"near {expected}"
 
 
-def _cost(training: Training) -> str:
-    """What the description of a reference leaves out: that it takes no memory."""
-    return ", no memory of its own" if training.reference.kind in ("stored", "adapter off") else ""
-
-
-def _shape(trainer: Any) -> ModelSize | None:
-    """The model's sizes, or None for architectures that are no causal language model by configuration."""
+def _model_size(trainer: Any) -> ModelSize | None:
+    """Return the model's size, or None if transformers has no causal language model for its configuration."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     try:
-        shape = model_size_of(model.config)
+        size = compute_model_size(model.config)
     except ValueError:
         return None
-    # ZeRO-3 leaves an empty tensor where it has taken a weight away, with the size beside it.
+    # ZeRO-3 replaces each sharded weight by an empty tensor and keeps its size in ds_numel.
     trained = (getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-    return dataclasses.replace(shape, trainable=sum(trained))
+    return dataclasses.replace(size, trainable=sum(trained))
 
 
 def _steps(trainer: Any) -> str:

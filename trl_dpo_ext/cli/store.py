@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..reference.store.manifest import PARTS
@@ -10,13 +12,13 @@ from ..reference.store.parts import CORRUPT_SUFFIX
 from ..reference.store.store import Store
 
 
-def run(folder: str, *, verify: bool) -> int:
-    """Print a store's description and return the exit status: 1 if verifying found a problem.
-
-    Raises:
-        InputError: the folder is not a store.
-    """
-    text, is_sound = show(folder, check=verify)
+def run(argv: Sequence[str], prog: str) -> int:
+    """Print a store's description and return the exit status: 1 if verifying found a problem."""
+    parser = argparse.ArgumentParser(prog, description="Show what a store of reference log-probs holds.")
+    parser.add_argument("folder", help="the store's folder, as passed to --ref_store")
+    parser.add_argument("--verify", action="store_true", help="read every part; exit with status 1 if one is corrupt")
+    parsed = parser.parse_args(argv)
+    text, is_sound = show(parsed.folder, check=parsed.verify)
     print(text)
     return 0 if is_sound else 1
 

@@ -18,7 +18,7 @@ from ..core.mixture import LossMixture
 from ..errors import InputError
 
 LOSS_STATE_FILE = "loss_state.json"
-_STATE_FILE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
+TRAINER_STATE_FILE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
 _WRAPPER = "_fsdp_wrapped_module"
 
 
@@ -39,9 +39,9 @@ def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | 
         return None
     if asked is not True and asked != "auto":
         if not is_complete(Path(asked)):
-            raise InputError(f"{asked} is no complete checkpoint: it has no readable {_STATE_FILE}.")
+            raise InputError(f"{asked} is no complete checkpoint: it has no readable {TRAINER_STATE_FILE}.")
         return str(asked)
-    found = _checkpoints(Path(folder))
+    found = list_checkpoints(Path(folder))
     newest = next((checkpoint for checkpoint in found if is_complete(checkpoint)), None)
     broken = found[: found.index(newest)] if newest else found
     if newest is None and asked is True:
@@ -56,13 +56,13 @@ def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end."""
     try:
-        return isinstance(json.loads((checkpoint / _STATE_FILE).read_text()), dict)
+        return isinstance(json.loads((checkpoint / TRAINER_STATE_FILE).read_text()), dict)
     except (OSError, ValueError):
         return False
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, newest first."""
     steps = {}
     for path in folder.glob("checkpoint-*"):
         if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name)):

@@ -1,1 +1,1 @@
-"""What a run needs before it is started: memory per GPU from the model's configuration alone, and known traps."""
+"""Memory per GPU, expected initial loss and known pitfalls of a run, computed before anything is loaded."""

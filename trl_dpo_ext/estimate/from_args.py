@@ -1,4 +1,4 @@
-"""From a run's flags to what the formulas and the checks read."""
+"""Conversion of a run's flags into the inputs of the formulas and of the pitfall checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_TOKENS = 2048
 
 
 def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Training:
-    """How the flags say the model is trained.
+    """Return how the flags say the model is trained.
 
     Args:
         args: a `DPOExtConfig`.
@@ -26,7 +26,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Trai
         dtype=dtype,
         adapter=model.use_peft,
         adapter_dropout=model.lora_dropout > 0,
-        quantized=_policy_quantized(model),
+        quantized=_quantized_policy(model),
         optimizer=str(getattr(args.optim, "value", args.optim)),
         pairs=args.per_device_train_batch_size,
         tokens=args.max_length or getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS),
@@ -44,7 +44,7 @@ def _dtype(given: str | None, config: Any) -> str:
     return declared if given == "auto" and declared in BYTES else "float32"
 
 
-def _policy_quantized(model: Any) -> Quantized | None:
+def _quantized_policy(model: Any) -> Quantized | None:
     if model.load_in_4bit:
         return Quantized(4, model.use_bnb_nested_quant, shardable=model.bnb_4bit_quant_storage in BYTES)
     return Quantized(8) if model.load_in_8bit else None
@@ -62,23 +62,23 @@ def _reference(args: Any, model: Any, mixture: Any, dtype: str) -> Reference:
     return Reference("loaded", args.ref_dtype or dtype, quantized)
 
 
-def strategy_for(engine: ParallelStrategy, args: Any) -> ParallelStrategy:
-    """The engine with the precision that the flags ask for, which wins over the accelerate configuration's."""
-    return replace(engine, half=bool(args.bf16 or args.fp16))
+def with_precision_from_args(strategy: ParallelStrategy, args: Any) -> ParallelStrategy:
+    """Return the strategy with the precision of the flags, which override the accelerate configuration."""
+    return replace(strategy, half_precision=bool(args.bf16 or args.fp16))
 
 
 def context_from_args(
-    args: Any, mixture: Any, training: Training, engine: ParallelStrategy, published_batch: int | None
+    args: Any, mixture: Any, training: Training, strategy: ParallelStrategy, published_pairs_per_step: int | None
 ) -> RunContext:
-    """What the checks look at."""
+    """Return the facts that the pitfall checks read."""
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     return RunContext(
         training=training,
-        engine=engine,
+        strategy=strategy,
         learning_rate=args.learning_rate,
         losses=tuple((term.variant.name, dict(term.hyper)) for term in mixture.terms),
-        batch=per_device * accumulation * engine.processes,
-        published_batch=published_batch,
+        pairs_per_step=per_device * accumulation * strategy.processes,
+        published_pairs_per_step=published_pairs_per_step,
         per_device=per_device,
         accumulation=accumulation,
     )

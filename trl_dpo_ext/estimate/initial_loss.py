@@ -1,4 +1,4 @@
-"""The loss of the first step, where it can be known: the policy still is its reference, so every log-ratio is zero."""
+"""Expected loss of the first step, where the policy equals its reference and every log-ratio is zero."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from ..core.mixture import LossMixture, Term
 from ..core.pairs import Need, Pairs
 
-# Two unlike batches: what comes out the same for both depends neither on the model nor on the data.
+# Two different batches: a loss that is equal on both depends neither on the model nor on the data.
 _BATCHES = (
     {"chosen": [-50.0, -31.0], "rejected": [-70.0, -29.0], "chosen_lengths": [40, 20], "rejected_lengths": [60, 25]},
     {"chosen": [-3.0, -250.0], "rejected": [-90.0, -8.0], "chosen_lengths": [7, 300], "rejected_lengths": [90, 4]},
@@ -15,7 +15,7 @@ _BATCHES = (
 
 
 def expected_initial_loss(term: Term) -> float | None:
-    """A loss's value at the first step, or None where it depends on the model or on the data.
+    """Return a loss's value at the first step, or None if it depends on the model or on the data.
 
     Example:
         >>> from trl_dpo_ext import DPOExtConfig
@@ -45,7 +45,7 @@ def _value(term: Term, batch: dict[str, list[float]]) -> float:
 
 
 def describe_initial_loss(mixture: LossMixture) -> str:
-    """The first loss in words: a number, or a number and what comes on top of it.
+    """Describe the loss of the first step: a number, plus the terms that cannot be computed in advance.
 
     Example:
         >>> from trl_dpo_ext import DPOExtConfig

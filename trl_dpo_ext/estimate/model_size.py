@@ -1,4 +1,4 @@
-"""The sizes of a model, from its configuration alone: counted on the meta device, where no weight takes memory."""
+"""Size of a model from its configuration alone, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Numbers of parameters and widths of a causal language model."""
+    """Parameter counts and dimensions of a causal language model."""
 
     name: str
     parameters: int
     linear: int
-    """Weights of linear layers but the output layer: what bitsandbytes quantizes."""
+    """Weights of all linear layers except the output layer; bitsandbytes quantizes these."""
     embedding: int
-    """Weights of embedding tables, of which 8-bit optimizers keep 32-bit states."""
+    """Weights of embedding tables, for which 8-bit optimizers keep 32-bit states."""
     largest_linear: int
     layers: int
     hidden: int
@@ -30,7 +30,7 @@ class ModelSize:
     heads: int
     vocabulary: int
     trainable: int
-    """Parameters that are trained: all, or those of the adapter."""
+    """Trained parameters: all of them, or those of the adapter."""
 
     @property
     def head(self) -> int:
@@ -38,35 +38,34 @@ class ModelSize:
         return self.vocabulary * self.hidden
 
 
-def model_size_of(config: Any, peft_config: Any = None) -> ModelSize:
-    """Count a model by building it on the meta device; with `peft_config`, its adapter too.
+def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
+    """Count a model's parameters by building it, and its adapter if any, on the meta device.
 
     Args:
         config: a transformers configuration of a causal language model.
         peft_config: a PEFT configuration; None trains every parameter.
 
     Raises:
-        ValueError: transformers knows no causal language model of that configuration.
+        ValueError: transformers has no causal language model for that configuration.
 
     Example:
         >>> from transformers import LlamaConfig
         >>> tiny = LlamaConfig(
         ...     hidden_size=8, intermediate_size=16, num_hidden_layers=2, vocab_size=32, num_attention_heads=2
         ... )
-        >>> model_size_of(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
+        >>> compute_model_size(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
         1832
     """
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     from ..reference.model.loading import unsharded_loading
 
-    # Under ZeRO-3 a model is made by all processes together, and this one is only looked at, perhaps by one of them.
+    # Under ZeRO-3 all processes build a model together; this one may be built by a single process.
     with torch.device("meta"), unsharded_loading():
         model: Any = AutoModelForCausalLM.from_config(config)
     output = model.get_output_embeddings()
-    linear = [
-        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | _Conv1D()) and m is not output
-    ]
+    linear = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     parameters = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
@@ -86,39 +85,33 @@ def model_size_of(config: Any, peft_config: Any = None) -> ModelSize:
     )
 
 
-def _Conv1D() -> type:
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-    return Conv1D
-
-
 def _adapter_parameters(model: Any, peft_config: Any) -> int:
     from peft import get_peft_model
 
     with torch.device("meta"):
-        adapted = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into its configuration
+        adapted = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT modifies its configuration
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def read_config(model_name_or_path: str | None, model_config: str | None, revision: str = "main") -> Any:
-    """A model's configuration from `model_config` (a config.json, or a folder with one), or by the model's name.
+def read_model_config(model_name_or_path: str | None, model_config: str | None, revision: str = "main") -> Any:
+    """Read a model's configuration from `model_config` (a config.json, or a folder with one), or by the model's name.
 
     Raises:
-        InputError: it is neither here nor reachable; says how to give it.
+        InputError: the configuration is missing, invalid, or not reachable.
     """
     from transformers import AutoConfig
 
     if model_config:
         return _config_from_file(Path(model_config))
     if model_name_or_path is None:
-        raise InputError("No model: give --model_name_or_path, or --model_config with the model's config.json.")
+        raise InputError("No model: set --model_name_or_path, or set --model_config to the model's config.json.")
     try:
         return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
     except (OSError, ValueError) as error:  # not cached and no network, gated, or no such model
         reason = str(error).split("\n")[0]
         raise InputError(
-            f"The configuration of {model_name_or_path} is neither on this machine nor reachable: {reason} Fetch "
-            "its config.json (a few kB; no weights are needed) and give --model_config FILE."
+            f"The configuration of {model_name_or_path} is neither cached nor reachable: {reason} Download its "
+            "config.json (a few kB; no weights are needed) and pass --model_config FILE."
         ) from None
 
 
@@ -127,13 +120,13 @@ def _config_from_file(path: Path) -> Any:
 
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"--model_config {path}: there is no such file; it must be a model's config.json.")
+        raise InputError(f"--model_config {path}: no such file; pass a model's config.json.")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"--model_config {file} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or "model_type" not in values:
-        raise InputError(f"--model_config {file} names no model_type; is it a model's config.json?")
+        raise InputError(f"--model_config {file} has no model_type; pass a model's config.json.")
     try:
         return AutoConfig.for_model(**values)
     except ValueError as error:

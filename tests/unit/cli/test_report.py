@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from trl_dpo_ext.cli.report import plot_run, read_run
+from trl_dpo_ext.cli.report import plot_run, summarize
+from trl_dpo_ext.cli.run_log import read_run
 from trl_dpo_ext.errors import InputError
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -26,7 +27,7 @@ def write_state(folder: Path, steps: int, evaluated: bool = False) -> None:
 
 def test_summary_has_the_first_and_last_value_of_each_metric(tmp_path) -> None:
     write_state(tmp_path, 4, evaluated=True)
-    lines = read_run(tmp_path).summary().splitlines()
+    lines = summarize(read_run(tmp_path)).splitlines()
     assert lines[0] == f"{tmp_path}: 4 logged steps, 1 to 4"
     assert lines[2].split() == ["training,", "loss", "0.25", "1"]
     assert lines[-1].split() == ["evaluation,", "log-prob", "of", "rejected", "0.25", "0.25"]
@@ -41,6 +42,13 @@ def test_without_a_state_beside_the_model_the_newest_checkpoint_is_read(tmp_path
     assert read_run(tmp_path / "checkpoint-9").train[-1]["step"] == 9
 
 
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path) -> None:
+    write_state(tmp_path / "checkpoint-9", 9)
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
+    assert read_run(tmp_path).train[-1]["step"] == 9
+
+
 def test_a_state_beside_the_model_goes_before_a_checkpoint(tmp_path) -> None:
     write_state(tmp_path / "checkpoint-2", 2)
     write_state(tmp_path, 4)
@@ -48,7 +56,7 @@ def test_a_state_beside_the_model_goes_before_a_checkpoint(tmp_path) -> None:
 
 
 def test_a_folder_without_a_run_is_named(tmp_path) -> None:
-    with pytest.raises(InputError, match=r"holds no trainer_state\.json"):
+    with pytest.raises(InputError, match=r"nor a checkpoint in it has a trainer_state\.json"):
         read_run(tmp_path)
 
 

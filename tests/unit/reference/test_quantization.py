@@ -505,8 +505,8 @@ def test_a_reference_in_words(folder, tmp_path) -> None:
 
 
 def test_the_flags_reach_the_command(tmp_path) -> None:
-    from trl_dpo_ext.cli.train import TrainParser
+    from trl_dpo_ext.cli.arguments import TrainParser
 
     flags = ["--ref_quantization", "nf4", "--ref_double_quant", "--ref_skip_modules", "q_proj", "k_proj"]
-    _, args, _, _ = TrainParser().parse(["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", *flags])
+    args = TrainParser().parse(["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", *flags]).args
     assert (args.ref_quantization, args.ref_double_quant, args.ref_skip_modules) == ("nf4", True, ["q_proj", "k_proj"])

@@ -1,0 +1,141 @@
+"""Estimated bytes against real models, a real training step, and published measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.support import runs, tiny
+from tests.support.published_models import MODELS
+from trl_dpo_ext.estimate import formulas
+from trl_dpo_ext.estimate.formulas import GIB, Quantized, Reference, Training, estimate
+from trl_dpo_ext.estimate.model_size import compute_model_size
+from trl_dpo_ext.estimate.strategy import ParallelStrategy
+
+SINGLE = ParallelStrategy("single", 1)
+
+
+LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def held(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop", "sgd", "adamw_8bit"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_bytes_of_weights_gradients_and_optimizer_are_those_of_a_real_step(tmp_path, optim, dtype, adapter) -> None:
+    model, ref_model = (tiny.model().to(getattr(torch, dtype)) for _ in range(2))
+    others = {"peft_config": LORA} if adapter else {"ref_model": ref_model}
+    run = runs.trainer(tmp_path, model=model, optim=optim, max_steps=1, **others)
+    gradients: list[int] = []
+    run.create_optimizer()
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    run.optimizer.register_step_pre_hook(lambda *_: gradients.append(held(p.grad for p in trained)))
+    run.train()
+    size = compute_model_size(tiny.model().config, LORA if adapter else None)
+    training = Training(dtype=dtype, adapter=adapter, optimizer=optim, pairs=4, tokens=16)
+    strategy = ParallelStrategy("single", 1, half_precision=False)
+    assert formulas.weights(size, training, strategy) == held(run.model.parameters())
+    assert formulas.gradients(size, training, strategy) == gradients[0]
+    optimizer = run.optimizer.optimizer if hasattr(run.optimizer, "optimizer") else run.optimizer
+    states = held(
+        tensor
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor) and tensor.dim()
+    )
+    if optim == "adamw_8bit":  # tensors below 4096 values, which are all of these, keep 32-bit states
+        assert states == formulas.optimizer(size, Training(adapter=adapter, optimizer="adamw_bnb_32bit"), strategy)
+    else:
+        assert states == formulas.optimizer(size, training, strategy)
+
+
+def test_8_bit_states_take_what_bitsandbytes_allocates() -> None:
+    from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
+
+    GlobalOptimManager.get_instance().initialize()  # it remembers what transformers has asked for in other tests
+    weight = torch.nn.Parameter(torch.randn(256, 128))
+    weight.grad = torch.randn_like(weight)
+    optimizer = AdamW8bit([weight])
+    optimizer.step()
+    state = optimizer.state[weight]
+    taken = held(state[name] for name in ("state1", "state2", "absmax1", "absmax2"))
+    assert formulas.state_bytes("adamw_bnb_8bit", 4) * weight.numel() == taken
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_4_bit_weights_take_what_bitsandbytes_allocates(double: bool) -> None:
+    import bitsandbytes.functional as bnb
+
+    weight = torch.randn(1024, 1024)
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+    taken = held([packed, state.absmax, *([state.state2.absmax] if double else [])])
+    assert Quantized(4, double).bytes * weight.numel() == pytest.approx(taken, rel=1e-3)
+
+
+# PEFT's documentation, "DeepSpeed" and "Fully Sharded Data Parallel": GB per GPU as the authors report them for supervised
+# fine-tuning of Llama-2-70B with rank 8, sequences of 2048, gradient checkpointing; they built whole logits.
+PUBLISHED = {
+    "LoRA, ZeRO-3, 8 GPUs": (ParallelStrategy("zero3", 8), None, 8, 64),
+    "LoRA, FSDP, 8 GPUs": (ParallelStrategy("fsdp1", 8), None, 8, 76),
+    "QLoRA, FSDP, 2 GPUs": (ParallelStrategy("fsdp1", 2), Quantized(4, True, True), 2, 35.6),
+    "QLoRA, ZeRO-3, 2 GPUs": (ParallelStrategy("zero3", 2), Quantized(4, True, True), 2, 36.6),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_measurements_come_out_within_fifteen_percent(case: str) -> None:
+    strategy, quantized, rows, measured = PUBLISHED[case]
+    adapter = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    size = compute_model_size(MODELS["llama-2-70b"][0](), adapter)
+    training = Training(
+        dtype="bfloat16", adapter=True, adapter_dropout=True, quantized=quantized, pairs=rows // 2, tokens=2048
+    )
+    ours = estimate(size, training, strategy)
+    logits = 10.0 * training.batch_tokens * size.vocabulary
+    with_whole_logits = ours.total + 1.2 * (logits - ours.head)
+    assert with_whole_logits / GIB == pytest.approx(measured, rel=0.15)
+
+
+def total(name: str, strategy: ParallelStrategy, peft: Any = None, **settings: Any) -> float:
+    return estimate(compute_model_size(MODELS[name][0](), peft), Training(**settings), strategy).total / GIB
+
+
+def test_each_way_of_saving_memory_saves_it() -> None:
+    one = {"pairs": 1, "tokens": 1024, "accumulates": True}
+    loaded, nf4 = Reference("loaded"), Reference("loaded", "bfloat16", Quantized(4, True))
+    full, stored = total("qwen2.5-7b", SINGLE, reference=loaded, **one), total("qwen2.5-7b", SINGLE, **one)
+    assert full - stored == pytest.approx(1.1 * 4 * 7615616512 / GIB)
+    assert stored < total("qwen2.5-7b", SINGLE, reference=nf4, **one) < full
+    assert total("qwen2.5-7b", SINGLE, optimizer="adamw_bnb_8bit", **one) < stored
+    lora = total("qwen2.5-7b", SINGLE, LORA, adapter=True, dtype="bfloat16", **one)
+    qlora = total("qwen2.5-7b", SINGLE, LORA, adapter=True, dtype="bfloat16", quantized=Quantized(4, True), **one)
+    assert qlora < lora < stored
+    by_stage = [
+        total("qwen2.5-7b", ParallelStrategy(kind, 8), dtype="bfloat16", **one) for kind in ("zero1", "zero2", "zero3")
+    ]
+    assert by_stage == sorted(by_stage, reverse=True)
+    away = ParallelStrategy("zero3", 8, offload=True, offload_optimizer=True)
+    offloaded = estimate(compute_model_size(MODELS["qwen2.5-7b"][0]()), Training(dtype="bfloat16", pairs=1), away)
+    assert (offloaded.weights, offloaded.gradients, offloaded.optimizer) == (0, 0, 0)
+    assert offloaded.host == pytest.approx(16 * 7615616512)
+
+
+def test_a_reference_is_split_where_the_policy_is_and_4_bits_never() -> None:
+    size = compute_model_size(MODELS["llama-3.1-70b"][0]())
+    loaded = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16"))
+    by_strategy = {
+        kind: formulas.reference_model(size, loaded, ParallelStrategy(kind, 8))
+        for kind in ("ddp", "zero2", "zero3", "fsdp2")
+    }  # type: ignore[arg-type]
+    whole = 2 * size.parameters
+    assert by_strategy == {"ddp": whole, "zero2": whole, "zero3": whole / 8, "fsdp2": whole / 8}
+    nf4 = Training(dtype="bfloat16", reference=Reference("loaded", "bfloat16", Quantized(4, True)))
+    assert formulas.reference_model(size, nf4, ParallelStrategy("fsdp2", 8)) == formulas.reference_model(
+        size, nf4, SINGLE
+    )

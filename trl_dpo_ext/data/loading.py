@@ -1,0 +1,83 @@
+"""Loading of preference datasets by hub id, folder or file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
+
+from ..config import DPOExtConfig
+from ..errors import InputError
+
+_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, args: DPOExtConfig) -> tuple[Any, Any]:
+    """Load the train split, and the evaluation split if the run evaluates.
+
+    Args:
+        script: names the dataset and its splits.
+        mixture: lists several datasets (`datasets:` in the YAML), or the share of rows to hold out.
+        args: says whether the run evaluates, and seeds the split.
+
+    Returns:
+        The training dataset and the evaluation dataset; the latter is None if the run does not evaluate.
+
+    Raises:
+        InputError: no dataset is named, it cannot be loaded, or it lacks a split.
+    """
+    splits = _load_splits(script, mixture, args)
+    wanted = [("dataset_train_split", script.dataset_train_split)]
+    if args.eval_strategy != "no":
+        wanted.append(("dataset_test_split", script.dataset_test_split))
+    problems = [
+        f"The dataset has no split {split!r}; it has {', '.join(splits)}. Set --{flag}"
+        + (", or --test_split_size to hold out some rows." if flag == "dataset_test_split" else ".")
+        for flag, split in wanted
+        if split not in splits
+    ]
+    if problems:
+        raise InputError(*problems)
+    return splits[wanted[0][1]], splits[wanted[1][1]] if len(wanted) > 1 else None
+
+
+def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: DPOExtConfig) -> Any:
+    if mixture.datasets:
+        return get_dataset(mixture)
+    if not script.dataset_name:
+        raise InputError("No dataset: set --dataset_name (a hub id, a folder or a file), or `datasets:` in the YAML.")
+    splits: Any = _load_named(script)
+    if mixture.test_split_size is None or script.dataset_test_split in splits:
+        return splits
+    if script.dataset_train_split not in splits:
+        return splits  # the caller reports it
+    train = splits[script.dataset_train_split]
+    return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+
+
+def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
+    name = str(script.dataset_name)
+    path = Path(name).expanduser()
+    builder = _FILE_BUILDERS.get(path.suffix)
+    _check_path(name, path, builder)
+    streaming: Any = {"streaming": script.dataset_streaming}
+    try:
+        if path.is_file():
+            return load_dataset(str(builder), data_files=str(path), **streaming)
+        if (path / "dataset_dict.json").is_file():
+            return load_from_disk(str(path))  # type: ignore[return-value]
+        return load_dataset(name, name=script.dataset_config, **streaming)
+    except (OSError, ValueError, DatasetsError) as error:  # missing, unreadable, or no network
+        raise InputError(f"Dataset {name} could not be loaded: {error}") from error
+
+
+def _check_path(name: str, path: Path, builder: str | None) -> None:
+    if path.is_file() and builder is None:
+        raise InputError(f"--dataset_name {name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"--dataset_name {name}: the file is empty.")
+    if not path.exists() and (builder or name.startswith((".", "/", "~"))):
+        raise InputError(f"--dataset_name {name}: no such file or folder.")
