@@ -12,8 +12,7 @@ ALLOWED = 1e-5
 
 
 def run(book: Book) -> None:
-    from batches import GOLDEN
-
+    from tests.support.batches import GOLDEN
     from trl_dpo_ext import list_losses
 
     variants = list_losses()
@@ -52,7 +51,7 @@ def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _value_and_gradients(variant: Any, case: dict[str, Any], device: Any) -> list[torch.Tensor]:
     """As the tests run a golden case; only the pairs are made on the device, which a loss has to find by itself."""
-    from batches import GOLDEN, gradients, make_pairs
+    from tests.support.batches import GOLDEN, gradients, make_pairs
 
     torch.manual_seed(0)
     loss = variant.make()

@@ -14,7 +14,7 @@ from .book import Book, free
 MORE = {
     "full, bf16 weights, reference loaded, no checkpointing": (
         "qwen2.5-0.5b",
-        "--dtype bfloat16 --gradient_checkpointing false --ignore_traps bf16_weights",
+        "--dtype bfloat16 --gradient_checkpointing false --ignore_pitfalls bf16_weights",
     ),
 }
 
@@ -44,7 +44,7 @@ def run(book: Book) -> None:
 
 
 def _toy() -> Any:
-    import tiny
+    from tests.support import tiny
 
     config = tiny.model().config
     config.max_position_embeddings = 1024

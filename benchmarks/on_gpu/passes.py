@@ -41,9 +41,9 @@ def run(book: Book) -> None:
 
 
 def _trainer(book: Book) -> Any:
-    import tiny
     from train_step import model
 
+    from tests.support import tiny
     from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
     from .step import _options
@@ -83,7 +83,7 @@ def compare(book: Book, made: Any, lengths: str, count: int, repeats: int, out: 
     out["seconds of each pass"] = found
     out["positions fed"] = fed
     out["padding of ours"] = 1 - report.tokens / report.positions
-    out["max_tokens of ours"] = made._stored.max_tokens or "default"
+    out["max_tokens of ours"] = made.reference.stored.max_tokens or "default"
     out["ours beside TRL's best, seconds"] = statistics.median(found[best]) / statistics.median(found["ours"])
     out["ours beside TRL's best, positions"] = fed[best] / fed["ours"]
     out["TRL's best"] = best
@@ -118,15 +118,15 @@ def trl_pass(made: Any, data: Any, size: int) -> torch.Tensor:
 def our_pass(made: Any, data: Any, name: str) -> tuple[Any, Any]:
     """The report, and a function that reads the sums from the store."""
     made.args.ref_store = str(Path(tempfile.mkdtemp()) / "refs")
-    made._stored = None
+    vars(made.reference).pop("stored", None)
     made._precompute_ref_logps(data, name, 8)
-    stored = made._stored
+    stored = made.reference.stored
 
     def sums() -> torch.Tensor:
-        collator = stored.collator(made._plain_collator)
+        collator = stored.collator(made.data_collator.collator)
         return torch.stack([collator([row])["ref_token_logps"].double().sum(1) for row in data]).T
 
-    return stored.report, sums
+    return stored.stats, sums
 
 
 def busy(made: Any, data: Any) -> dict[str, float]:

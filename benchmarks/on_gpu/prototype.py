@@ -26,9 +26,9 @@ def attend(_module: Any, query: Any, key: Any, value: Any, _mask: Any, **_: Any)
 
 def tree_of(inputs: dict[str, torch.Tensor]) -> Tree:
     """Of a batch of TRL's, in the order in which the package packs it. A collator would know these lengths."""
-    from trl_dpo_ext.forward.layouts import extents
+    from trl_dpo_ext.forward.layouts import measure_lengths
 
-    found = extents(inputs["input_ids"], inputs["attention_mask"])
+    found = measure_lengths(inputs["input_ids"], inputs["attention_mask"])
     lengths = torch.stack([found.trunk, *found.tails], dim=1).tolist()
     return Tree([tuple(pair) for pair in lengths], inputs["input_ids"].device)
 

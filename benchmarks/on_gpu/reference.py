@@ -38,7 +38,9 @@ def quantized(book: Book) -> None:
         if not book.wanted(f"live {kind}", 6):
             continue
         with book.cell(f"live {kind}") as out:
-            made = trainer(book, "ours", small(), ref_drift_pairs=16, share_prompt=True, max_steps=2, **_asks_for(kind))
+            made = trainer(
+                book, "ours", small(), ref_drift_num_pairs=16, share_prompt=True, max_steps=2, **_asks_for(kind)
+            )
             made.train()
             logged = [line for line in made.state.log_history if "loss" in line]
             out["losses"] = [line["loss"] for line in logged]
@@ -67,10 +69,10 @@ def store_from_cpu(book: Book) -> None:
             theirs = made.stdout.split()[-1]
             settings = {"bf16": bf16, "train_dataset": preferences(20), **STORED}
             ours = trainer(book, "ours", saved, ref_store=str(folder / "refs"), share_prompt=True, **settings)
-            out["fingerprints equal"] = ours._stored.store.identity.fingerprint == theirs
-            out["computed again"] = ours._stored.report.computed
+            out["fingerprints equal"] = ours.reference.stored.store.identity.fingerprint == theirs
+            out["computed again"] = ours.reference.stored.stats.computed
             here = trainer(book, "ours", saved, ref_store=str(folder / "here"), **settings)
-            out["computed here"] = here._stored.report.computed
+            out["computed here"] = here.reference.stored.stats.computed
             sums = []
             for one in (ours, here):
                 batch = one.data_collator([one.train_dataset[at] for at in range(len(one.train_dataset))])
@@ -82,7 +84,7 @@ def store_from_cpu(book: Book) -> None:
 
 
 def _saved(folder: Path, model: Any) -> str:
-    import tiny
+    from tests.support import tiny
 
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -212,7 +214,7 @@ def out_of_memory(book: Book) -> None:
         finally:
             if not book.dry:
                 torch.cuda.set_per_process_memory_fraction(1.0)
-        out["pass"] = str(made._stored.report)
+        out["pass"] = str(made.reference.stored.stats)
 
 
 def main() -> None:
@@ -221,7 +223,7 @@ def main() -> None:
     book = Book("cpu store", Path(tempfile.mkdtemp()), dry=False, seconds=100, only=None)
     settings = {"train_dataset": preferences(20), "use_cpu": True, **STORED}
     made = trainer(book, "ours", saved, bf16=bool(int(bf16)), ref_store=store, **settings)
-    print(made._stored.store.identity.fingerprint)
+    print(made.reference.stored.store.identity.fingerprint)
 
 
 if __name__ == "__main__":

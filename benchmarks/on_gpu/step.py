@@ -44,9 +44,9 @@ def run(book: Book) -> None:
 
 def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestant]:
     """All of them around one policy and one reference."""
-    import tiny
     from train_step import build
 
+    from tests.support import tiny
     from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
     both = build(options, folder)
@@ -55,9 +55,9 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
     packing = DPOExtConfig(f"{folder}/packing", share_prompt=True, padding_free=True, **settings)
     data = {"train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
     packed, prototype = (DPOExtTrainer(trl.model, trl.ref_model, packing, **data) for _ in range(2))
-    prototype.forward.ways = prototype.forward.ways[:1]  # to share and to pack
+    prototype.pair_forward.ways = prototype.pair_forward.ways[:1]  # to share and to pack
     for one in (ours, packed, prototype):
-        one.forward.unchecked = False  # the check of the first batch runs once in a training; it is not a step's cost
+        one.pair_forward.to_verify = False  # runs once in a training, so it is no part of a step's cost
     if options.gradient_checkpointing:
         trl.model.gradient_checkpointing_enable({"use_reentrant": False})
     return {

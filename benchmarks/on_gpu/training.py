@@ -41,7 +41,7 @@ def run(book: Book) -> None:
 
 def small(dtype: torch.dtype = torch.float32, seed: int = 0, attention: str = "sdpa", **sizes: int) -> Any:
     """A Llama of 4 layers with heads of 64, on the CPU."""
-    import tiny
+    from tests.support import tiny
 
     torch.manual_seed(seed)
     size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, **sizes}
@@ -59,8 +59,9 @@ def small(dtype: torch.dtype = torch.float32, seed: int = 0, attention: str = "s
 
 def preferences(rows: int, longest: int = 1) -> Any:
     """Pairs of random words with lengths of all kinds."""
-    import tiny
     from datasets import Dataset
+
+    from tests.support import tiny
 
     draw, words = random.Random(0), tiny.SENTENCE.split()
 
@@ -77,9 +78,9 @@ def preferences(rows: int, longest: int = 1) -> Any:
 
 
 def trainer(book: Book, kind: str, policy: Any, reference: Any = None, **settings: Any) -> Any:
-    import runs
     from trl import DPOTrainer
 
+    from tests.support import runs
     from trl_dpo_ext import DPOExtTrainer
 
     settings = {
