@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --constraint constraints.txt
-OLDEST := $(VENV)-oldest
+# Environments with the versions of tests/compat/*.txt.
+COMPAT := oldest newest
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # Marks of what has a target of its own.
 QUICK := not distributed and not recipes and not slurm and not model
 
@@ -11,7 +13,7 @@ QUICK := not distributed and not recipes and not slurm and not model
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-distributed test-recipes test-slurm test-oldest check docs clean
+.PHONY: help demo test test-model test-distributed test-recipes test-slurm test-compat test-compat-quick check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,16 +56,29 @@ test-recipes: $(VENV)/deepspeed ## Launch every recipe in small, with its own ac
 test-slurm: $(VENV)/made ## Run multi_node.slurm on two machines made of network namespaces (needs root, and Debian's slurm-wlm)
 	$(PY) -m pytest -q -m slurm
 
-# TRL 1.15 scores on the CPU only through Triton's interpreter.
-$(OLDEST)/made: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(OLDEST)
-	grep -v '^trl==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt torch==2.13.0
-	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt trl==1.15.0 triton --editable ".[test]"
+# torch first, in the version that is wanted. Any but 2.13.0 brings gigabytes of GPU libraries, on a machine without a GPU too.
+$(COMPAT:%=$(VENV)-%/made): $(VENV)-%/made: pyproject.toml tests/compat/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint tests/compat/$*.txt torch
+	$(@D)/bin/python -m pip install --quiet --constraint tests/compat/$*.txt triton --editable ".[test]"
 	touch $@
 
-test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
+test-compat: $(VENV)/made $(COMPAT:%=$(VENV)-%/made) ## Run what depends on versions on the oldest and the newest, and record it (an hour)
+	$(VENV)-oldest/bin/python tools/compat.py oldest
+	$(VENV)-newest/bin/python tools/compat.py newest
+	$(PY) tools/docs.py
+
+# For CI, which has minutes: the libraries whose inside this package leans on, at their oldest, in front of what $(VENV) has. No other
+# torch: each is gigabytes.
+$(VENV)-quick/made: $(VENV)/made tests/compat/oldest.txt
+	$(PY) -m venv $(@D)
+	$(PY) -c '$(SITE)' > "$$($(@D)/bin/python -c '$(SITE)')/base.pth"
+	grep -E '^(accelerate|datasets|huggingface_hub|peft|transformers|trl)==' tests/compat/oldest.txt > $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --requirement $(@D)/requirements.txt triton==3.7.1
+	touch $@
+
+test-compat-quick: $(VENV)-quick/made ## Run contracts, losses and parity on the oldest TRL and transformers (a few minutes)
+	$(VENV)-quick/bin/python tools/compat.py quick
 
 check: $(VENV)/made ## Lint, format, types, and the generated files
 	$(PY) -m ruff check .
@@ -75,4 +90,4 @@ docs: $(VENV)/made ## Write the generated source and the generated parts of the 
 	$(PY) tools/docs.py
 
 clean: ## Remove the virtual environments and what the demo made
-	rm -rf $(VENV) $(OLDEST) demo/work build dist
+	rm -rf $(VENV) $(COMPAT:%=$(VENV)-%) $(VENV)-quick demo/work build dist

@@ -1,17 +1,23 @@
-"""Every distribution that the package imports is declared in pyproject.toml."""
+"""Every distribution that the package imports is declared in pyproject.toml, with the versions that `make test-compat` runs."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 import trl_dpo_ext
 
 PACKAGE = Path(trl_dpo_ext.__file__).parent
 PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+COMPAT = PACKAGE.parent / "tests" / "compat"
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # modules that are named otherwise
 
 
@@ -41,3 +47,34 @@ def test_every_import_is_a_declared_dependency() -> None:
 def test_every_dependency_is_imported() -> None:
     modules = {DISTRIBUTIONS.get(name, name) for name in imported()}
     assert declared(PROJECT["dependencies"]) <= modules
+
+
+def pinned(environment: str) -> dict[str, Version]:
+    """The versions of an environment of `make test-compat`."""
+    lines = (COMPAT / f"{environment}.txt").read_text().splitlines()
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {name.lower(): Version(version) for name, version in pins}
+
+
+def test_every_floor_is_the_oldest_version_that_runs() -> None:
+    floors = {}
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        (floors[requirement.name],) = [Version(each.version) for each in requirement.specifier if each.operator == ">="]
+    assert floors == {name: version for name, version in pinned("oldest").items() if name in floors}
+
+
+@pytest.mark.parametrize("environment", ["oldest", "newest"])
+def test_the_versions_that_run_are_allowed(environment: str) -> None:
+    versions = pinned(environment)
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("environment", ["oldest", "newest"])
+def test_the_recorded_run_had_the_versions_of_today_and_no_failure(environment: str) -> None:
+    result = json.loads((COMPAT / "results.json").read_text())[environment]
+    versions = pinned(environment)
+    for name, version in result["versions"].items():
+        assert name == "python" or Version(version) == versions[name], f"run `make test-compat`: {name} has changed"
+    assert result["failed"] == 0
+    assert result["passed"] > 1000
