@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .numerics import clamp_min
+
 # Optional tensors are typed as tensors: a variant's declared needs are checked before it runs, so it may rely on them.
 _ABSENT: Any = None
 
@@ -83,12 +85,12 @@ class Side:
     @property
     def avg_logps(self) -> torch.Tensor:
         """Mean log-prob per completion token, shape (pairs,). An empty completion counts as one token."""
-        return self.logps / self.lengths.clamp(min=1)
+        return self.logps / clamp_min(self.lengths, 1)
 
     @property
     def avg_score(self) -> torch.Tensor:
         """Score per completion token, shape (pairs,). An empty completion counts as one token."""
-        return self.score / self.lengths.clamp(min=1)
+        return self.score / clamp_min(self.lengths, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "forward_kl_linear")
+from .numerics import MAX_EXPONENT, MAX_EXPONENT_FLOAT16, clamp_max, clamp_min, relu
 
-# exp() of more than this leaves float32 (or float16); one bound for float32 and wider keeps their values comparable.
-_MAX_EXPONENT, _MAX_EXPONENT_FLOAT16 = 80.0, 11.0
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "forward_kl_linear")
 
 # From this exponent on, exp() goes on as its tangent in forward_kl_linear.
 _LINEAR_FROM = 10.0
@@ -37,7 +36,7 @@ def sum_logps(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | N
         return token_logps.sum(dim=1)
     position = mask.cumsum(dim=1)
     chosen_lengths, rejected_lengths = mask.sum(dim=1).chunk(2)
-    common = torch.minimum(chosen_lengths, rejected_lengths).repeat(2).unsqueeze(1)
+    common = torch.where(chosen_lengths < rejected_lengths, chosen_lengths, rejected_lengths).repeat(2).unsqueeze(1)
     shared = (token_logps * ((position > 0) & (position <= common))).sum(dim=1)
     tail = (token_logps * (position > common)).sum(dim=1)
     return shared + ld_alpha * tail
@@ -54,7 +53,8 @@ def f_divergence_score(
     keep a gradient.
 
     Exponents are clamped before exp(), at 80 (11 in float16): beyond it the score is constant and its gradient zero,
-    where an unclamped exp() overflows and turns every gradient into NaN.
+    where an unclamped exp() overflows and turns every gradient into NaN. At the bound itself, and where
+    `forward_kl_linear` goes over into its tangent, the gradient is the one from within.
 
     Reference: f-DPO, arXiv 2309.16240. Note: alpha is TRL's; the paper's alpha is 1 minus it.
     """
@@ -76,17 +76,17 @@ def f_divergence_score(
 def _linear_exp(exponent: torch.Tensor) -> torch.Tensor:
     """exp() up to an exponent of 10, and its tangent there beyond it; at most the largest number of the dtype."""
     wide = exponent.float() if exponent.dtype in (torch.float16, torch.bfloat16) else exponent
-    value = torch.exp(wide.clamp(max=_LINEAR_FROM)) + math.exp(_LINEAR_FROM) * torch.relu(wide - _LINEAR_FROM)
-    return value.clamp(max=torch.finfo(exponent.dtype).max).to(exponent.dtype)
+    value = torch.exp(clamp_max(wide, _LINEAR_FROM)) + math.exp(_LINEAR_FROM) * relu(wide - _LINEAR_FROM)
+    return clamp_max(value, torch.finfo(exponent.dtype).max).to(exponent.dtype)
 
 
 def _clamp_exponent(exponent: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """`exponent`, at least float32, small enough for exp() and for `scale` times it in the dtype it came in."""
-    bound = _MAX_EXPONENT
+    bound = MAX_EXPONENT
     if exponent.dtype == torch.float16:
-        bound = _MAX_EXPONENT_FLOAT16 - max(0.0, math.log(abs(scale)))
+        bound = MAX_EXPONENT_FLOAT16 - max(0.0, math.log(abs(scale)))
     wide = exponent.float() if exponent.dtype in (torch.float16, torch.bfloat16) else exponent
-    return wide.clamp(max=bound)
+    return clamp_max(wide, bound)
 
 
 @torch.no_grad()
@@ -106,10 +106,10 @@ def wpo_weights(
     Reference: WPO, arXiv 2406.11827, equation 2.
     """
     aligned = (token_logps - log_sum_sq_probs) * mask
-    weights = torch.exp(aligned.sum(dim=1) / mask.sum(dim=1).clamp_min(1))
+    weights = torch.exp(aligned.sum(dim=1) / clamp_min(mask.sum(dim=1), 1))
     chosen, rejected = weights.chunk(2)
     product = chosen * rejected
-    return product.clamp(max=1.0) if clamp else product
+    return clamp_max(product, 1.0) if clamp else product
 
 
 @torch.no_grad()
@@ -121,4 +121,4 @@ def relative_entropy(token_entropy: torch.Tensor, mask: torch.Tensor, vocabulary
         mask: (rows, tokens), true on completion tokens.
         vocabulary: number of tokens to choose from.
     """
-    return (token_entropy * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1) / math.log(vocabulary)
+    return (token_entropy * mask).sum(dim=1) / clamp_min(mask.sum(dim=1), 1) / math.log(vocabulary)

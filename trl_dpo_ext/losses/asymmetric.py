@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min, minimum, relu
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -41,8 +42,9 @@ def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tenso
         tensor([2.7183])
     """
     chosen, rejected = p.chosen.logratio, p.rejected.logratio
-    # relu and not clamp or maximum: they pass 1 and 1/2 of the gradient at exactly 0, times lambda, at the first step.
-    penalty = dpop_lambda * torch.relu(-chosen)
+    # relu and not clamp_min or a maximum: they pass 1 and 1/2 of the gradient at exactly 0, times lambda, at the first
+    # step.
+    penalty = dpop_lambda * relu(-chosen)
     return -F.logsigmoid(beta * (chosen - rejected - penalty))
 
 
@@ -151,8 +153,9 @@ def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("minor_dpo")(pairs, beta=0.1)
         tensor([0.6444])
     """
-    # clamp and not relu: relu passes nothing at exactly 0, and then nothing would ever move the rejected side off it.
-    return -F.logsigmoid(beta * (p.chosen.logratio - torch.clamp(p.rejected.logratio, min=0)))
+    # clamp_min and not relu: relu passes nothing at exactly 0, and then nothing would ever move the rejected side off
+    # it.
+    return -F.logsigmoid(beta * (p.chosen.logratio - clamp_min(p.rejected.logratio, 0)))
 
 
 BdpoLambda = Annotated[
@@ -217,8 +220,8 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
         >>> get_loss("bpo")(pairs, beta=0.1, bpo_alpha=0.3)
         tensor([0.9700])
     """
-    x = beta * torch.minimum(p.chosen.logratio, -bpo_alpha * p.rejected.logratio)
-    return torch.relu(1 - x) if bpo_link == "hinge" else -F.logsigmoid(x)
+    x = beta * minimum(p.chosen.logratio, -bpo_alpha * p.rejected.logratio)
+    return relu(1 - x) if bpo_link == "hinge" else -F.logsigmoid(x)
 
 
 HdpoAlpha = Annotated[float, Hyper("Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO.", gt=0)]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_max, clamp_min
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -18,7 +19,7 @@ _MIN_ENTROPY = 1e-3
 def _dispersion(p: Pairs, mean: float) -> torch.Tensor:
     """How much a pair counts, (pairs,), without gradient: -mean * log of the reference's entropy over both sides."""
     entropy = (0.5 * (p.chosen.ref_entropy + p.rejected.ref_entropy)).detach().to(p.chosen.logps.dtype)
-    return -mean * torch.log(entropy.clamp(min=_MIN_ENTROPY, max=1 - _MIN_ENTROPY))
+    return -mean * torch.log(clamp_max(clamp_min(entropy, _MIN_ENTROPY), 1 - _MIN_ENTROPY))
 
 
 MallowsMean = Annotated[
@@ -100,7 +101,7 @@ def rainbowpo(
         >>> get_loss("rainbowpo")(Pairs(side(-12.0, -13.0, 6), side(-15.0, -14.0, 8)), rainbowpo_beta=10.0)
         tensor([0.9416])
     """
-    ref_chosen, ref_rejected = (side.ref_logps / side.lengths.clamp(min=1) for side in (p.chosen, p.rejected))
+    ref_chosen, ref_rejected = (side.ref_logps / clamp_min(side.lengths, 1) for side in (p.chosen, p.rejected))
     target = rainbowpo_alpha * (ref_chosen - ref_rejected) + (1 - rainbowpo_alpha) * rainbowpo_home
     margin = p.chosen.avg_logps - p.rejected.avg_logps - target
     return -F.logsigmoid(rainbowpo_beta * _dispersion(p, rainbowpo_mean) * margin)

@@ -2,15 +2,111 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import MAX_EXPONENT, absolute, clamp_max, clamp_min, log1mexp, relu
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
-from .numerics import MAX_EXPONENT, log1mexp, token_mean_nll
+
+
+def avg_logps_reward(side: Side, **_: float) -> torch.Tensor:
+    """The mean log-prob per token as a reward, shape (pairs,)."""
+    return side.avg_logps
+
+
+@register_loss(
+    paper=None,
+    needs=Need.TOKENS,
+    per_pair=False,
+    evidence="framework",
+    reward=avg_logps_reward,
+    from_trl=True,
+)
+def sft(p: Pairs) -> torch.Tensor:
+    """Negative log-likelihood of the chosen side, averaged over the tokens of the micro-batch.
+
+        -mean over all chosen completion tokens of the batch of log p(token), the same value for every pair
+
+    The supervised part of a mix, such as MPO's `sigmoid`, `bco_pair`, `sft`. For an average over sequences instead of
+    tokens, see `dpo_nll`.
+
+    Returns:
+        The batch value once per pair, shape (pairs,).
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> tokens, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, True]])
+        >>> side = Side(tokens.sum(1), token_logps=tokens, mask=mask)
+        >>> get_loss("sft")(Pairs(chosen=side, rejected=side))
+        tensor([2.])
+    """
+    tokens = p.chosen.token_logps[p.chosen.mask]
+    # Truncation can empty every completion of a batch; the mean of nothing is NaN, its sum 0.
+    mean = tokens.mean() if tokens.numel() else tokens.sum()
+    return -mean.expand_as(p.chosen.logps)
+
+
+def token_mean_nll(side: Side) -> torch.Tensor:
+    """Negative log-likelihood averaged over the tokens of the micro-batch, a scalar: what `sft` gives every pair."""
+    return -side.logps.sum() / clamp_min(side.lengths.sum(), 1)
+
+
+DpoNllWeight = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
+DpoNllNorm = Annotated[
+    Literal["seq_mean", "seq_sum", "token_mean"],
+    Hyper("Likelihood per token of each answer, of the whole answer, or per token of the batch."),
+]
+
+
+@register_loss(
+    paper="2404.19733",
+    needs=Need.REFERENCE | Need.LENGTHS,
+    per_pair=False,
+    f_divergence=True,
+    aliases=("irpo",),
+    evidence="framework",
+)
+def dpo_nll(
+    p: Pairs, *, beta: Beta, dpo_nll_weight: DpoNllWeight = 1.0, dpo_nll_norm: DpoNllNorm = "seq_mean"
+) -> torch.Tensor:
+    """DPO plus the negative log-likelihood of the chosen side, which keeps it from becoming unlikely.
+
+        -log sigmoid(beta * margin) + weight * NLL
+
+        seq_mean    NLL = -logps_chosen / length_chosen                                     (IRPO)
+        seq_sum     NLL = -logps_chosen                                                     (RPO of Liu et al.)
+        token_mean  NLL = -sum of logps_chosen / sum of length_chosen, over the micro-batch (TRL's ["sigmoid", "sft"])
+
+    For reasoning and for noisy pairs, where DPO lowers both sides. IRPO trains with weight 1, Llama 3 with 0.2; with
+    `seq_sum`, Liu et al. use beta * 0.005.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    Reference: IRPO, arXiv 2404.19733; Llama 3, arXiv 2407.21783; Liu et al., arXiv 2405.16436.
+
+    Note:
+        The three normalizations differ by a factor of the length: a weight for one is not a weight for another.
+        `seq_sum` was checked by reading the authors' code only. Llama 3's weight is from memory.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0],
+        ...                          chosen_lengths=[6], rejected_lengths=[8])
+        >>> get_loss("dpo_nll")(pairs, beta=0.1, dpo_nll_weight=1.0)
+        tensor([2.5981])
+    """
+    if dpo_nll_norm == "seq_mean":
+        nll = -p.chosen.avg_logps
+    elif dpo_nll_norm == "seq_sum":
+        nll = -p.chosen.logps
+    else:
+        nll = token_mean_nll(p.chosen)
+    return -F.logsigmoid(beta * p.margin) + dpo_nll_weight * nll
 
 
 def _beta_logps_reward(side: Side, *, beta: float, **_: object) -> torch.Tensor:
@@ -78,7 +174,8 @@ def arpo(
 
     Note:
         As in the authors' code, w carries a gradient and is below 0 for sides that are alike; `arpo_detach` takes the
-        gradient away. The exponent is clamped at 80. The weight of the likelihood term is `cpo`'s default.
+        gradient away. Where both sides are as likely per token, |...| has a gradient of 0. The exponent is clamped at
+        80. The weight of the likelihood term is `cpo`'s default.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -86,8 +183,8 @@ def arpo(
         >>> get_loss("arpo")(pairs, beta=0.1, arpo_alpha=0.0)
         tensor([1.1218])
     """
-    distance = (p.chosen.avg_logps - p.rejected.avg_logps).abs()
-    weight = (arpo_eta1 * torch.exp((arpo_eta2 * distance).clamp(max=MAX_EXPONENT)) - 1).clamp(max=1)
+    distance = absolute(p.chosen.avg_logps - p.rejected.avg_logps)
+    weight = clamp_max(arpo_eta1 * torch.exp(clamp_max(arpo_eta2 * distance, MAX_EXPONENT)) - 1, 1)
     if arpo_detach:
         weight = weight.detach()
     preference = -F.logsigmoid(beta * (p.chosen.logps - weight * p.rejected.logps))
@@ -160,4 +257,4 @@ def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLam
         >>> get_loss("slic_hf")(Pairs.from_logps(chosen=[-12.0], rejected=[-15.0]), slic_hf_delta=1.0)
         tensor([1.2000])
     """
-    return torch.relu(slic_hf_delta - (p.chosen.logps - p.rejected.logps)) - slic_hf_lambda * p.chosen.logps
+    return relu(slic_hf_delta - (p.chosen.logps - p.rejected.logps)) - slic_hf_lambda * p.chosen.logps

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import MAX_EXPONENT, clamp_max, clamp_min, relu, squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
-from .numerics import MAX_EXPONENT
-from .regression import squared
 
 # Lower than overflow asks for: one pair must not be 1e34 times as loud as another.
 _MAX_GPO_EXPONENT = 30.0
@@ -41,7 +40,7 @@ def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("hinge")(pairs, beta=0.1)
         tensor([0.8000])
     """
-    return torch.relu(1 - beta * p.margin)
+    return relu(1 - beta * p.margin)
 
 
 DiscopopTau = Annotated[float, Hyper("Temperature of the switch between the logistic and the exponential part.", gt=0)]
@@ -71,7 +70,7 @@ def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor
     """
     x = p.margin * beta
     exponential_part = torch.sigmoid(x / discopop_tau)
-    logistic, exponential = -F.logsigmoid(x), torch.exp((-x).clamp(max=MAX_EXPONENT))
+    logistic, exponential = -F.logsigmoid(x), torch.exp(clamp_max(-x, MAX_EXPONENT))
     return logistic * (1 - exponential_part) + exponential * exponential_part
 
 
@@ -98,7 +97,7 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("gpo_exp")(pairs, beta=0.5)
         tensor([0.3679])
     """
-    return torch.exp((-beta * p.margin).clamp(max=_MAX_GPO_EXPONENT))
+    return torch.exp(clamp_max(-beta * p.margin, _MAX_GPO_EXPONENT))
 
 
 @register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
@@ -123,7 +122,7 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("gpo_truncquad")(pairs, beta=0.5)
         tensor([3.0625])
     """
-    return squared(torch.relu(1 - beta * p.margin))
+    return squared(relu(1 - beta * p.margin))
 
 
 @register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
@@ -211,9 +210,9 @@ def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor
     # The differences are taken term by term: added to exp(20), a log-ratio loses its digits.
     x = beta * (_clamped_exp(chosen) - _clamped_exp(rejected) + (chosen - rejected))
     if chipo_clip is not None:
-        x = x.clamp(min=-2 * chipo_clip, max=2 * chipo_clip)
+        x = clamp_max(clamp_min(x, -2 * chipo_clip), 2 * chipo_clip)
     return -F.logsigmoid(x)
 
 
 def _clamped_exp(logratio: torch.Tensor) -> torch.Tensor:
-    return torch.exp(logratio.clamp(max=_MAX_CHI_SQUARED_EXPONENT))
+    return torch.exp(clamp_max(logratio, _MAX_CHI_SQUARED_EXPONENT))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import SCORE_COLUMNS, Beta, Hyper
+from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from .soft_labels import score_gap
@@ -75,7 +76,7 @@ def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: O
         tensor([0.9698])
     """
     gap = score_gap(p)
-    offset = torch.log(gap.clamp(min=_MIN_GAP)) if odpo_transform == "log" else gap
+    offset = torch.log(clamp_min(gap, _MIN_GAP)) if odpo_transform == "log" else gap
     return -F.logsigmoid(beta * p.margin - odpo_alpha * offset)
 
 

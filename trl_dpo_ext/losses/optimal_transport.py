@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper, LabelSmoothing
+from ..core.numerics import sort
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -37,7 +38,7 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
-        With one pair in it, this is DPO.
+        With one pair in it, this is DPO. Pairs of equal margins are ranked in the order of the batch.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -78,7 +79,7 @@ def aot_unpaired(
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
-        TRL called this `aot_pair` once.
+        TRL called this `aot_pair` once. Equal log-ratios are ranked in the order of the batch.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -98,12 +99,12 @@ def aot_unpaired(
 
 def _sorted_difference(p: Pairs, ours: torch.Tensor, theirs: torch.Tensor, everywhere: bool) -> torch.Tensor:
     """Sorted minus sorted, (pairs,), at the ranks that `ours` take; over all processes `theirs` carry no gradient."""
-    ours = ours.sort().values
+    ours = sort(ours)
     if not everywhere:
-        return ours - theirs.sort().values
+        return ours - sort(theirs)
     start = p.rank * ours.numel()
     places = p.gather(ours).argsort(stable=True).argsort()[start : start + ours.numel()]
-    return ours - p.gather(theirs).sort().values[places]
+    return ours - sort(p.gather(theirs))[places]
 
 
 def _smoothed(x: torch.Tensor, label_smoothing: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta
+from ..core.numerics import relu
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -155,3 +156,35 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """
     chosen, rejected = p.chosen.logratio, p.rejected.logratio
     return torch.sigmoid(beta * chosen) + (1 - torch.sigmoid(beta * (chosen - rejected)))
+
+
+@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, per_pair=False, evidence="framework")
+def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """KTO on pairs: moves each side to its own side of where the other sides of the batch stand on average.
+
+        1 - 1/2 sigmoid(beta * (logratio_chosen - z_rejected)) - 1/2 sigmoid(beta * (z_chosen - logratio_rejected))
+
+        z_side = max(0, mean of logratio_side over the batch), without gradient
+
+    For old recipes. The authors of KTO advise against this form: with unpaired data, use TRL's KTO trainer.
+
+    Returns:
+        One value per pair in (0, 1), shape (pairs,).
+
+    Reference: arXiv 2402.01306; the pair form is TRL's before 0.29.
+
+    Note:
+        z is over all processes and detached, as in the paper; TRL's was of one process and carried a gradient. With
+        z = 0 this is half of `apo_zero`.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> get_loss("kto_pair")(pairs, beta=0.1)
+        tensor([0.4719, 0.5156])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    z_chosen, z_rejected = (relu(p.gather(side).mean()) for side in (chosen, rejected))
+    # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where x is large.
+    return 0.5 * (torch.sigmoid(beta * (z_rejected - chosen)) + torch.sigmoid(beta * (rejected - z_chosen)))

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Hyper
+from ..core.numerics import MAX_EXPONENT, clamp_max, relu
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
-from .numerics import MAX_EXPONENT, avg_logps_reward
+from .likelihood import avg_logps_reward
 
 
 def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor:
@@ -62,9 +63,7 @@ def simpo(
     if simpo_gamma_beta_ratio is not None:
         gamma = simpo_gamma_beta_ratio * simpo_beta
     x = simpo_beta * (p.chosen.avg_logps - p.rejected.avg_logps) - gamma
-    right, flipped = (
-        (torch.relu(1 - x), torch.relu(1 + x)) if simpo_link == "hinge" else (-F.logsigmoid(x), -F.logsigmoid(-x))
-    )
+    right, flipped = (relu(1 - x), relu(1 + x)) if simpo_link == "hinge" else (-F.logsigmoid(x), -F.logsigmoid(-x))
     return (1 - simpo_label_smoothing) * right + simpo_label_smoothing * flipped
 
 
@@ -94,7 +93,7 @@ def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
         >>> get_loss("repo")(pairs, repo_gamma=0.6)
         tensor([0.7250])
     """
-    return torch.relu(repo_gamma - (p.chosen.avg_logps - p.rejected.avg_logps))
+    return relu(repo_gamma - (p.chosen.avg_logps - p.rejected.avg_logps))
 
 
 def _inverse_perplexity(side: Side, **_: object) -> torch.Tensor:
@@ -127,7 +126,7 @@ def simper(p: Pairs) -> torch.Tensor:
 def _alphapo_reward(side: Side, *, alphapo_beta: float, alphapo_alpha: float, **_: object) -> torch.Tensor:
     if alphapo_alpha == 0:
         return alphapo_beta * side.avg_logps
-    exponent = (-alphapo_alpha * side.avg_logps).clamp(max=MAX_EXPONENT)
+    exponent = clamp_max(-alphapo_alpha * side.avg_logps, MAX_EXPONENT)
     return alphapo_beta * -torch.expm1(exponent) / alphapo_alpha
 
 

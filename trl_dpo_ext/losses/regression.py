@@ -8,18 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.numerics import squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from .soft_labels import RpoEta, score_gap
-
-
-def squared(gap: torch.Tensor) -> torch.Tensor:
-    """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow.
-
-    Scores of an exponential divergence reach exp(80), whose square leaves float32.
-    """
-    largest = 0.5 * torch.finfo(gap.dtype).max ** 0.5
-    return gap.clamp(-largest, largest) ** 2
 
 
 @register_loss(

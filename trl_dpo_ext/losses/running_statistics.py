@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
 
@@ -44,7 +45,7 @@ class _RunningMoments:
         if self.batches == 0:
             return torch.zeros_like(values)
         std = torch.zeros_like(values) + self._std / (1 - _MOMENTUM**self.batches)
-        return self.centered(values) / std.clamp(min=_MIN_STD)
+        return self.centered(values) / clamp_min(std, _MIN_STD)
 
     def state_dict(self) -> dict[str, float | int]:
         return {"mean": float(self._mean), "std": float(self._std), "batches": self.batches}
@@ -130,7 +131,7 @@ class AlphaDpo:
 
 
 def _avg_logratio(side: Side) -> torch.Tensor:
-    return side.logratio / side.lengths.clamp(min=1)
+    return side.logratio / clamp_min(side.lengths, 1)
 
 
 # The authors' floor: a beta at or below zero would turn the preference around.
@@ -195,7 +196,7 @@ class BetaDpo:
         kept = self._draw(everyone, beta_dpo_rho if p.training else 0.0)
         weights = kept / kept.mean()
         shift = (weights * self._moments.centered(everyone)).mean()
-        beta_used = (beta * (1 + beta_dpo_alpha * shift)).clamp(min=_MIN_BETA)
+        beta_used = clamp_min(beta * (1 + beta_dpo_alpha * shift), _MIN_BETA)
         own = slice(p.rank * margins.numel(), (p.rank + 1) * margins.numel())
         return -weights[own] * F.logsigmoid(beta_used * margins)
 
