@@ -12,7 +12,7 @@ from trl_dpo_ext.losses import tables
 
 ROOT = Path(__file__).parent.parent
 PARTS = {
-    "README.md": {"losses": tables.as_markdown},
+    "README.md": {"loss counts": tables.counts_as_markdown, "losses": tables.as_markdown},
     "recipes/README.md": {
         "recipes": recipe_registry.as_markdown,
         "accelerate configs": recipe_registry.accelerate_as_markdown,

@@ -11,8 +11,9 @@ from typing import Any
 from trl import DPOConfig
 
 from .core.hyperparameters import SHARED, DeclaredHyper
+from .core.loss_spec import LossSpec
 from .core.mixture import LossMixture, MixtureParser
-from .core.pairs import Need
+from .core.pairs import NEEDS, Need
 from .core.registry import list_losses
 from .core.transforms import F_DIVERGENCES
 from .errors import InputError
@@ -102,7 +103,7 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
 
     def __post_init__(self) -> None:
         specs: Any = self.loss_type
-        self.loss_type = [_as_spec(spec) for spec in ([specs] if isinstance(specs, (str, Mapping)) else specs)]
+        self.loss_type = [LossSpec.of(spec) for spec in ([specs] if isinstance(specs, (str, Mapping)) else specs)]
         mixture, problems = self._parse_losses()
         if mixture:
             problems = self._stage_problems(mixture)
@@ -134,20 +135,6 @@ class DPOExtConfig(DPOConfig, _VariantFields, StoreOptions, ReferenceModelOption
             *forward_problems(self, mixture),
             *pitfall_problems(self),
         ]
-
-
-def _as_spec(spec: Any) -> str:
-    """A loss given as a string, or as `{name: {hyperparameter: value}}`, in its string form."""
-    if isinstance(spec, str):
-        return spec
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        ((name, hyper),) = spec.items()
-        if not hyper:
-            return name
-        if isinstance(hyper, Mapping):
-            return f"{name}:" + ",".join(f"{key}={value}" for key, value in hyper.items())
-    form = "a name, 'name:beta=1.0', or a mapping {name: {beta: 1.0}}"
-    raise InputError(f"loss_type entry {spec!r} must be {form}.")
 
 
 def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
@@ -196,7 +183,7 @@ def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
 def _weighting_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     problems = []
     flags = [name for name in ("use_weighting", "weight_column") if getattr(args, name)]
-    sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.aligned]
+    sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.order_preserving]
     if flags and sorted_losses:
         problems.append(
             f"{' and '.join(flags)} cannot be used with {', '.join(sorted_losses)}: it sorts its batch, so a weight "
@@ -226,17 +213,10 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     return [*problems, *_live_reference_problems(args, mixture)]
 
 
-# What a reference has to be loaded and run for, in words.
-_LIVE_NEEDS = {
-    Need.REF_ENTROPY: "the reference's entropy",
-    Need.TOKEN_KL: "the reference's distribution over the vocabulary",
-}
-
-
 def _live_reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     """Losses that read more of the reference than what is stored, or than zeros can stand for."""
     problems = []
-    for need, words in _LIVE_NEEDS.items():
+    for need, words in ((need, info.live) for need, info in NEEDS.items() if info.live):
         names = ", ".join(term.variant.name for term in mixture.terms if need in term.variant.needs)
         if names and args.precompute_ref_log_probs and not args.reference_free:
             problems.append(f"precompute_ref_log_probs=True stores log-probs of tokens, and {names} needs {words}.")

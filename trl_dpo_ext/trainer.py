@@ -17,7 +17,7 @@ from trl import DPOTrainer
 from . import _trl
 from .config import DPOExtConfig
 from .core import transforms
-from .core.hyperparameters import Hyper
+from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need, Pairs
 from .data.lengths import length_column
@@ -380,10 +380,10 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         return dataset if report.problems else one_layout(dataset)
 
 
-def _extra_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]:
+def _extra_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
     columns = mixture.columns
     if args.weight_column:
-        columns[args.weight_column] = Hyper("Weight of the pair's loss.", ge=0)
+        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
     return columns
 
 

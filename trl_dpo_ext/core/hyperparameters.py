@@ -25,8 +25,6 @@ class Hyper:
     le: float | None = None
     excludes: str | None = None
     """Name of another hyperparameter of the same variant that must not be set together with this one."""
-    per_token: Literal["chosen", "rejected"] | None = None
-    """Of a column: the side that it holds a list of values for, one per token. None: one value per pair."""
 
     @property
     def bounds(self) -> list[str]:
@@ -51,12 +49,6 @@ LabelSmoothing = Annotated[float, Hyper("The probability that a preference label
 
 SHARED = ("beta", "label_smoothing", "discopop_tau")
 """Fields of TRL's DPOConfig that a variant may take by name."""
-
-SCORE_COLUMNS = {
-    "score_chosen": Hyper("Score of the chosen side, such as a reward model's."),
-    "score_rejected": Hyper("Score of the rejected side, on the same scale."),
-}
-P_CHOSEN_COLUMN = {"p_chosen": Hyper("Probability that the chosen side is the better one.", ge=0, le=1)}
 
 NO_DEFAULT = inspect.Parameter.empty
 

@@ -46,6 +46,45 @@ class Need(enum.Flag):
         return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY | Need.TOKEN_KL)
 
 
+@dataclass(frozen=True, slots=True)
+class NeedInfo:
+    """How a need is called, and where the loss finds what it needs."""
+
+    label: str
+    """Short name, for tables."""
+    tensor: str = ""
+    """Field of `Side` that serves it; empty where no tensor does."""
+    remedy: str = ""
+    """What is missing and how to pass it, where `tensor` is None."""
+    live: str = ""
+    """What a reference model must be run for in every step, because no store holds it; empty otherwise."""
+
+
+NEEDS: dict[Need, NeedInfo] = {
+    Need.REFERENCE: NeedInfo("reference", "ref_logps", "reference log-probs: pass ref_chosen= and ref_rejected="),
+    Need.LENGTHS: NeedInfo("lengths", "lengths", "completion lengths: pass chosen_lengths= and rejected_lengths="),
+    Need.TOKENS: NeedInfo("tokens", "token_logps", "log-probs per token: build Side with token_logps= and mask="),
+    Need.TOKEN_REFERENCE: NeedInfo(
+        "reference per token", "ref_token_logps", "reference log-probs per token: build Side with ref_token_logps="
+    ),
+    Need.BATCH: NeedInfo("batch"),
+    Need.STATE: NeedInfo("state"),
+    Need.REF_ENTROPY: NeedInfo(
+        "reference entropy",
+        "ref_entropy",
+        "the reference's entropy: build Side with ref_entropy=",
+        live="the reference's entropy",
+    ),
+    Need.TOKEN_KL: NeedInfo(
+        "KL per token",
+        "token_kl",
+        "the divergence of every token: build Side with token_kl=",
+        live="the reference's distribution over the vocabulary",
+    ),
+}
+"""Every need with its words, in the order of tables."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
     """One side (chosen or rejected) of every pair.
@@ -79,7 +118,7 @@ class Side:
             ValueError: no reference log-probs were given.
         """
         if self.ref_logps is None:
-            raise ValueError(_absent(Need.REFERENCE))
+            raise ValueError(NEEDS[Need.REFERENCE].remedy)
         return self.logps - self.ref_logps
 
     @property
@@ -119,16 +158,16 @@ class Pairs:
     @property
     def available(self) -> Need:
         """The per-side needs that both sides can serve."""
-        available = Need.BATCH | Need.STATE
-        for need, name in _TENSOR_OF_NEED.items():
-            if all(getattr(side, name) is not None for side in (self.chosen, self.rejected)):
+        available = Need.NONE
+        for need, info in NEEDS.items():
+            if not info.tensor or all(getattr(side, info.tensor) is not None for side in (self.chosen, self.rejected)):
                 available |= need
         return available
 
     def missing(self, needs: Need, columns: Sequence[str] = ()) -> list[str]:
         """One line for each need or column that these pairs cannot serve."""
         absent = needs & ~self.available
-        lines = [_absent(need) for need in _TENSOR_OF_NEED if need in absent]
+        lines = [info.remedy for need, info in NEEDS.items() if need in absent]
         return lines + [
             f"column {name!r}: pass columns={{{name!r}: ...}}" for name in columns if name not in self.columns
         ]
@@ -182,28 +221,6 @@ class Pairs:
             for side in ("chosen", "rejected")
         )
         return cls(chosen_side, rejected_side, columns=extra)
-
-
-_TENSOR_OF_NEED = {
-    Need.REFERENCE: "ref_logps",
-    Need.LENGTHS: "lengths",
-    Need.TOKENS: "token_logps",
-    Need.TOKEN_REFERENCE: "ref_token_logps",
-    Need.REF_ENTROPY: "ref_entropy",
-    Need.TOKEN_KL: "token_kl",
-}
-
-
-def _absent(need: Need) -> str:
-    how = {
-        Need.REFERENCE: "reference log-probs: pass ref_chosen= and ref_rejected=",
-        Need.LENGTHS: "completion lengths: pass chosen_lengths= and rejected_lengths=",
-        Need.TOKENS: "log-probs per token: build Side with token_logps= and mask=",
-        Need.TOKEN_REFERENCE: "reference log-probs per token: build Side with ref_token_logps=",
-        Need.REF_ENTROPY: "the reference's entropy: build Side with ref_entropy=",
-        Need.TOKEN_KL: "the divergence of every token: build Side with token_kl=",
-    }
-    return how[need]
 
 
 def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from .. import _trl
-from ..core.hyperparameters import Hyper
+from ..core.columns import Column
 from ..core.mixture import LossMixture
 from . import checkpoints, launch
 from .eval_padding import EvalPadding
@@ -19,7 +19,7 @@ class DistributedTrainerMixin(Trainer):
     """Overrides of transformers' `Trainer`, to stand before the class of a trainer that is made for one process."""
 
     mixture: LossMixture
-    extra_columns: Mapping[str, Hyper]
+    extra_columns: Mapping[str, Column]
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; FSDP2 is kept from rounding log-probs."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
+from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min, minimum, relu
 from ..core.pairs import Need, Pairs
@@ -18,7 +19,7 @@ DpopLambda = Annotated[
 ]
 
 
-@register_loss(paper="2402.13228", needs=Need.REFERENCE, aliases=("smaug",), evidence="framework")
+@register_loss(paper="2402.13228", needs=Need.REFERENCE, aliases=("smaug",), verification="framework")
 def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tensor:
     """DPO-Positive: DPO with a penalty whenever the chosen side becomes less likely than under the reference.
 
@@ -59,7 +60,7 @@ DpoShiftMin = Annotated[float, Hyper("Lowest weight of the rejected side in a sc
 DpoShiftMax = Annotated[float, Hyper("Highest weight of the rejected side in a schedule.", gt=0, le=1)]
 
 
-@register_loss(paper="2502.07599", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2502.07599", needs=Need.REFERENCE, verification="authors")
 def dpo_shift(
     p: Pairs,
     *,
@@ -98,11 +99,11 @@ def dpo_shift(
 
 
 DELTA_R_COLUMN = {
-    "delta_r": Hyper("Gap of the two rewards, normalized to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
+    "delta_r": Column("Gap of the two rewards, normalized to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
 }
 
 
-@register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, evidence="read")
+@register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, verification="paper")
 def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """MaPPO: DPO in which the rejected side counts as much as it is worse, so near ties hardly lower it.
 
@@ -130,7 +131,7 @@ def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
-@register_loss(paper="2408.09834", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2408.09834", needs=Need.REFERENCE, verification="third_party")
 def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """MinorDPO: lowers the rejected side only while it is likelier than under the reference.
 
@@ -163,7 +164,7 @@ BdpoLambda = Annotated[
 ]
 
 
-@register_loss(paper="2506.12725", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2506.12725", needs=Need.REFERENCE, verification="third_party")
 def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor:
     """Bounded DPO: measures the rejected side with a mixture of policy and reference, so lowering it pays only so much.
 
@@ -196,7 +197,7 @@ BpoAlpha = Annotated[
 BpoLink = Annotated[Literal["hinge", "logistic"], Hyper("The curve that the margin goes through.")]
 
 
-@register_loss(paper="2506.03557", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2506.03557", needs=Need.REFERENCE, verification="authors")
 def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = "hinge") -> torch.Tensor:
     """Balanced PO: works on whichever side lags behind, so the chosen likelihood cannot pay for the margin.
 
@@ -227,7 +228,7 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
 HdpoAlpha = Annotated[float, Hyper("Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO.", gt=0)]
 
 
-@register_loss(paper="2411.07595", needs=Need.REFERENCE, evidence="secondary", differences=True)
+@register_loss(paper="2411.07595", needs=Need.REFERENCE, verification="third_party", shift_invariant=True)
 def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     """H-DPO: DPO with a say over the policy's entropy, so that it can be sharper than the reference.
 
@@ -257,7 +258,7 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
 AncDpoDelta = Annotated[float, Hyper("Reward above which the chosen side is anchored.")]
 
 
-@register_loss(paper="2406.11839", needs=Need.REFERENCE, evidence="read")
+@register_loss(paper="2406.11839", needs=Need.REFERENCE, verification="paper")
 def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.Tensor:
     """Anchored DPO: DPO plus a classifier that keeps the chosen side likelier than under the reference.
 

@@ -21,9 +21,9 @@ DrDpoBeta = Annotated[
 @register_loss(
     paper="2407.07880",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
-    evidence="authors",
+    verification="authors",
 )
 def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tensor:
     """Dr. DPO: weighs down the pairs with the largest losses in the batch, as the likeliest to be mislabeled.
@@ -63,9 +63,9 @@ KldpoTau = Annotated[float, Hyper("Temperature of the weights; low looks at the 
 @register_loss(
     paper="2502.01930",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
-    evidence="authors",
+    verification="authors",
 )
 def kldpo(p: Pairs, *, beta: Beta, kldpo_tau: KldpoTau = 0.05) -> torch.Tensor:
     """KLDPO: weighs up the pairs with larger losses than the batch's mean, for the worst mix of users within reach.
@@ -107,9 +107,9 @@ GammaPoTau = Annotated[float, Hyper("How alike the pairs' target margins are kep
 @register_loss(
     paper="2506.03690",
     needs=Need.LENGTHS | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     reward=_gamma_po_reward,
-    evidence="authors",
+    verification="authors",
 )
 def gamma_po(
     p: Pairs, *, gamma_po_beta: GammaPoBeta = 10.0, gamma_po_ratio: GammaPoRatio = 0.4, gamma_po_tau: GammaPoTau = 10.0

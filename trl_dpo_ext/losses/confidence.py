@@ -14,7 +14,7 @@ from ..core.registry import register_loss
 FocalpoGamma = Annotated[float, Hyper("How fast the weight falls with the probability; 0 is DPO.", ge=0)]
 
 
-@register_loss(paper="2501.06645", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2501.06645", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def focalpo(p: Pairs, *, beta: Beta, focalpo_gamma: FocalpoGamma = 0.05) -> torch.Tensor:
     """FocalPO: weighs down the pairs that the policy ranks wrongly, which DPO rarely turns around anyway.
 
@@ -44,7 +44,7 @@ def focalpo(p: Pairs, *, beta: Beta, focalpo_gamma: FocalpoGamma = 0.05) -> torc
 RopoAlpha = Annotated[float, Hyper("Weight of the bounded, noise-tolerant term against DPO's.", gt=0)]
 
 
-@register_loss(paper="2404.04102", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2404.04102", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def ropo(p: Pairs, *, beta: Beta, ropo_alpha: RopoAlpha = 14.0) -> torch.Tensor:
     """ROPO: DPO mixed with a bounded loss, so that pairs the policy is sure are mislabeled stop pulling.
 

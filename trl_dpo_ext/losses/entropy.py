@@ -27,7 +27,7 @@ MallowsMean = Annotated[
 ]
 
 
-@register_loss(paper="2405.14953", needs=Need.REFERENCE | Need.REF_ENTROPY, f_divergence=True, evidence="authors")
+@register_loss(paper="2405.14953", needs=Need.REFERENCE | Need.REF_ENTROPY, f_divergence=True, verification="authors")
 def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -> torch.Tensor:
     """Mallows-DPO: DPO with a larger beta where the reference is sure, and a smaller one where many answers would do.
 
@@ -65,8 +65,8 @@ RainbowMean = Annotated[float, Hyper("Scale of the dispersion -log(entropy) of t
 @register_loss(
     paper="2410.04203",
     needs=Need.REFERENCE | Need.LENGTHS | Need.REF_ENTROPY,
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 def rainbowpo(
     p: Pairs,

@@ -21,8 +21,8 @@ def avg_logps_reward(side: Side, **_: float) -> torch.Tensor:
 @register_loss(
     paper=None,
     needs=Need.TOKENS,
-    per_pair=False,
-    evidence="framework",
+    independent_pairs=False,
+    verification="framework",
     reward=avg_logps_reward,
     from_trl=True,
 )
@@ -65,10 +65,10 @@ DpoNllNorm = Annotated[
 @register_loss(
     paper="2404.19733",
     needs=Need.REFERENCE | Need.LENGTHS,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
     aliases=("irpo",),
-    evidence="framework",
+    verification="framework",
 )
 def dpo_nll(
     p: Pairs, *, beta: Beta, dpo_nll_weight: DpoNllWeight = 1.0, dpo_nll_norm: DpoNllNorm = "seq_mean"
@@ -116,7 +116,9 @@ def _beta_logps_reward(side: Side, *, beta: float, **_: object) -> torch.Tensor:
 CpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 
 
-@register_loss(paper="2401.08417", needs=Need.LENGTHS, per_pair=False, reward=_beta_logps_reward, evidence="framework")
+@register_loss(
+    paper="2401.08417", needs=Need.LENGTHS, independent_pairs=False, reward=_beta_logps_reward, verification="framework"
+)
 def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
     """CPO: prefers the chosen side by its summed log-prob, with the likelihood of the chosen side as the anchor.
 
@@ -149,7 +151,9 @@ ArpoEta2 = Annotated[
 ]
 
 
-@register_loss(paper="2410.03115", needs=Need.LENGTHS, per_pair=False, reward=_beta_logps_reward, evidence="authors")
+@register_loss(
+    paper="2410.03115", needs=Need.LENGTHS, independent_pairs=False, reward=_beta_logps_reward, verification="authors"
+)
 def arpo(
     p: Pairs,
     *,
@@ -199,7 +203,7 @@ def _log_odds(side: Side, **_: object) -> torch.Tensor:
 OrpoLambda = Annotated[float, Hyper("Weight of the odds ratio against the likelihood.", gt=0)]
 
 
-@register_loss(paper="2403.07691", needs=Need.LENGTHS, reward=_log_odds, evidence="framework")
+@register_loss(paper="2403.07691", needs=Need.LENGTHS, reward=_log_odds, verification="framework")
 def orpo(p: Pairs, *, orpo_lambda: OrpoLambda = 0.1) -> torch.Tensor:
     """ORPO: fine-tunes on the chosen side while its odds should exceed those of the rejected one.
 
@@ -235,7 +239,7 @@ SlicDelta = Annotated[float, Hyper("Nats by which the chosen side has to be the 
 SlicLambda = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 
 
-@register_loss(paper="2305.10425", reward=_logps_reward, evidence="memory")
+@register_loss(paper="2305.10425", reward=_logps_reward, verification="unverified")
 def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLambda = 0.1) -> torch.Tensor:
     """SLiC-HF: pushes a pair until the chosen side is likelier by a fixed distance, and imitates the chosen side.
 

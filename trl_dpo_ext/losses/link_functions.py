@@ -19,7 +19,12 @@ _MAX_CHI_SQUARED_EXPONENT = 20.0
 
 
 @register_loss(
-    paper="2309.06657", needs=Need.REFERENCE, f_divergence=True, aliases=("rso",), evidence="framework", from_trl=True
+    paper="2309.06657",
+    needs=Need.REFERENCE,
+    f_divergence=True,
+    aliases=("rso",),
+    verification="framework",
+    from_trl=True,
 )
 def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """RSO's hinge: pushes a pair until its margin reaches 1 / beta, then leaves it alone.
@@ -46,7 +51,7 @@ def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
 DiscopopTau = Annotated[float, Hyper("Temperature of the switch between the logistic and the exponential part.", gt=0)]
 
 
-@register_loss(paper="2406.08414", needs=Need.REFERENCE, f_divergence=True, evidence="authors", from_trl=True)
+@register_loss(paper="2406.08414", needs=Need.REFERENCE, f_divergence=True, verification="authors", from_trl=True)
 def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor:
     """DiscoPOP's log-ratio-modulated loss: logistic for wrong pairs, exponential for right ones.
 
@@ -74,7 +79,7 @@ def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor
     return logistic * (1 - exponential_part) + exponential * exponential_part
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """GPO with the exponential link: wrong pairs are pushed exponentially harder than right ones.
 
@@ -100,7 +105,7 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return torch.exp(clamp_max(-beta * p.margin, _MAX_GPO_EXPONENT))
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """GPO with the truncated quadratic link: the squared hinge, which pushes less the nearer a pair is to its margin.
 
@@ -125,7 +130,7 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return squared(relu(1 - beta * p.margin))
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """GPO with the Savage link: a bounded loss that gives up on pairs which are very wrong.
 
@@ -150,7 +155,7 @@ def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return torch.sigmoid(-beta * p.margin) ** 2
 
 
-@register_loss(paper="2410.04203", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(paper="2410.04203", needs=Need.REFERENCE, f_divergence=True, verification="authors")
 def cauchy(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """DPO with the Cauchy distribution in the logistic one's place: heavy tails, so outliers are pushed ever less.
 
@@ -181,7 +186,7 @@ ChipoClip = Annotated[
 ]
 
 
-@register_loss(paper="2407.13399", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2407.13399", needs=Need.REFERENCE, verification="third_party")
 def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor:
     """χPO: DPO regularized by chi-squared as well as KL divergence, which keeps the policy where the data is.
 

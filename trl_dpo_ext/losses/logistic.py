@@ -13,7 +13,7 @@ from ..core.registry import register_loss
 
 
 @register_loss(
-    paper="2305.18290", needs=Need.REFERENCE, f_divergence=True, aliases=("dpo",), evidence="authors", from_trl=True
+    paper="2305.18290", needs=Need.REFERENCE, f_divergence=True, aliases=("dpo",), verification="authors", from_trl=True
 )
 def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """DPO: prefers the chosen side by logistic regression on the margin of the two scores.
@@ -41,7 +41,7 @@ def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
     needs=Need.REFERENCE | Need.LENGTHS,
     f_divergence=True,
     aliases=("dpo_norm", "ln_dpo"),
-    evidence="framework",
+    verification="framework",
     from_trl=True,
 )
 def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
@@ -66,7 +66,7 @@ def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(beta * (p.chosen.avg_score - p.rejected.avg_score))
 
 
-@register_loss(paper="2403.00409", needs=Need.REFERENCE, f_divergence=True, evidence="framework", from_trl=True)
+@register_loss(paper="2403.00409", needs=Need.REFERENCE, f_divergence=True, verification="framework", from_trl=True)
 def robust(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
     """Robust DPO: an unbiased estimate of DPO's loss when labels are flipped with a known probability e.
 
@@ -94,7 +94,9 @@ def robust(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Te
     return (clean - flipped) / (1 - 2 * label_smoothing)
 
 
-@register_loss(paper="https://ericmitchell.ai/cdpo.pdf", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="https://ericmitchell.ai/cdpo.pdf", needs=Need.REFERENCE, f_divergence=True, verification="authors"
+)
 def cdpo(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
     """Conservative DPO: cross-entropy against labels that are right only with probability 1 - e.
 
@@ -121,7 +123,7 @@ def cdpo(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tens
 ExoSmoothing = Annotated[float, Hyper("Mass of the target distribution on the rejected side.", gt=0, lt=0.5)]
 
 
-@register_loss(paper="2402.00856", needs=Need.REFERENCE, f_divergence=True, evidence="framework", from_trl=True)
+@register_loss(paper="2402.00856", needs=Need.REFERENCE, f_divergence=True, verification="framework", from_trl=True)
 def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Tensor:
     """EXO: reverse KL between the policy's preference and the labels, which seeks the mode where DPO covers the mass.
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import SCORE_COLUMNS, Column
+from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
@@ -16,11 +17,11 @@ from .soft_labels import score_gap
 # The logarithm of a gap of zero is -inf, of a negative one NaN; at log(1e-6), about -14, a pair hardly counts any more.
 _MIN_GAP = 1e-6
 
-MARGIN_COLUMN = {"margin": Hyper("By how much the chosen side is better, such as the gap of two scores.")}
+MARGIN_COLUMN = {"margin": Column("By how much the chosen side is better, such as the gap of two scores.")}
 MarginScale = Annotated[float, Hyper("What one unit of the margin column is worth in nats.")]
 
 
-@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, evidence="memory")
+@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, verification="unverified")
 def margin(p: Pairs, *, beta: Beta, margin_scale: MarginScale = 1.0) -> torch.Tensor:
     """DPO with a margin from a column: the better the chosen side is said to be, the further it is pushed.
 
@@ -51,7 +52,9 @@ OdpoAlpha = Annotated[float, Hyper("Weight of the offset.", ge=0)]
 OdpoTransform = Annotated[Literal["log", "identity"], Hyper("What is done to the score gap to make it an offset.")]
 
 
-@register_loss(paper="2402.10571", needs=Need.REFERENCE, columns=SCORE_COLUMNS, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="2402.10571", needs=Need.REFERENCE, columns=SCORE_COLUMNS, f_divergence=True, verification="authors"
+)
 def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: OdpoTransform = "log") -> torch.Tensor:
     """DPO with an offset: the margin has to exceed a function of how much better the chosen side scores.
 
@@ -83,7 +86,7 @@ def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: O
 RdpoAlpha = Annotated[float, Hyper("Nats of reward that one extra token costs.", ge=0)]
 
 
-@register_loss(paper="2403.19159", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, evidence="framework")
+@register_loss(paper="2403.19159", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, verification="framework")
 def rdpo(p: Pairs, *, beta: Beta, rdpo_alpha: RdpoAlpha = 0.01) -> torch.Tensor:
     """R-DPO: DPO with a price per token, so that a longer chosen answer is pushed less and a shorter one more.
 

@@ -18,12 +18,12 @@ AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes to
 @register_loss(
     paper="2406.05882",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
-    aligned=False,
+    independent_pairs=False,
+    order_preserving=False,
     prefix="aot",
-    evidence="framework",
+    verification="framework",
     from_trl=True,
-    differences=True,
+    shift_invariant=True,
 )
 def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False) -> torch.Tensor:
     """AOT, paired: the sorted policy margins should dominate the sorted reference margins.
@@ -55,12 +55,12 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
 @register_loss(
     paper="2406.05882",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
-    aligned=False,
+    independent_pairs=False,
+    order_preserving=False,
     prefix="aot",
-    evidence="framework",
+    verification="framework",
     from_trl=True,
-    differences=True,
+    shift_invariant=True,
 )
 def aot_unpaired(
     p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False

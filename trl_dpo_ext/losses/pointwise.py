@@ -11,7 +11,7 @@ from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
 
-@register_loss(paper="2402.05369", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2402.05369", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """NCA: noise-contrastive alignment of both sides, which keeps the chosen likelihood from falling.
 
@@ -32,7 +32,7 @@ def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
-@register_loss(paper="2404.04656", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2404.04656", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """BCO without its reward shift: a binary classifier of chosen against rejected, with the reference as threshold.
 
@@ -58,10 +58,10 @@ def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
 @register_loss(
     paper="2404.04656",
     needs=Need.REFERENCE | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     name="bco_pair_delta",
-    evidence="framework",
-    differences=True,
+    verification="framework",
+    shift_invariant=True,
 )
 class BcoPairDelta:
     """BCO with its reward shift: a binary classifier of chosen against rejected around the mean reward so far.
@@ -113,7 +113,7 @@ class BcoPairDelta:
         self._delta, self._pairs = float(state["delta"]), int(state["pairs"])
 
 
-@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """APO-zero: raises the chosen side and lowers the rejected one, each towards saturation.
 
@@ -135,7 +135,7 @@ def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return 1 - torch.sigmoid(beta * p.chosen.logratio) + torch.sigmoid(beta * p.rejected.logratio)
 
 
-@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """APO-down: lowers both sides, the rejected one more.
 
@@ -158,7 +158,7 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return torch.sigmoid(beta * chosen) + (1 - torch.sigmoid(beta * (chosen - rejected)))
 
 
-@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, per_pair=False, evidence="framework")
+@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, independent_pairs=False, verification="framework")
 def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """KTO on pairs: moves each side to its own side of where the other sides of the batch stand on average.
 

@@ -25,7 +25,7 @@ SimpoSmoothing = Annotated[float, Hyper("The probability that a preference label
 SimpoLink = Annotated[Literal["sigmoid", "hinge"], Hyper("The curve that the margin goes through.")]
 
 
-@register_loss(paper="2405.14734", needs=Need.LENGTHS, reward=_simpo_reward, evidence="authors")
+@register_loss(paper="2405.14734", needs=Need.LENGTHS, reward=_simpo_reward, verification="authors")
 def simpo(
     p: Pairs,
     *,
@@ -70,7 +70,7 @@ def simpo(
 RepoGamma = Annotated[float, Hyper("Nats per token by which the chosen side has to be the likelier one.")]
 
 
-@register_loss(paper="2503.07426", needs=Need.LENGTHS, reward=avg_logps_reward, evidence="read")
+@register_loss(paper="2503.07426", needs=Need.LENGTHS, reward=avg_logps_reward, verification="paper")
 def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
     """RePO: pushes a pair until its margin per token reaches a threshold, then leaves it alone.
 
@@ -100,7 +100,7 @@ def _inverse_perplexity(side: Side, **_: object) -> torch.Tensor:
     return torch.exp(side.avg_logps)
 
 
-@register_loss(paper="2502.00883", needs=Need.LENGTHS, reward=_inverse_perplexity, evidence="authors")
+@register_loss(paper="2502.00883", needs=Need.LENGTHS, reward=_inverse_perplexity, verification="authors")
 def simper(p: Pairs) -> torch.Tensor:
     """SimPER: raises the inverse perplexity of the chosen side and lowers that of the rejected one.
 
@@ -135,7 +135,7 @@ AlphapoAlpha = Annotated[float, Hyper("Shape of the reward: 0 is SimPO's logarit
 AlphapoGamma = Annotated[float, Hyper("Reward by which the chosen side has to win.")]
 
 
-@register_loss(paper="2501.03884", needs=Need.LENGTHS, reward=_alphapo_reward, evidence="framework")
+@register_loss(paper="2501.03884", needs=Need.LENGTHS, reward=_alphapo_reward, verification="framework")
 def alphapo(
     p: Pairs,
     *,

@@ -7,7 +7,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS
+from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
@@ -15,7 +16,7 @@ from .soft_labels import RpoEta, score_gap
 
 
 @register_loss(
-    paper="2310.12036", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, evidence="framework", from_trl=True
+    paper="2310.12036", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, verification="framework", from_trl=True
 )
 def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """IPO, length-averaged: pulls the per-token margin to a finite target, so that sure labels do not overfit.
@@ -42,7 +43,7 @@ def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return squared(p.chosen.avg_score - p.rejected.avg_score - 1 / (2 * beta))
 
 
-@register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, verification="authors")
 def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """IPO on summed log-probs: pulls the margin of the whole answers to a finite target.
 
@@ -75,7 +76,7 @@ def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
     f_divergence=True,
     prefix="rpo",
     aliases=("rebel",),
-    evidence="framework",
+    verification="framework",
 )
 def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, squared: regresses the policy's margin to the gap of two scores.
@@ -100,7 +101,7 @@ def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     return squared(beta * p.margin - rpo_eta * score_gap(p))
 
 
-@register_loss(paper="2405.00675", needs=Need.REFERENCE, evidence="authors", from_trl=True)
+@register_loss(paper="2405.00675", needs=Need.REFERENCE, verification="authors", from_trl=True)
 def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """SPPO with hard labels: regresses each side's log-ratio to its own target, up for chosen and down for rejected.
 
@@ -128,7 +129,7 @@ def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
 SppoBeta = Annotated[float, Hyper("SPPO's strength: a sure pair is regressed to the log-ratio 1 / (2 beta).", gt=0)]
 
 
-@register_loss(paper="2405.00675", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, evidence="authors")
+@register_loss(paper="2405.00675", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, verification="authors")
 def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
     """SPPO with soft labels: regresses each side's log-ratio to how much better than a coin flip it is.
 
@@ -160,7 +161,7 @@ def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
 CalDpoBeta = Annotated[float, Hyper("Cal-DPO's strength: each side is calibrated to the log-ratio 1 / (2 beta).", gt=0)]
 
 
-@register_loss(paper="2412.14516", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2412.14516", needs=Need.REFERENCE, verification="authors")
 def cal_dpo(p: Pairs, *, cal_dpo_beta: CalDpoBeta = 0.002) -> torch.Tensor:
     """Cal-DPO: DPO plus a calibration that pulls each side's log-ratio to a fixed target, up and down.
 

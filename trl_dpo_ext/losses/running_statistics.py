@@ -65,10 +65,10 @@ AlphaDpoAlpha = Annotated[
 @register_loss(
     paper="2410.10148",
     needs=Need.REFERENCE | Need.LENGTHS | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     name="alpha_dpo",
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 class AlphaDpo:
     """α-DPO: SimPO with a target margin per pair, larger where the policy has already moved away from the reference.
@@ -144,10 +144,10 @@ BetaDpoRho = Annotated[float, Hyper("Share of the batch that is left out as outl
 @register_loss(
     paper="2407.08639",
     needs=Need.REFERENCE | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
     name="beta_dpo",
-    evidence="authors",
+    verification="authors",
 )
 class BetaDpo:
     """β-DPO: DPO with a beta per batch, larger where the pairs are clearer than usual, and without the outliers.

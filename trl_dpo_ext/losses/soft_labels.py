@@ -7,7 +7,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS
+from ..core.hyperparameters import Beta, Hyper
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -26,7 +27,7 @@ def score_gap(p: Pairs) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     aliases=("mmpo", "infonca"),
-    evidence="authors",
+    verification="authors",
 )
 def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.Tensor:
     """Soft-label DPO: prefers the chosen side with the probability that the two scores give it.
@@ -55,7 +56,9 @@ def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.T
     return _cross_entropy(torch.sigmoid(soft_dpo_eta * score_gap(p)), beta * p.margin)
 
 
-@register_loss(paper="2410.03145", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="2410.03145", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, f_divergence=True, verification="authors"
+)
 def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """Soft-label DPO with given labels: prefers the chosen side with the probability in a column.
 
@@ -87,7 +90,7 @@ def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     prefix="rpo",
-    evidence="framework",
+    verification="framework",
 )
 def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, backward KL: the policy's preference covers that of the scores.
@@ -121,7 +124,7 @@ def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     prefix="rpo",
-    evidence="framework",
+    verification="framework",
 )
 def rpo_fwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, forward KL: the policy's preference seeks the mode of that of the scores.

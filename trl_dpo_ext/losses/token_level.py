@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
+from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min, log1mexp
 from ..core.pairs import Need, Pairs, Side
@@ -28,7 +29,9 @@ def _position(side: Side) -> torch.Tensor:
 D2poGamma = Annotated[float, Hyper("What each token weighs as a share of the one before it; 1 is DPO.", gt=0, le=1)]
 
 
-@register_loss(paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, evidence="authors", differences=True)
+@register_loss(
+    paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, verification="authors", shift_invariant=True
+)
 def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     """D²PO: DPO in which early tokens count more than late ones.
 
@@ -66,8 +69,8 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     paper="2406.10957",
     needs=Need.TOKENS | Need.TOKEN_REFERENCE | Need.STATE,
     name="sampo",
-    evidence="read",
-    differences=True,
+    verification="paper",
+    shift_invariant=True,
 )
 class SamPO:
     """SamPO: DPO on equally many tokens of both sides, so that a side cannot win by its length.
@@ -131,8 +134,8 @@ class SamPO:
 
 
 TOKEN_WEIGHT_COLUMNS = {
-    "chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
-    "rejected_token_weights": Hyper("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
+    "chosen_token_weights": Column("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
+    "rejected_token_weights": Column("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
 }
 
 
@@ -140,8 +143,8 @@ TOKEN_WEIGHT_COLUMNS = {
     paper="2410.04350",
     needs=Need.TOKENS | Need.TOKEN_REFERENCE,
     columns=TOKEN_WEIGHT_COLUMNS,
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.
@@ -181,7 +184,7 @@ def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
 UnlikelihoodAlpha = Annotated[float, Hyper("Weight of the rejected side.", ge=0, le=1)]
 
 
-@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, evidence="memory")
+@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, verification="unverified")
 def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> torch.Tensor:
     """Unlikelihood: imitates the chosen tokens and makes each rejected token less likely.
 
@@ -221,7 +224,7 @@ def _sequence_kl(side: Side) -> torch.Tensor:
     return side.token_kl.sum(dim=1).to(side.logps.dtype)
 
 
-@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors", differences=True)
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
 def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """TDPO1: DPO whose margin also counts how far each side has drifted from the reference, token by token.
 
@@ -252,7 +255,7 @@ def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
 Tdpo2Alpha = Annotated[float, Hyper("Weight of the drift from the reference; 0 is DPO.", ge=0)]
 
 
-@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, evidence="authors", differences=True)
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
 def tdpo2(p: Pairs, *, beta: Beta, tdpo2_alpha: Tdpo2Alpha = 0.5) -> torch.Tensor:
     """TDPO2: DPO that holds the rejected side's drift from the reference near the chosen side's, token by token.
 

@@ -79,7 +79,7 @@ def test_needs_are_exactly_what_is_read(variant):
     needs = Need.NONE
     for name in what_is_read(variant):
         needs |= NEEDS_OF.get(name, Need.NONE)
-    if not variant.aligned:
+    if not variant.order_preserving:
         needs |= Need.BATCH  # sorting its own batch is a statistic too
     assert variant.needs == needs
 
@@ -171,7 +171,7 @@ def test_the_paper_is_an_arxiv_id_or_an_address(variant):
 
 @each_variant
 def test_a_formula_that_was_not_checked_against_code_says_so(variant):
-    if variant.evidence in ("secondary", "memory"):
+    if variant.verification in ("third_party", "unverified"):
         assert "Note:" in variant.doc
         assert re.search(r"[Cc]hecked|memory|recipe", variant.doc.split("Note:")[1])
 
