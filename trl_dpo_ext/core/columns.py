@@ -39,4 +39,4 @@ SCORE_COLUMNS = {
     "score_chosen": Column("Score of the chosen side, such as a reward model's."),
     "score_rejected": Column("Score of the rejected side, on the same scale."),
 }
-P_CHOSEN_COLUMN = {"p_chosen": Column("Probability that the chosen side is the better one.", ge=0, le=1)}
+P_CHOSEN_COLUMN = {"p_chosen": Column("Probability that the chosen side is better.", ge=0, le=1)}

@@ -1,4 +1,4 @@
-"""Names one loss of a mixture, with the hyperparameters that only this term has."""
+"""Parses the name of one loss in a mixture, with the hyperparameters of that term."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions with a kink, each with its gradient at the kink written out, and the bounds that keep exp() finite.
+"""Functions with a kink, each with a stated gradient there, and the bounds that keep exp() finite.
 
 Losses and transforms use these in place of torch's `clamp`, `relu`, `minimum` and `abs`. At the first step policy and
 reference are equal, so a log-ratio is exactly at the kink, and what torch passes there depends on its version: up to

@@ -1,4 +1,4 @@
-"""The one object every loss variant reads: a batch of preference pairs, already reduced to log-probabilities.
+"""Defines `Pairs`, the input of every loss variant: a batch of preference pairs, reduced to log-probabilities.
 
 Words: a *pair* has a chosen and a rejected side; `logps` are summed log-probabilities of one completion, in nats;
 `token_logps` are the same per token. Nothing here knows a trainer, a device or a configuration.
@@ -32,23 +32,23 @@ class Need(enum.Flag):
     TOKEN_REFERENCE = enum.auto()
     """The reference's log-prob of every completion token."""
     BATCH = enum.auto()
-    """Statistics over the batch, which say nothing about a batch of one pair."""
+    """Statistics over the batch, which are meaningless for a batch of one pair."""
     STATE = enum.auto()
     """A running state, saved with checkpoints and frozen in evaluation."""
     REF_ENTROPY = enum.auto()
-    """How unsure the reference is of its next token, on average over a completion."""
+    """Mean entropy of the reference's next-token distribution over a completion."""
     TOKEN_KL = enum.auto()
-    """How far the policy is from the reference at every completion token, over the whole vocabulary."""
+    """KL divergence between policy and reference over the vocabulary, at every completion token."""
 
     @property
     def of_reference(self) -> Need:
-        """The part of these needs that a reference model serves."""
+        """The part of these needs that comes from a reference model."""
         return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY | Need.TOKEN_KL)
 
 
 @dataclass(frozen=True, slots=True)
 class NeedInfo:
-    """How a need is called, and where the loss finds what it needs."""
+    """Name of a need, and the tensor that serves it."""
 
     label: str
     """Short name, for tables."""
@@ -82,7 +82,7 @@ NEEDS: dict[Need, NeedInfo] = {
         live="the reference's distribution over the vocabulary",
     ),
 }
-"""Every need with its words, in the order of tables."""
+"""Information about every need, in the order of tables."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +134,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """A batch of preference pairs, as a loss variant sees it."""
+    """A batch of preference pairs, the input of a loss variant."""
 
     chosen: Side
     rejected: Side
@@ -157,7 +157,7 @@ class Pairs:
 
     @property
     def available(self) -> Need:
-        """The per-side needs that both sides can serve."""
+        """Needs that these pairs provide."""
         available = Need.NONE
         for need, info in NEEDS.items():
             if not info.tensor or all(getattr(side, info.tensor) is not None for side in (self.chosen, self.rejected)):
@@ -165,7 +165,7 @@ class Pairs:
         return available
 
     def missing(self, needs: Need, columns: Sequence[str] = ()) -> list[str]:
-        """One line for each need or column that these pairs cannot serve."""
+        """Return one line for each need or column that these pairs do not provide."""
         absent = needs & ~self.available
         lines = [info.remedy for need, info in NEEDS.items() if need in absent]
         return lines + [
@@ -184,7 +184,7 @@ class Pairs:
         rejected_lengths: torch.Tensor | Sequence[int] | None = None,
         columns: Mapping[str, torch.Tensor | Sequence[float]] | None = None,
     ) -> Pairs:
-        """Pairs from summed log-probs, for notebooks and tests.
+        """Build pairs from summed log-probs, for notebooks and tests.
 
         Args:
             chosen, rejected: summed log-probs of the policy in nats, shape (pairs,).
@@ -224,7 +224,7 @@ class Pairs:
 
 
 def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float) -> torch.Tensor:
-    """The reward that DPO's policy implies, up to a constant per prompt: `beta * (logps - ref_logps)`.
+    """Compute the reward implied by a DPO policy, up to a constant per prompt: `beta * (logps - ref_logps)`.
 
     Args:
         logps: summed log-probs of the policy in nats, shape (pairs,).
@@ -234,7 +234,8 @@ def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float
     Returns:
         Rewards in nats times beta, shape (pairs,).
 
-    Reference: arXiv 2305.18290, section 4 (the reparameterized reward).
+    References:
+        arXiv 2305.18290, section 4 (the reparameterized reward).
 
     Example:
         >>> implicit_reward(torch.tensor([-50.0]), torch.tensor([-51.0]), beta=0.1)

@@ -1,7 +1,4 @@
-"""The three steps between token log-probs and a loss.
-
-Reduce to one number per completion, score it against the reference, weight the pairs.
-"""
+"""Transforms between token log-probs and a loss: sum per completion, score against the reference, weight the pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _LINEAR_FROM = 10.0
 
 
 def sum_logps(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
-    """Sum the token log-probs of each completion; with `ld_alpha`, tokens beyond the pair's shorter side count less.
+    """Sum the token log-probs of each completion; `ld_alpha` down-weights tokens beyond the pair's shorter side.
 
     Args:
         token_logps: (rows, tokens), rows = 2 x pairs with the chosen half first; zero outside the completion.
@@ -29,8 +26,9 @@ def sum_logps(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | N
     Returns:
         Summed log-probs in nats, shape (rows,).
 
-    Reference: LD-DPO, arXiv 2409.06411. It applies to policy and reference alike; on one of them only, the log-ratio
-    would not start at zero.
+    References:
+        LD-DPO, arXiv 2409.06411. It applies to policy and reference alike; on one of them only, the log-ratio would not
+        start at zero.
     """
     if ld_alpha is None:
         return token_logps.sum(dim=1)
@@ -45,7 +43,7 @@ def sum_logps(token_logps: torch.Tensor, mask: torch.Tensor, ld_alpha: float | N
 def f_divergence_score(
     logratio: torch.Tensor, f_divergence_type: str = "reverse_kl", alpha: float = 0.5
 ) -> torch.Tensor:
-    """f'(policy / reference) of a divergence, elementwise and in the shape of `logratio`.
+    """Compute f'(policy / reference) of a divergence, elementwise.
 
     `reverse_kl`: lr. `forward_kl`: 1 - exp(-lr). `js_divergence`: log 2 + log sigmoid(lr).
     `alpha_divergence`: (exp((alpha - 1) lr) - 1) / (alpha - 1); alpha near 1 is reverse KL.
@@ -56,7 +54,11 @@ def f_divergence_score(
     where an unclamped exp() overflows and turns every gradient into NaN. At the bound itself, and where
     `forward_kl_linear` goes over into its tangent, the gradient is the one from within.
 
-    Reference: f-DPO, arXiv 2309.16240. Note: alpha is TRL's; the paper's alpha is 1 minus it.
+    References:
+        f-DPO, arXiv 2309.16240.
+
+    Note:
+        alpha is TRL's; the paper's alpha is 1 minus it.
     """
     if f_divergence_type == "reverse_kl" or (f_divergence_type == "alpha_divergence" and abs(alpha - 1.0) < 1e-6):
         return logratio
@@ -93,9 +95,9 @@ def _clamp_exponent(exponent: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
 def wpo_weights(
     token_logps: torch.Tensor, log_sum_sq_probs: torch.Tensor, mask: torch.Tensor, clamp: bool = False
 ) -> torch.Tensor:
-    """How likely the current policy is to have written each pair: weights without gradient, shape (pairs,).
+    """Compute WPO's weights, how likely the policy is to have written each pair: detached, shape (pairs,).
 
-    A side weighs `exp(mean_t(logp_t - log sum_v p_v^2))`; a pair weighs the product of its sides.
+    A side's weight is `exp(mean_t(logp_t - log sum_v p_v^2))`; a pair's weight is the product of its sides'.
 
     Args:
         token_logps: (rows, tokens), chosen half first.
@@ -103,7 +105,8 @@ def wpo_weights(
         mask: (rows, tokens), true on completion tokens.
         clamp: limit the product to 1, as the authors' code does; TRL does not, and so up-weights some pairs.
 
-    Reference: WPO, arXiv 2406.11827, equation 2.
+    References:
+        WPO, arXiv 2406.11827, equation 2.
     """
     aligned = (token_logps - log_sum_sq_probs) * mask
     weights = torch.exp(aligned.sum(dim=1) / clamp_min(mask.sum(dim=1), 1))
@@ -114,7 +117,7 @@ def wpo_weights(
 
 @torch.no_grad()
 def relative_entropy(token_entropy: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """How unsure a model is of each completion's tokens: 0 is sure, 1 is any token alike. Shape (rows,).
+    """Compute each completion's mean token entropy relative to a uniform distribution, in [0, 1], shape (rows,).
 
     Args:
         token_entropy: (rows, tokens), entropy in nats of the next-token distribution.

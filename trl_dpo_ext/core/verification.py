@@ -1,4 +1,4 @@
-"""Grades of how a loss variant's formula was verified. Every variant states its own; there is no default."""
+"""Defines the grades of verification, which every loss variant must state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The two sides treated apart, so that lowering the rejected one does not drag the chosen likelihood along."""
+"""Losses that treat the two sides differently, to keep the chosen likelihood from falling with the rejected one.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
 DpopLambda = Annotated[
-    float, Hyper("Weight of the penalty on a chosen side less likely than under the reference.", ge=0)
+    float, Hyper("Weight of the penalty when the chosen side becomes less likely than under the reference.", ge=0)
 ]
 
 
@@ -30,7 +34,8 @@ def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tenso
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: Smaug, arXiv 2402.13228, equation 3.
+    References:
+        Smaug, arXiv 2402.13228, equation 3.
 
     Note:
         The penalty stands inside the sigmoid, as the authors settled after the paper's first version. At the reference
@@ -54,7 +59,10 @@ DpoShiftLambda = Annotated[float, Hyper("Weight of the rejected side; 1 is DPO."
 
 DpoShiftSchedule = Annotated[
     Literal["fixed", "increase_linear", "decrease_linear"],
-    Hyper("Course of the weight over training: fixed at lambda, or between min and max.", excludes="dpo_shift_lambda"),
+    Hyper(
+        "Schedule of the rejected side's weight: fixed, or linear between min and max.",
+        excludes="dpo_shift_lambda",
+    ),
 ]
 DpoShiftMin = Annotated[float, Hyper("Lowest weight of the rejected side in a schedule.", gt=0, le=1)]
 DpoShiftMax = Annotated[float, Hyper("Highest weight of the rejected side in a schedule.", gt=0, le=1)]
@@ -70,7 +78,7 @@ def dpo_shift(
     dpo_shift_min: DpoShiftMin = 0.75,
     dpo_shift_max: DpoShiftMax = 0.95,
 ) -> torch.Tensor:
-    """DPO-Shift: DPO with a lighter rejected side, which trades some margin for a likelier chosen side.
+    """DPO-Shift: DPO that down-weights the rejected side, which trades some margin for a likelier chosen side.
 
         -log sigmoid(beta * (logratio_chosen - lambda * logratio_rejected))
 
@@ -80,7 +88,8 @@ def dpo_shift(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2502.07599.
+    References:
+        arXiv 2502.07599.
 
     Note:
         Outside a trainer, training is at its start. For a lambda per pair see `mappo`.
@@ -98,14 +107,12 @@ def dpo_shift(
     return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
-DELTA_R_COLUMN = {
-    "delta_r": Column("Gap of the two rewards, normalized to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
-}
+DELTA_R_COLUMN = {"delta_r": Column("Reward gap between both sides, normalized to [0, 1]; 0 is a tie.", ge=0, le=1)}
 
 
 @register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, verification="paper")
 def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """MaPPO: DPO in which the rejected side counts as much as it is worse, so near ties hardly lower it.
+    """MaPPO: DPO that weights the rejected side by the reward gap, so near ties hardly lower it.
 
         -log sigmoid(beta * (logratio_chosen - delta_r * logratio_rejected))
 
@@ -114,7 +121,8 @@ def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2507.21183, equation 8.
+    References:
+        arXiv 2507.21183, equation 8.
 
     Note:
         Checked by reading the paper, not against running code. At delta_r = 0 the rejected side drops out; a constant
@@ -142,7 +150,8 @@ def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2408.09834.
+    References:
+        arXiv 2408.09834.
 
     Note:
         Checked against third-party code and text only. At the reference itself, where training starts, the rejected
@@ -160,13 +169,13 @@ def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
 
 
 BdpoLambda = Annotated[
-    float, Hyper("Share of the policy in the mixture the rejected side is measured with; 1 is DPO.", gt=0, le=1)
+    float, Hyper("Weight of the policy in the mixture that scores the rejected side; 1 is DPO.", gt=0, le=1)
 ]
 
 
 @register_loss(paper="2506.12725", needs=Need.REFERENCE, verification="third_party")
 def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor:
-    """Bounded DPO: measures the rejected side with a mixture of policy and reference, so lowering it pays only so much.
+    """Bounded DPO: scores the rejected side under a mixture of policy and reference, which bounds its reward.
 
         -log sigmoid(beta * (logratio_chosen - log(lambda * exp(logratio_rejected) + 1 - lambda)))
 
@@ -175,7 +184,8 @@ def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2506.12725.
+    References:
+        arXiv 2506.12725.
 
     Note:
         Checked against the authors' summary and third-party code only.
@@ -191,15 +201,13 @@ def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor
     return -F.logsigmoid(beta * (p.chosen.logratio - torch.logaddexp(of_policy, of_reference)))
 
 
-BpoAlpha = Annotated[
-    float, Hyper("Weight of the rejected side: how far it should fall for each step the chosen one rises.", gt=0)
-]
-BpoLink = Annotated[Literal["hinge", "logistic"], Hyper("The curve that the margin goes through.")]
+BpoAlpha = Annotated[float, Hyper("Weight of the rejected side relative to the chosen one.", gt=0)]
+BpoLink = Annotated[Literal["hinge", "logistic"], Hyper("Link function applied to the margin.")]
 
 
 @register_loss(paper="2506.03557", needs=Need.REFERENCE, verification="authors")
 def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = "hinge") -> torch.Tensor:
-    """Balanced PO: works on whichever side lags behind, so the chosen likelihood cannot pay for the margin.
+    """Balanced PO: trains whichever side lags behind, so the margin cannot grow at the chosen side's expense.
 
         x = beta * min(logratio_chosen, -alpha * logratio_rejected)
         max(0, 1 - x)  or, with the logistic link,  -log sigmoid(x)
@@ -209,7 +217,8 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2506.03557.
+    References:
+        arXiv 2506.03557.
 
     Note:
         At the reference itself, where training starts, both sides tie and share the gradient. The authors' code has
@@ -225,12 +234,12 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
     return relu(1 - x) if bpo_link == "hinge" else -F.logsigmoid(x)
 
 
-HdpoAlpha = Annotated[float, Hyper("Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO.", gt=0)]
+HdpoAlpha = Annotated[float, Hyper("Weight of the policy's log-probs; below 1 sharpens the policy, 1 is DPO.", gt=0)]
 
 
 @register_loss(paper="2411.07595", needs=Need.REFERENCE, verification="third_party", shift_invariant=True)
 def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
-    """H-DPO: DPO with a say over the policy's entropy, so that it can be sharper than the reference.
+    """H-DPO: DPO with control over the policy's entropy, so that it can become sharper than the reference.
 
         -log sigmoid(beta * (alpha * (logps_chosen - logps_rejected) - (ref_logps_chosen - ref_logps_rejected)))
 
@@ -239,7 +248,8 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2411.07595.
+    References:
+        arXiv 2411.07595.
 
     Note:
         Checked against third-party code only; the default alpha is from memory.
@@ -255,7 +265,7 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     return -F.logsigmoid(beta * (hdpo_alpha * policy - reference))
 
 
-AncDpoDelta = Annotated[float, Hyper("Reward above which the chosen side is anchored.")]
+AncDpoDelta = Annotated[float, Hyper("Target reward of the anchor on the chosen side.")]
 
 
 @register_loss(paper="2406.11839", needs=Need.REFERENCE, verification="paper")
@@ -269,7 +279,8 @@ def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2406.11839.
+    References:
+        arXiv 2406.11839.
 
     Note:
         Checked by reading the authors' code, not against a run of it.

@@ -1,4 +1,8 @@
-"""Losses whose temperature follows how unsure the reference is: prompts with one good answer count more."""
+"""Losses whose beta depends on the entropy of the reference.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant, test_entropy.py
+for this family.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ def _dispersion(p: Pairs, mean: float) -> torch.Tensor:
 
 
 MallowsMean = Annotated[
-    float, Hyper("Scale of the dispersion -log(entropy); 1 over its mean on your data keeps DPO's beta.", gt=0)
+    float, Hyper("Scale of the dispersion -log(entropy); 1 / its mean on your data keeps beta on DPO's scale.", gt=0)
 ]
 
 
 @register_loss(paper="2405.14953", needs=Need.REFERENCE | Need.REF_ENTROPY, f_divergence=True, verification="authors")
 def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -> torch.Tensor:
-    """Mallows-DPO: DPO with a larger beta where the reference is sure, and a smaller one where many answers would do.
+    """Mallows-DPO: DPO with a larger beta where the reference is confident, and a smaller one for open-ended prompts.
 
         -log sigmoid(beta * dispersion * margin),  dispersion = -mean * log(entropy)
 
@@ -39,7 +43,8 @@ def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2405.14953.
+    References:
+        arXiv 2405.14953.
 
     Note:
         As in the authors' code (theirs calls it `neg_log_dispersion_mean`), mean multiplies. Entropies are kept within
@@ -57,8 +62,8 @@ def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -
 
 
 RainbowBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-RainbowAlpha = Annotated[float, Hyper("Share of the reference in the margin, 0 being SimPO.", ge=0, le=1)]
-RainbowHome = Annotated[float, Hyper("Target margin per token, where the reference is left out.", ge=0)]
+RainbowAlpha = Annotated[float, Hyper("Weight of the reference in the margin; 0 is SimPO.", ge=0, le=1)]
+RainbowHome = Annotated[float, Hyper("Target margin per token, weighted by 1 - alpha.", ge=0)]
 RainbowMean = Annotated[float, Hyper("Scale of the dispersion -log(entropy) of the reference.", gt=0)]
 
 
@@ -87,7 +92,8 @@ def rainbowpo(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.04203.
+    References:
+        arXiv 2410.04203.
 
     Note:
         Defaults and form are the authors' code's, whose `home_advantage` is home. Entropies are kept within 0.001 and

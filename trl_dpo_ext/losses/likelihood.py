@@ -1,4 +1,8 @@
-"""Losses without a reference that also imitate the chosen side, which is what holds the policy in place."""
+"""Losses with a likelihood term on the chosen side, alone, beside DPO, or in place of a reference.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py, test_rewards.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ def token_mean_nll(side: Side) -> torch.Tensor:
 DpoNllWeight = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 DpoNllNorm = Annotated[
     Literal["seq_mean", "seq_sum", "token_mean"],
-    Hyper("Likelihood per token of each answer, of the whole answer, or per token of the batch."),
+    Hyper("Normalization of the likelihood: per token of each answer, per answer, or per token of the micro-batch."),
 ]
 
 
@@ -73,7 +77,7 @@ DpoNllNorm = Annotated[
 def dpo_nll(
     p: Pairs, *, beta: Beta, dpo_nll_weight: DpoNllWeight = 1.0, dpo_nll_norm: DpoNllNorm = "seq_mean"
 ) -> torch.Tensor:
-    """DPO plus the negative log-likelihood of the chosen side, which keeps it from becoming unlikely.
+    """DPO plus the negative log-likelihood of the chosen side, which keeps its likelihood from falling.
 
         -log sigmoid(beta * margin) + weight * NLL
 
@@ -87,7 +91,8 @@ def dpo_nll(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: IRPO, arXiv 2404.19733; Llama 3, arXiv 2407.21783; Liu et al., arXiv 2405.16436.
+    References:
+        IRPO, arXiv 2404.19733; Llama 3, arXiv 2407.21783; Liu et al., arXiv 2405.16436.
 
     Note:
         The three normalizations differ by a factor of the length: a weight for one is not a weight for another.
@@ -120,7 +125,7 @@ CpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
     paper="2401.08417", needs=Need.LENGTHS, independent_pairs=False, reward=_beta_logps_reward, verification="framework"
 )
 def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
-    """CPO: prefers the chosen side by its summed log-prob, with the likelihood of the chosen side as the anchor.
+    """CPO: prefers the chosen side by its summed log-prob and adds a likelihood term on the chosen side.
 
         -log sigmoid(beta * (logps_chosen - logps_rejected)) + alpha * NLL
 
@@ -130,7 +135,8 @@ def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2401.08417.
+    References:
+        arXiv 2401.08417.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -142,12 +148,12 @@ def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
 
 
 ArpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
-ArpoDetach = Annotated[bool, Hyper("Whether the weight of the rejected side carries no gradient.")]
+ArpoDetach = Annotated[bool, Hyper("Detach the weight of the rejected side.")]
 ArpoEta1 = Annotated[
-    float, Hyper("1 more than the rejected side's weight where both sides are as likely per token.", ge=0)
+    float, Hyper("Weight of the rejected side plus 1 where both sides are equally likely per token.", ge=0)
 ]
 ArpoEta2 = Annotated[
-    float, Hyper("How fast the rejected side's weight grows with the distance of the two sides.", ge=0)
+    float, Hyper("Growth rate of the rejected side's weight with the distance between both sides.", ge=0)
 ]
 
 
@@ -163,7 +169,7 @@ def arpo(
     arpo_eta1: ArpoEta1 = 0.9,
     arpo_eta2: ArpoEta2 = 0.4,
 ) -> torch.Tensor:
-    """ARPO: CPO that rejects a side only as far as it differs from the chosen one.
+    """ARPO: CPO that penalizes the rejected side only as far as it differs from the chosen one.
 
         -log sigmoid(beta * (logps_chosen - w * logps_rejected)) + alpha * NLL
 
@@ -174,7 +180,8 @@ def arpo(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.03115.
+    References:
+        arXiv 2410.03115.
 
     Note:
         As in the authors' code, w carries a gradient and is below 0 for sides that are alike; `arpo_detach` takes the
@@ -200,12 +207,12 @@ def _log_odds(side: Side, **_: object) -> torch.Tensor:
     return side.avg_logps - log1mexp(side.avg_logps)
 
 
-OrpoLambda = Annotated[float, Hyper("Weight of the odds ratio against the likelihood.", gt=0)]
+OrpoLambda = Annotated[float, Hyper("Weight of the odds-ratio term relative to the likelihood.", gt=0)]
 
 
 @register_loss(paper="2403.07691", needs=Need.LENGTHS, reward=_log_odds, verification="framework")
 def orpo(p: Pairs, *, orpo_lambda: OrpoLambda = 0.1) -> torch.Tensor:
-    """ORPO: fine-tunes on the chosen side while its odds should exceed those of the rejected one.
+    """ORPO: fine-tunes on the chosen side with a penalty on the odds of the rejected side.
 
         NLL - lambda * log sigmoid(log_odds_chosen - log_odds_rejected)
 
@@ -216,7 +223,8 @@ def orpo(p: Pairs, *, orpo_lambda: OrpoLambda = 0.1) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2403.07691.
+    References:
+        arXiv 2403.07691.
 
     Note:
         The likelihood is of the completion only; the authors' and TRL's code also count the prompt. A mean log-prob
@@ -235,13 +243,13 @@ def _logps_reward(side: Side, **_: object) -> torch.Tensor:
     return side.logps
 
 
-SlicDelta = Annotated[float, Hyper("Nats by which the chosen side has to be the likelier one.", gt=0)]
+SlicDelta = Annotated[float, Hyper("Target log-prob margin, in nats.", gt=0)]
 SlicLambda = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 
 
 @register_loss(paper="2305.10425", reward=_logps_reward, verification="unverified")
 def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLambda = 0.1) -> torch.Tensor:
-    """SLiC-HF: pushes a pair until the chosen side is likelier by a fixed distance, and imitates the chosen side.
+    """SLiC-HF: a hinge on the log-prob margin plus a likelihood term on the chosen side.
 
         max(0, delta - (logps_chosen - logps_rejected)) - lambda * logps_chosen
 
@@ -250,7 +258,8 @@ def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLam
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2305.10425.
+    References:
+        arXiv 2305.10425.
 
     Note:
         The formula is the paper's as remembered, the defaults are those of a public framework whose own code for it

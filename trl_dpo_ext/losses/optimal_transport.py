@@ -1,4 +1,8 @@
-"""Optimal-transport losses: the batch's distribution of rewards is compared, not pair with pair."""
+"""Optimal-transport losses, which compare the distributions of rewards in a batch instead of pairs.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_running_statistics.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from ..core.numerics import sort
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
-AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes together.")]
+AotGlobal = Annotated[bool, Hyper("Sort the pairs of all processes together instead of each process's own.")]
 
 
 @register_loss(
@@ -26,7 +30,7 @@ AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes to
     shift_invariant=True,
 )
 def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False) -> torch.Tensor:
-    """AOT, paired: the sorted policy margins should dominate the sorted reference margins.
+    """AOT, paired: makes the sorted policy margins dominate the sorted reference margins.
 
         d_(k) = sort(logps_chosen - logps_rejected)_k - sort(ref_logps_chosen - ref_logps_rejected)_k
         -(1 - e) * log sigmoid(beta * d_(k)) - e * log sigmoid(-beta * d_(k))
@@ -34,7 +38,8 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
     Returns:
         One value per rank k of the sorted batch, shape (pairs,); value k does not belong to pair k.
 
-    Reference: arXiv 2406.05882, section 4.
+    References:
+        arXiv 2406.05882, section 4.
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
@@ -65,7 +70,7 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
 def aot_unpaired(
     p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False
 ) -> torch.Tensor:
-    """AOT, unpaired: the sorted chosen log-ratios should dominate the sorted rejected ones.
+    """AOT, unpaired: makes the sorted chosen log-ratios dominate the sorted rejected ones.
 
         d_(k) = sort(logratio_chosen)_k - sort(logratio_rejected)_k
         -(1 - e) * log sigmoid(beta * d_(k)) - e * log sigmoid(-beta * d_(k))
@@ -75,7 +80,8 @@ def aot_unpaired(
     Returns:
         One value per rank k of the sorted batch, shape (pairs,); value k does not belong to pair k.
 
-    Reference: arXiv 2406.05882, section 4.
+    References:
+        arXiv 2406.05882, section 4.
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.

@@ -1,4 +1,8 @@
-"""Losses of each side's own reward, anchored at the reference: the absolute reward matters, not only the margin."""
+"""Pointwise losses, which score each side by its own reward relative to the reference.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_running_statistics.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,8 @@ def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.05369, the two-response case.
+    References:
+        arXiv 2402.05369, the two-response case.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -34,14 +39,15 @@ def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
 
 @register_loss(paper="2404.04656", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """BCO without its reward shift: a binary classifier of chosen against rejected, with the reference as threshold.
+    """BCO without its reward shift: classifies chosen against rejected, with the reference as the threshold.
 
         -log sigmoid(beta * logratio_chosen) - log sigmoid(-beta * logratio_rejected)
 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.04656.
+    References:
+        arXiv 2404.04656.
 
     Note:
         The paper subtracts a running mean of the rewards, which TRL dropped; that form is `bco_pair_delta`.
@@ -64,7 +70,7 @@ def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     shift_invariant=True,
 )
 class BcoPairDelta:
-    """BCO with its reward shift: a binary classifier of chosen against rejected around the mean reward so far.
+    """BCO with its reward shift: classifies chosen against rejected, with the running mean reward as the threshold.
 
         -log sigmoid(r_chosen - delta) - log sigmoid(-(r_rejected - delta)),  r = beta * logratio
 
@@ -74,7 +80,8 @@ class BcoPairDelta:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.04656; the running mean as in TRL before 0.29.
+    References:
+        arXiv 2404.04656; the running mean as in TRL before 0.29.
 
     Note:
         Every pair weighs the same in the mean, where TRL weighed every batch the same. Before the first training batch
@@ -124,7 +131,8 @@ def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 2), shape (pairs,).
 
-    Reference: arXiv 2408.06266, equation 7.
+    References:
+        arXiv 2408.06266, equation 7.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -146,7 +154,8 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 2), shape (pairs,).
 
-    Reference: arXiv 2408.06266, equation 8.
+    References:
+        arXiv 2408.06266, equation 8.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -160,7 +169,7 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
 
 @register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, independent_pairs=False, verification="framework")
 def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """KTO on pairs: moves each side to its own side of where the other sides of the batch stand on average.
+    """KTO on pairs: moves each side away from the batch's average log-ratio of the other side.
 
         1 - 1/2 sigmoid(beta * (logratio_chosen - z_rejected)) - 1/2 sigmoid(beta * (z_chosen - logratio_rejected))
 
@@ -171,7 +180,8 @@ def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 1), shape (pairs,).
 
-    Reference: arXiv 2402.01306; the pair form is TRL's before 0.29.
+    References:
+        arXiv 2402.01306; the pair form is TRL's before 0.29.
 
     Note:
         z is over all processes and detached, as in the paper; TRL's was of one process and carried a gradient. With

@@ -1,4 +1,8 @@
-"""Losses that compare a pair with a running picture of training so far: how large gaps are, and how spread out."""
+"""Losses that compare each pair with the running mean and standard deviation of earlier batches.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_adaptive.py, test_running_statistics.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +60,9 @@ class _RunningMoments:
 
 
 AlphaDpoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-AlphaDpoRatio = Annotated[float, Hyper("Mean target margin as a share of alpha_dpo_beta.")]
+AlphaDpoRatio = Annotated[float, Hyper("Mean target margin as a fraction of alpha_dpo_beta.")]
 AlphaDpoAlpha = Annotated[
-    float, Hyper("How far a pair's target margin follows its gap to the reference; 0 is SimPO.", ge=0)
+    float, Hyper("How strongly a pair's target margin follows its gap to the reference; 0 is SimPO.", ge=0)
 ]
 
 
@@ -71,7 +75,7 @@ AlphaDpoAlpha = Annotated[
     shift_invariant=True,
 )
 class AlphaDpo:
-    """α-DPO: SimPO with a target margin per pair, larger where the policy has already moved away from the reference.
+    """α-DPO: SimPO with a per-pair target margin, larger where the policy has already moved away from the reference.
 
         -log sigmoid(beta * (avg_logps_chosen - avg_logps_rejected - ratio - alpha * z))
 
@@ -83,7 +87,8 @@ class AlphaDpo:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.10148.
+    References:
+        arXiv 2410.10148.
 
     Note:
         As in the authors' code, beta scales alpha * z too; in the paper as remembered it does not. Two deviations: the
@@ -137,8 +142,8 @@ def _avg_logratio(side: Side) -> torch.Tensor:
 # The authors' floor: a beta at or below zero would turn the preference around.
 _MIN_BETA = 1e-3
 
-BetaDpoAlpha = Annotated[float, Hyper("How far beta follows the batch's mean gap; 0 keeps it fixed.", ge=0)]
-BetaDpoRho = Annotated[float, Hyper("Share of the batch that is left out as outliers.", ge=0, lt=1)]
+BetaDpoAlpha = Annotated[float, Hyper("How strongly beta follows the batch's mean margin; 0 keeps it fixed.", ge=0)]
+BetaDpoRho = Annotated[float, Hyper("Fraction of the batch left out as outliers.", ge=0, lt=1)]
 
 
 @register_loss(
@@ -150,7 +155,7 @@ BetaDpoRho = Annotated[float, Hyper("Share of the batch that is left out as outl
     verification="authors",
 )
 class BetaDpo:
-    """β-DPO: DPO with a beta per batch, larger where the pairs are clearer than usual, and without the outliers.
+    """β-DPO: DPO with a per-batch beta, larger where pairs are clearer than usual, that leaves out outliers.
 
         -log sigmoid(beta_used * margin) over the pairs kept,  beta_used = beta * (1 + alpha * (mean of kept - mean))
 
@@ -162,7 +167,8 @@ class BetaDpo:
         One value per pair, 0 for those left out, scaled up so that the mean over pairs and then over processes is the
         mean over the pairs kept; shape (pairs,).
 
-    Reference: arXiv 2407.08639.
+    References:
+        arXiv 2407.08639.
 
     Note:
         Alpha and rho are the README's; the authors' configuration file has alpha 0. Deviations from their code: the

@@ -1,4 +1,8 @@
-"""Losses of single tokens: which of them count, how much, and what they say about the rejected side."""
+"""Token-level losses: weighted or sampled tokens, token-level KL divergence, and unlikelihood.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_token_level.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ def _position(side: Side) -> torch.Tensor:
     return clamp_min(side.mask.cumsum(dim=1) - 1, 0)
 
 
-D2poGamma = Annotated[float, Hyper("What each token weighs as a share of the one before it; 1 is DPO.", gt=0, le=1)]
+D2poGamma = Annotated[float, Hyper("Discount factor per token; 1 is DPO.", gt=0, le=1)]
 
 
 @register_loss(
     paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, verification="authors", shift_invariant=True
 )
 def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
-    """D²PO: DPO in which early tokens count more than late ones.
+    """D²PO: DPO that weights early tokens more than late ones.
 
         -log sigmoid(beta * (sum_t gamma^t * lr_chosen_t - sum_t gamma^t * lr_rejected_t)),  t = 0, 1, 2, ...
 
@@ -43,7 +47,8 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2502.14340.
+    References:
+        arXiv 2502.14340.
 
     Note:
         The authors' code counts t from 1, which is the same loss with gamma * beta in beta's place; the first token
@@ -73,7 +78,7 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     shift_invariant=True,
 )
 class SamPO:
-    """SamPO: DPO on equally many tokens of both sides, so that a side cannot win by its length.
+    """SamPO: DPO on an equal number of sampled tokens per side, which removes length bias.
 
         -log sigmoid(beta * (sum over kept tokens of lr_chosen_t - sum over kept tokens of lr_rejected_t))
 
@@ -83,7 +88,8 @@ class SamPO:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2406.10957.
+    References:
+        arXiv 2406.10957.
 
     Note:
         Policy and reference keep the same tokens; the authors' code draws for each of the two, which puts the noise
@@ -147,7 +153,7 @@ TOKEN_WEIGHT_COLUMNS = {
     shift_invariant=True,
 )
 def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.
+    """TIS-DPO: DPO with a precomputed weight for every token.
 
         -log sigmoid(beta * (sum_t w_chosen_t * lr_chosen_t - sum_t w_rejected_t * lr_rejected_t))
 
@@ -158,7 +164,8 @@ def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.04350.
+    References:
+        arXiv 2410.04350.
 
     Note:
         Without the paper's KL term, which is optional in the authors' code too. Weights of 1 are DPO.
@@ -196,7 +203,8 @@ def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> to
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 1908.04319.
+    References:
+        arXiv 1908.04319.
 
     Note:
         The formula is the paper's as remembered, applied to a rejected completion in place of repeated tokens: not
@@ -226,18 +234,19 @@ def _sequence_kl(side: Side) -> torch.Tensor:
 
 @register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
 def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """TDPO1: DPO whose margin also counts how far each side has drifted from the reference, token by token.
+    """TDPO1: DPO whose margin includes each side's token-level KL divergence from the reference.
 
         -log sigmoid(beta * (logratio_chosen - logratio_rejected - (K_rejected - K_chosen)))
 
         K_side = sum over the side's positions of KL(reference || policy) of the next token
 
-    The authors' first form; they recommend `tdpo2`, which weighs K and does not push the chosen side's up.
+    The authors' first form; they recommend `tdpo2`, which weights K and does not push the chosen side's up.
 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.11999.
+    References:
+        arXiv 2404.11999.
 
     Example:
         >>> from trl_dpo_ext import Pairs, Side, get_loss
@@ -252,12 +261,12 @@ def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(beta * (p.chosen.logratio - p.rejected.logratio - drift))
 
 
-Tdpo2Alpha = Annotated[float, Hyper("Weight of the drift from the reference; 0 is DPO.", ge=0)]
+Tdpo2Alpha = Annotated[float, Hyper("Weight of the token-level KL term; 0 is DPO.", ge=0)]
 
 
 @register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
 def tdpo2(p: Pairs, *, beta: Beta, tdpo2_alpha: Tdpo2Alpha = 0.5) -> torch.Tensor:
-    """TDPO2: DPO that holds the rejected side's drift from the reference near the chosen side's, token by token.
+    """TDPO2: DPO that keeps the rejected side's token-level KL divergence close to the chosen side's.
 
         -log sigmoid(beta * (logratio_chosen - logratio_rejected - alpha * (K_rejected - K_chosen)))
 
@@ -268,7 +277,8 @@ def tdpo2(p: Pairs, *, beta: Beta, tdpo2_alpha: Tdpo2Alpha = 0.5) -> torch.Tenso
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.11999.
+    References:
+        arXiv 2404.11999.
 
     Note:
         The authors' configuration runs `tdpo1` unless told otherwise, although their README calls the command TDPO2.

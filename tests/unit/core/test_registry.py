@@ -210,7 +210,7 @@ def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_thei
         ({"typed_steps": 0}, ">= 1"),
         ({"typed_steps": float("inf")}, ""),
         ({"typed_steps": float("nan")}, ""),
-        ({"typed_steps": None}, "given"),
+        ({"typed_steps": None}, "set"),
         ({"typed_steps": True}, "a number"),
         ({"typed_fast": 1}, "true or false"),
         ({"typed_limit": 0.0}, "> 0"),
