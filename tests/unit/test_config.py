@@ -80,7 +80,7 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
         ({"beta": "much"}, "beta must be a number for loss_type 'sigmoid'; got 'much'"),
         ({"loss_type": "simpo", "beta": 2.0}, "beta=2.0 is not used by any chosen loss (simpo)"),
         ({"label_smoothing": 0.1}, "For conservative DPO choose cdpo"),
-        ({"dpop_lambda": 5.0}, "dpop_lambda=5.0 is not used by any chosen loss (sigmoid); it is for dpop."),
+        ({"dpop_lambda": 5.0}, "dpop_lambda=5.0 is not used by any chosen loss (sigmoid); it applies to dpop."),
         ({"loss_type": "dpop", "dpop_lambda": -1.0}, "dpop_lambda must be >= 0 for loss_type 'dpop'; got -1.0"),
         ({"loss_type": "sigmoid:gamma=1"}, "'gamma=1' in loss_type 'sigmoid:gamma=1': write name=value; sigmoid has beta."),
         ({"loss_type": "sigmoid:beta"}, "'beta' in loss_type 'sigmoid:beta': write name=value"),

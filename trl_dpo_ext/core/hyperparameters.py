@@ -91,7 +91,7 @@ class DeclaredHyper:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             allowed = "a number"
         elif self.type is int and math.isfinite(value) and value != int(value):
-            allowed = "a whole number"
+            allowed = "an integer"
         else:
             allowed = self.hyper.broken_bound(float(value))
         if allowed is None:

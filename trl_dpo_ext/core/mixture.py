@@ -216,7 +216,7 @@ def _owned_by(name: str, owners: Sequence[str]) -> str:
         return f"remove {name}."
     listed = ", ".join(owners[:6]) + (", ..." if len(owners) > 6 else "")
     extra = " For conservative DPO choose cdpo." if name == "label_smoothing" else ""
-    return f"it is for {listed}.{extra}"
+    return f"it applies to {listed}.{extra}"
 
 
 def _convert(parameter: DeclaredHyper, value: Any) -> Any:

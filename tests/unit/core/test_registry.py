@@ -206,7 +206,7 @@ def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_thei
     assert check({"typed_shape": "square", "typed_steps": 1, "typed_fast": True, "typed_limit": None}) == []
     for wrong, allowed in (
         ({"typed_shape": "oval"}, "one of round, square"),
-        ({"typed_steps": 1.5}, "a whole number"),
+        ({"typed_steps": 1.5}, "an integer"),
         ({"typed_steps": 0}, ">= 1"),
         ({"typed_steps": float("inf")}, ""),
         ({"typed_steps": float("nan")}, ""),
