@@ -12,7 +12,7 @@ from trl import DPOTrainer
 
 from . import _trl
 from .config import DPOExtConfig
-from .core.hyperparameters import Hyper
+from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.lengths import length_column
@@ -67,7 +67,7 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
     # TRL's constructor calls methods below that read these, so they are set before it runs.
     host: _trl.Host
     mixture: LossMixture
-    extra_columns: Mapping[str, Hyper]
+    extra_columns: Mapping[str, Column]
     pair_forward: PairForward
     reference: ReferenceSource
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
-from ..core.hyperparameters import Hyper
+from ..core.columns import Column
 
 AnyDataset = Dataset | IterableDataset
 _ROWS_AT_ONCE = 1000
@@ -44,7 +44,7 @@ def _string_beside_messages(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list) and bool(row["chosen"])
 
 
-def check_preferences(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> DataReport:
+def check_preferences(dataset: Any, name: str, columns: Mapping[str, Column]) -> DataReport:
     """Look at every row of a preference dataset before a model is loaded; of a streamed one, at the first.
 
     Args:
@@ -83,7 +83,7 @@ def _rows(dataset: Dataset, columns: list[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_rows(
-    rows: Iterator[Mapping[str, Any]], name: str, columns: Mapping[str, Hyper], has_sides: bool, report: DataReport
+    rows: Iterator[Mapping[str, Any]], name: str, columns: Mapping[str, Column], has_sides: bool, report: DataReport
 ) -> None:
     found: dict[str, list[int]] = {}
     identical, total = 0, 0
@@ -107,7 +107,7 @@ def _check_rows(
         )
 
 
-def _column_problem(value: Any, meaning: Hyper) -> str | None:
+def _column_problem(value: Any, meaning: Column) -> str | None:
     if meaning.per_token is None:
         return _value_problem(value, meaning)
     if not isinstance(value, (list, tuple)):
@@ -116,7 +116,7 @@ def _column_problem(value: Any, meaning: Hyper) -> str | None:
     return problem and f"{problem} at every token"
 
 
-def _value_problem(value: Any, meaning: Hyper) -> str | None:
+def _value_problem(value: Any, meaning: Column) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "a number"
     return meaning.broken_bound(float(value)) if math.isfinite(value) else "finite"
@@ -129,7 +129,7 @@ def _is_empty(completion: Any) -> bool:
     return not completion
 
 
-def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> list[str]:
+def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Column]) -> list[str]:
     """Columns of a tokenized dataset that do not have one value per token; the first such row is named.
 
     Streamed data, and data that is tokenized later, is checked by the collator.
@@ -160,7 +160,7 @@ class ColumnCollator:
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    columns: Mapping[str, Hyper]
+    columns: Mapping[str, Column]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate `examples`.

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from .. import _trl
-from ..core.hyperparameters import Hyper
+from ..core.columns import Column
 from ..core.mixture import LossMixture
 from . import checkpoints, launch
 from .eval_padding import EvalPadding
@@ -20,7 +20,7 @@ class DistributedTrainerMixin(Trainer):
 
     host: _trl.Host
     mixture: LossMixture
-    extra_columns: Mapping[str, Hyper]
+    extra_columns: Mapping[str, Column]
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; FSDP2 is kept from rounding log-probs."""

@@ -9,10 +9,10 @@ from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tests.support import tiny
-from trl_dpo_ext.core.hyperparameters import Hyper
+from trl_dpo_ext.core.columns import Column
 from trl_dpo_ext.data.validation import ColumnCollator, check_preferences, one_layout
 
-MARGIN = {"margin": Hyper("By how much the chosen side is better.", ge=0)}
+MARGIN = {"margin": Column("By how much the chosen side is better.", ge=0)}
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
@@ -102,7 +102,7 @@ def test_of_streamed_data_the_first_row_is_checked_and_the_rest_by_the_collator(
         collator(list(rows()))
 
 
-WEIGHTS = {"chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen")}
+WEIGHTS = {"chosen_token_weights": Column("Weight of each token of the chosen side.", ge=0, per_token="chosen")}
 
 
 @pytest.mark.parametrize(
