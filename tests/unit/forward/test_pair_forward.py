@@ -290,7 +290,7 @@ def test_virtual_tokens_and_other_inputs_are_refused(tmp_path) -> None:
 def test_flags_that_exclude_each_other_are_named_before_a_model_is_loaded(tmp_path) -> None:
     with pytest.raises(InputError, match="torch_compile"):
         runs.config(tmp_path, share_prompt=True, torch_compile=True)
-    with pytest.raises(InputError, match="padding_free=True in place of share_prompt"):
+    with pytest.raises(InputError, match="padding_free=True instead of share_prompt"):
         runs.config(tmp_path, share_prompt=True, model_init_kwargs={"attn_implementation": "flash_attention_2"})
 
 
