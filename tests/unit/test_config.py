@@ -224,7 +224,7 @@ def install_plugin(folder: Path) -> None:
             from trl_dpo_ext import Hyper, Need, register_loss
             from trl_dpo_ext.core.hyperparameters import Beta
 
-            @register_loss(paper=None, needs=Need.REFERENCE, name="shifted")
+            @register_loss(paper=None, needs=Need.REFERENCE, name="shifted", verification="unverified")
             def loss(p, *, beta: Beta, shifted_by: Annotated[float, Hyper("Nats that the margin must exceed.")] = 1.0):
                 """DPO with a shift."""
                 return -torch.nn.functional.logsigmoid(beta * (p.margin - shifted_by))

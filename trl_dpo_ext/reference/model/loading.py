@@ -195,10 +195,8 @@ def _quantized_again(model: Any, config: Any, quantization: str | None) -> list[
 def _device_problems(quantization: str | None, device: torch.device) -> list[str]:
     if quantization is None:
         return []
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        return [f"quantization={quantization!r} needs bitsandbytes ({error}): pip install bitsandbytes."]
+    import bitsandbytes
+
     supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "cpu"})
     if device.type in supported:
         return []
