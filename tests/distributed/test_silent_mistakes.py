@@ -58,6 +58,27 @@ def test_evaluation_on_two_processes_counts_every_pair_once(tmp_path) -> None:
         assert per_pair == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("held_out", [10, 15], ids=["one process has no pair", "one process is padded"])
+def test_losses_that_sort_or_average_a_batch_are_evaluated_on_real_pairs_alone(tmp_path, held_out: int) -> None:
+    folder = prepared(tmp_path / "job", held_out=held_out)
+    tiny.model(seed=1).save_pretrained(str(folder / "reference"))
+    of_batch = ["aot_unpaired:aot_global=true", "dr_dpo", "kldpo", "gamma_po", "kto_pair", "beta_dpo"]
+
+    def evaluated(losses: list[str], processes: int, eval_batch: int, train_batch: int) -> dict[str, float]:
+        settings = {"loss_type": losses, "reference": "reference", "per_device_eval_batch_size": eval_batch}
+        settings["per_device_train_batch_size"] = train_batch  # of a step at learning rate 0, which moves statistics
+        config = "multi_gpu" if processes > 1 else "single_gpu"
+        target = "tests.distributed.launched:evaluate"
+        metrics = launch(folder, config, target, settings, processes=processes, flags=FLOAT32)["metrics"]
+        return {key: value for key, value in metrics.items() if key.startswith("eval_loss/")}
+
+    two = evaluated(["aot", *of_batch], 2, 4, 4)
+    one = evaluated(["aot", "sft"], 1, 4, 8)  # the same batches, one after another
+    assert two.pop("eval_loss/aot") == pytest.approx(one["eval_loss/aot"], rel=1e-5)
+    assert two == pytest.approx(evaluated(of_batch, 1, 8, 8), rel=1e-5)  # the same batches over both processes
+    assert len(two) == len(of_batch)
+
+
 @pytest.mark.parametrize("engine", engines("multi_gpu", "fsdp1", "fsdp2", "zero2", "zero3"))
 def test_a_run_killed_during_a_save_resumes_from_the_checkpoint_before_it(tmp_path, engine: str) -> None:
     settings = {**SHORT, "loss_type": ["sigmoid", "bco_pair_delta"], "max_steps": 6, "logging_steps": 2}

@@ -34,10 +34,10 @@ class DistributedTrainerMixin(Trainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
         """One step of an evaluation, in which every pair counts once, however many processes and batches there are."""
-        real = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
-        with self.host.trim_gathered(real.cut):
+        padding = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
+        with self.host.trim_gathered(padding.trim):
             result = super().prediction_step(model, inputs, *positional, **keywords)
-        self.host.weight_metrics_by_pairs(real.everyone)
+        self.host.weight_metrics_by_pairs(padding.global_real)
         return result
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:

@@ -101,8 +101,7 @@ def _sorted_difference(p: Pairs, ours: torch.Tensor, theirs: torch.Tensor, every
     ours = ours.sort().values
     if not everywhere:
         return ours - theirs.sort().values
-    start = p.rank * ours.numel()
-    places = p.gather(ours).argsort(stable=True).argsort()[start : start + ours.numel()]
+    places = p.gather(ours).argsort(stable=True).argsort()[p.own]
     return ours - p.gather(theirs).sort().values[places]
 
 

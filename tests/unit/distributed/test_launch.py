@@ -10,7 +10,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tests.support import runs, tiny
 from trl_dpo_ext.distributed import launch
-from trl_dpo_ext.distributed.eval_padding import EvalPadding
 from trl_dpo_ext.errors import InputError
 
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -91,56 +90,3 @@ def test_reference_log_probs_and_columns_are_kept_from_casts() -> None:
     assert set(kept) == {"ref_token_logps", "ref_chosen_logps", "margin"}
     assert set(rest) == {"input_ids", "pixel_values"}
     assert all(value.dtype == torch.float32 for value in kept.values())
-
-
-def accelerator(rows: int, batch: int, processes: int, process: int, last: bool = True) -> SimpleNamespace:
-    state = SimpleNamespace(end_of_dataloader=last, remainder=rows % (batch * processes))
-    return SimpleNamespace(gradient_state=state, num_processes=processes, process_index=process)
-
-
-@pytest.mark.parametrize(
-    ("rows", "own"),
-    [(31, [8, 7]), (24, [8, 0]), (18, [2, 0]), (32, [8, 8]), (17, [1, 0]), (3, [3, 0])],
-)
-def test_repeated_rows_stand_at_the_end_of_the_last_batch(rows: int, own: list[int]) -> None:
-    last = [EvalPadding.of(accelerator(rows, 8, 2, process), 8) for process in range(2)]
-    assert [real.own for real in last] == own
-    assert {real.everyone for real in last} == {sum(own)}
-    before = EvalPadding.of(accelerator(rows, 8, 2, 1, last=False), 8)
-    assert (before.own, before.everyone, before.padded) == (8, 16, False)
-
-
-def test_a_smaller_last_batch_of_one_process_is_not_padded() -> None:
-    assert not EvalPadding.of(accelerator(31, 8, 1, 0), 7).padded
-
-
-@pytest.mark.parametrize("given", [None, [0.5, 2.0, 1.0, 3.0]])
-def test_weights_turn_a_mean_over_the_fed_pairs_into_one_over_the_real_ones(given) -> None:
-    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 9.0, 9.0]])
-    weights = torch.ones(4) if given is None else torch.tensor(given)
-    reals = [EvalPadding.of(accelerator(6, 4, 2, process), 4) for process in range(2)]
-    means = []
-    for row, real in zip(values, reals, strict=True):
-        used = real.weights(None if given is None else weights, torch.device("cpu"))
-        means.append((row if used is None else row * used).mean())
-    assert float(means[1]) == pytest.approx(float((values[1, :2] * weights[:2]).mean()))
-    over_all = torch.stack([mean * real.share for mean, real in zip(means, reals, strict=True)]).mean()
-    expected = torch.cat([values[0] * weights, values[1, :2] * weights[:2]]).mean()
-    assert float(over_all) == pytest.approx(float(expected))
-    assert reals[0].cut(values.flatten()).tolist() == [1, 2, 3, 4, 5, 6]
-    assert reals[0].cut(torch.zeros(2)).shape == (2,)  # one value per process is left alone
-
-
-def test_evaluation_does_not_depend_on_the_size_of_batches(tmp_path) -> None:
-    settings = {"loss_type": ["sigmoid", "dpop"], "eval_dataset": tiny.preferences(7), "ref_model": tiny.model(1)}
-    seen = [
-        runs.trainer(tmp_path, per_device_eval_batch_size=size, **{**settings, "ref_model": tiny.model(1)}).evaluate()
-        for size in (1, 3, 7)
-    ]
-    pair_means = [key for key in seen[0] if key.startswith(("eval_loss", "eval_rewards/", "eval_logps/"))]
-    assert len(pair_means) == 1 + 2 + 4 + 2
-    for other in seen[1:]:
-        # Sums over batches of another size are rounded in another order, and by other kernels.
-        assert {key: other[key] for key in pair_means} == pytest.approx(
-            {key: seen[0][key] for key in pair_means}, rel=1e-4, abs=1e-5
-        )
