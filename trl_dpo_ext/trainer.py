@@ -15,8 +15,8 @@ from .config import DPOExtConfig
 from .core.hyperparameters import Hyper
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
+from .data.columns import ColumnCollator, token_column_problems
 from .data.lengths import length_column
-from .data.validation import ColumnCollator, token_column_problems
 from .distributed.eval_padding import EvalPadding
 from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
