@@ -64,8 +64,8 @@ def _length_problem(dataset: Dataset, name: str, column: str, ids: str, side: st
     values, tokens = counts[wrong[0]]
     return (
         f"{name}: column {column!r} must have one value per token; row {wrong[0]} has {values} for a {side} completion "
-        f"of {tokens} tokens, EOS included (wrong in {len(wrong)} of {len(counts)} rows). Tokenize as the trainer does, "
-        f"or look at its train_dataset[{ids!r}]."
+        f"of {tokens} tokens, EOS included (wrong in {len(wrong)} of {len(counts)} rows). Tokenize as the trainer "
+        f"does, or look at its train_dataset[{ids!r}]."
     )
 
 

@@ -120,6 +120,7 @@ def test_the_mean_over_processes_is_the_mean_over_the_real_pairs(count: int, wei
         rows = list(range(4 * rank, 4 * rank + 4))
         pairs, own = padding.real_batch(real(rows, rank), weights[rows] if weighted else None)
         loss, per_term = LossMixture((term,))(pairs, own)
+        loss = torch.as_tensor(loss).detach()
         assert float(loss) == float(per_term["sigmoid"])  # not NaN, which a process without a pair would spread
         parts.append(padding.share * float(loss))
     values = variant.make()(real(list(range(count))), beta=0.1)
