@@ -6,15 +6,20 @@ gives, in a few Arrow calls; a layout that it does not know raises `UnknownLayou
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from ..core.hyperparameters import Hyper
 
 Mask = npt.NDArray[np.bool_]
-Column = pa.Array
+Column = Any
+"""A `pyarrow.Array`."""
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, so type checkers miss them
 
 ANSWER_FIELDS = ("content", "tool_calls", "thinking")
 """A message with any of these says something."""

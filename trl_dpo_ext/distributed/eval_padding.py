@@ -88,8 +88,8 @@ class EvalPadding:
         return gathered[: self.global_real] if self.padded and per_pair else gathered
 
     def _real_side(self, side: Side) -> Side:
-        tensors = {field.name: getattr(side, field.name) for field in dataclasses.fields(side)}
-        return Side(**{name: None if tensor is None else self.real(tensor) for name, tensor in tensors.items()})
+        given = {field.name: getattr(side, field.name) for field in dataclasses.fields(side)}
+        return dataclasses.replace(side, **{name: self.real(t) for name, t in given.items() if t is not None})
 
     def _gather_real(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         def gather_real(values: torch.Tensor) -> torch.Tensor:
