@@ -43,8 +43,8 @@ def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | 
     if asked is not True and asked != "auto":
         if not is_complete(Path(asked)):
             raise InputError(
-                f"Checkpoint {asked} is missing or incomplete: no readable {TRAINER_STATE_FILE}. Choose another one, or "
-                "pass resume_from_checkpoint=True for the newest complete one."
+                f"Checkpoint {asked} is missing or incomplete: no readable {TRAINER_STATE_FILE}. Choose another one, "
+                "or pass resume_from_checkpoint=True for the newest complete one."
             )
         return str(asked)
     found = list_checkpoints(Path(folder))
