@@ -14,7 +14,8 @@ from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
-from .data.validation import check_preferences, one_layout
+from .data.layouts import one_layout
+from .data.validation import check_preferences
 from .distributed.launch import check_launch
 from .errors import InputError
 from .forward.pair_forward import PairForward

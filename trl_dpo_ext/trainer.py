@@ -15,8 +15,8 @@ from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
+from .data.columns import ColumnCollator, token_column_problems
 from .data.lengths import length_column
-from .data.validation import ColumnCollator, token_column_problems
 from .distributed.eval_padding import EvalPadding
 from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
@@ -182,7 +182,8 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         pairs = self._pairs(outputs, batch)
         padding = None if pairs.training else EvalPadding.of(self.accelerator, len(pairs.margin))
         weights = pair_weights(outputs, self.args, batch.columns)
-        loss, per_term = self.mixture(pairs, padding.weights(weights, batch.mask.device) if padding else weights)
+        counted, weights = padding.real_batch(pairs, weights) if padding else (pairs, weights)
+        loss, per_term = self.mixture(counted, weights)
         self._log_terms(per_term, padding.share if padding else 1.0)
         self._log_rewards(pairs)
         loss = loss + host.loss

@@ -76,14 +76,16 @@ class LossMixture:
         """Compute the weighted loss, a scalar, and the mean of each term before its weight, detached.
 
         Args:
-            pairs: the batch.
+            pairs: the batch; the mean over no pairs is 0.
             weights: one weight per pair, shape (pairs,), for every term; None weights all pairs equally.
         """
         total: torch.Tensor | float = 0.0
         per_term = {}
         for term in self.terms:
             values = term.loss(pairs, **term.hyper)
-            mean = (values if weights is None else values * weights).mean()
+            values = values if weights is None else values * weights
+            # In evaluation a process may have been given nothing but repeated pairs, which are not in the batch.
+            mean = values.mean() if values.numel() else values.sum()
             per_term[term.label] = mean.detach()
             total = total + mean * term.weight
         return total, per_term

@@ -146,9 +146,18 @@ class Pairs:
     training: bool = True
     """False in evaluation, where a running state is read but not updated."""
     rank: int = 0
-    """Index of this process: of what `gather` returns, its own pairs are those from rank x pairs on."""
+    """Index of this process."""
+    offset: int | None = None
+    """Index of the first of this process's pairs among what `gather` returns; None for rank x pairs."""
     progress: float = 0.0
     """Share of the training steps that are done, from 0 to 1, for losses with a schedule."""
+
+    @property
+    def own(self) -> slice:
+        """Where this process's pairs stand in what `gather` returns."""
+        pairs = self.chosen.logps.numel()
+        start = self.rank * pairs if self.offset is None else self.offset
+        return slice(start, start + pairs)
 
     @property
     def margin(self) -> torch.Tensor:

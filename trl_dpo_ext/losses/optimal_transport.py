@@ -108,8 +108,7 @@ def _sorted_difference(p: Pairs, ours: torch.Tensor, theirs: torch.Tensor, every
     ours = sort(ours)
     if not everywhere:
         return ours - sort(theirs)
-    start = p.rank * ours.numel()
-    places = p.gather(ours).argsort(stable=True).argsort()[start : start + ours.numel()]
+    places = p.gather(ours).argsort(stable=True).argsort()[p.own]
     return ours - sort(p.gather(theirs))[places]
 
 

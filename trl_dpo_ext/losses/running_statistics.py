@@ -203,8 +203,7 @@ class BetaDpo:
         weights = kept / kept.mean()
         shift = (weights * self._moments.centered(everyone)).mean()
         beta_used = clamp_min(beta * (1 + beta_dpo_alpha * shift), _MIN_BETA)
-        own = slice(p.rank * margins.numel(), (p.rank + 1) * margins.numel())
-        return -weights[own] * F.logsigmoid(beta_used * margins)
+        return -weights[p.own] * F.logsigmoid(beta_used * margins)
 
     def _draw(self, everyone: torch.Tensor, rho: float) -> torch.Tensor:
         """1 for the pairs that are kept and 0 for the others, the same on every process."""

@@ -10,7 +10,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tests.support import tiny
 from trl_dpo_ext.core.columns import Column
-from trl_dpo_ext.data.validation import ColumnCollator, check_preferences, one_layout
+from trl_dpo_ext.data.columns import ColumnCollator
+from trl_dpo_ext.data.layouts import one_layout
+from trl_dpo_ext.data.validation import check_preferences
 
 MARGIN = {"margin": Column("By how much the chosen side is better.", ge=0)}
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
