@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from tests.support import runs, tiny
+from tests.support.tolerances import rounding
 from trl_dpo_ext import load_reference
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.drift import measure
@@ -41,10 +42,10 @@ def test_what_is_measured_is_the_difference_of_the_two_models_on_the_first_pairs
     tokens = torch.cat([*chosen, *rejected])
     margins = torch.stack([c.sum() - r.sum() for c, r in zip(chosen, rejected, strict=True)])
     first = runs.logs(run)[0]
-    assert first["reference/drift_token_mean"] == pytest.approx(tokens.mean().item(), abs=1e-6)
-    assert first["reference/drift_token_std"] == pytest.approx(tokens.std(unbiased=False).item(), abs=1e-5)
-    assert first["reference/drift_margin_mean"] == pytest.approx(margins.mean().item(), abs=1e-5)
-    assert first["reference/drift_margin_std"] == pytest.approx(margins.std().item(), abs=1e-5)
+    assert first["reference/drift_token_mean"] == pytest.approx(tokens.mean().item(), abs=rounding(5))
+    assert first["reference/drift_token_std"] == pytest.approx(tokens.std(unbiased=False).item(), abs=rounding(5))
+    assert first["reference/drift_margin_mean"] == pytest.approx(margins.mean().item(), abs=rounding(60))
+    assert first["reference/drift_margin_std"] == pytest.approx(margins.std().item(), abs=rounding(60))
     assert margins.std() > 0.05
     assert not any("reference/" in name for name in runs.logs(run)[1])  # once
     assert run.reference.drift_monitor.measured.pairs == min(pairs, 8)

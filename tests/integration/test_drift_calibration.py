@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import runs, tiny
+from tests.support.tolerances import rounding
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.drift import measure
 
@@ -62,8 +63,8 @@ def test_the_logged_rewards_of_a_calibrated_run_start_nearer_to_zero(tmp_path) -
     plain = runs.trainer(tmp_path / "out", **settings, ref_dtype="float32", ref_drift_num_pairs=8, ref_calibrate=True)
     _lower_log_probs(plain.ref_model, shift)
     plain.train()
-    assert plain.reference.drift_monitor.measured.shift_per_token == pytest.approx(shift, abs=1e-5)
-    assert runs.logs(plain)[0]["rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
+    assert plain.reference.drift_monitor.measured.shift_per_token == pytest.approx(shift, abs=rounding(5))
+    assert runs.logs(plain)[0]["rewards/chosen"] == pytest.approx(0.0, abs=rounding(0.1 * 60))
 
 
 def _lower_log_probs(model: Any, shift: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tests.support import runs, tiny
+from tests.support.tolerances import rounding
 from trl_dpo_ext.distributed import launch
 from trl_dpo_ext.distributed.eval_padding import EvalPadding
 from trl_dpo_ext.errors import InputError
@@ -142,5 +143,5 @@ def test_evaluation_does_not_depend_on_the_size_of_batches(tmp_path) -> None:
     for other in seen[1:]:
         # Sums over batches of another size are rounded in another order, and by other kernels.
         assert {key: other[key] for key in pair_means} == pytest.approx(
-            {key: seen[0][key] for key in pair_means}, rel=1e-4, abs=1e-5
+            {key: seen[0][key] for key in pair_means}, rel=1e-4, abs=rounding(0.1 * 60)
         )
