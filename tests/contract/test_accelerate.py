@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.memory import clear_device_cache
 
 from tests.support import tiny
 from tests.support.seams import moved
@@ -157,3 +160,20 @@ def test_objects_of_all_processes_are_gathered_in_a_list(accelerator: Accelerato
     from accelerate.utils import gather_object
 
     assert list(gather_object([SimpleNamespace(a=1).a])) == [1], seam("gather_object", "_trl/models.py (gather_object)")
+
+
+def test_clearing_the_devices_cache_collects_garbage_first() -> None:
+    class Node:
+        itself: Any = None
+
+    node = Node()
+    node.itself = node
+    alive = weakref.ref(node)
+    gc.disable()
+    try:
+        del node
+        assert alive() is not None
+        clear_device_cache(garbage_collection=True)
+    finally:
+        gc.enable()
+    assert alive() is None, seam("clear_device_cache(garbage_collection=True)", "_trl/reference.py")

@@ -32,7 +32,6 @@ ACCESSES = {
     "_raise_exceptions_for_connection_errors": FILES,
     # TRL
     "_prepare_dataset": "test_trl.py::test_tokenized_data_has_the_columns_that_lengths_are_made_of",
-    "_precompute_ref_logps": "test_trl.py::test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone",
     # torch
     "_local_tensor": "test_peft.py::test_a_dtensor_holds_its_shard_and_can_be_made_full",
     "__tensor_flatten__": "test_peft.py::test_a_tensor_that_packs_others_says_which",
@@ -68,6 +67,7 @@ OVERRIDES = {
 
 DEEP_IMPORTS = {
     "accelerate.utils.fsdp_utils": "test_accelerate.py::test_the_wrapping_policy_of_fsdp2_picks_the_decoder_layers",
+    "accelerate.utils.memory": "test_accelerate.py::test_clearing_the_devices_cache_collects_garbage_first",
     "deepspeed.runtime.zero.partition_parameters": "test_deepspeed.py::test_a_sharded_parameter_says_that_it_is_all_here_by_its_status",
     "peft.tuners.tuners_utils": "test_peft.py::test_an_adapted_layer_keeps_what_it_wraps_as_base_layer",
     "peft.utils.other": "test_peft.py::test_a_saved_module_keeps_what_it_wraps_as_original_module",
@@ -102,6 +102,7 @@ def defined_in_package() -> set[str]:
                 names.add(node.name)
             targets = [*node.targets] if isinstance(node, ast.Assign) else []
             targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+            targets = [part for target in targets for part in getattr(target, "elts", [target])]
             for target in targets:
                 if isinstance(target, ast.Name):
                     names.add(target.id)
