@@ -25,7 +25,7 @@ from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, p
 from .forward.pair_forward import PairForward
 from .logging_setup import show_messages
 from .preflight import RunSpec, checked_datasets, loss_columns
-from .reference.model.loading import disable_cpu_repacking
+from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
 
 if TYPE_CHECKING:

@@ -55,9 +55,7 @@ ROOMS = (
 
 # Imports that still point up. Each is being removed by the owner named beside it; `test_layers` fails on an entry that
 # is no longer needed.
-KNOWN = {
-    ("estimate/model_size.py", "reference/model/loading.py"): "lead: unsharded_loading moves to _trl/unsharded.py",
-}
+KNOWN = {}
 WITHOUT_ROOM: dict[str, str] = {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trl_dpo_ext.forward.evaluation_mode import evaluation_mode
+from trl_dpo_ext._trl import evaluation_mode, temporarily
 
 
 def test_dropout_is_off_and_every_module_gets_its_mode_back() -> None:
@@ -21,3 +21,15 @@ def test_an_error_inside_restores_the_modes_too() -> None:
     with pytest.raises(RuntimeError), evaluation_mode(model):
         raise RuntimeError
     assert model.training
+
+
+def test_attributes_are_set_inside_the_block_alone_even_when_it_fails() -> None:
+    class Host:
+        shared = 1
+
+    host = Host()
+    with pytest.raises(RuntimeError), temporarily(host, shared=2, own=3):
+        assert (host.shared, host.own) == (2, 3)
+        raise RuntimeError
+    assert vars(host) == {}  # what came from the class comes from it again
+    assert host.shared == 1
