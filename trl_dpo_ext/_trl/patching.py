@@ -41,7 +41,7 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, without dropout, inside the block; restore the mode of each module afterwards."""
+    """Put a model into evaluation mode, without dropout, inside the block; restore each module's mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -52,8 +52,8 @@ def check(measured: float, allowed: float, source: str) -> None:
     """
     if not measured <= allowed:  # NaN is wrong too
         raise InputError(
-            f"Before the first step, the policy and its stored reference should be the same model, but they differ by "
-            f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}). Another model, chat "
-            f"template or code computed the log-probs in {source}. Recompute them into another --ref_store, or set "
+            "Before the first step, the policy and its stored reference should be the same model, but they differ by "
+            f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}). Another model, "
+            f"chat template or code computed the log-probs in {source}. Recompute them into another --ref_store, or set "
             "--verify_reference false to continue."
         )

@@ -28,8 +28,13 @@ def test_attributes_are_set_inside_the_block_alone_even_when_it_fails() -> None:
         shared = 1
 
     host = Host()
-    with pytest.raises(RuntimeError), temporarily(host, shared=2, own=3):
-        assert (host.shared, host.own) == (2, 3)
-        raise RuntimeError
+
+    def fail() -> None:
+        with temporarily(host, shared=2, own=3):
+            assert (host.shared, host.own) == (2, 3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert vars(host) == {}  # what came from the class comes from it again
     assert host.shared == 1

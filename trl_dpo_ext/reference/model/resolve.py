@@ -152,8 +152,8 @@ def storage_problems(args: Any, quantization: Any) -> list[str]:
     if (dtype, storage) == ("bfloat16", "bfloat16"):
         return []
     return [
-        f"FSDP1 can shard a 4-bit policy only if all its weights have one dtype, and TRL keeps the adapter in bfloat16; "
-        f"got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or use FSDP2 "
+        f"FSDP1 can shard a 4-bit policy only if its weights have one dtype, and TRL keeps the adapter in bfloat16. "
+        f"Got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or use FSDP2 "
         "(fsdp_version: 2)."
     ]
 
@@ -200,9 +200,7 @@ _FIX = "Use a reference with the policy's vocabulary: log-probs of different tok
 def _token_problems(name: str, ours: Mapping[str, int], theirs: Mapping[str, int], size: int) -> list[str]:
     beyond = sum(index >= size for index in ours.values())
     if beyond:
-        return [
-            f"The reference {name} has {size} tokens, and {beyond} of the policy's token ids are beyond them. {_FIX}"
-        ]
+        return [f"The reference {name} has {size} tokens, but {beyond} of the policy's token ids are larger. {_FIX}"]
     by_index = {index: token for token, index in theirs.items()}
     wrong = [
         (i, token) for token, i in sorted(ours.items(), key=lambda item: item[1]) if by_index.get(i, token) != token
