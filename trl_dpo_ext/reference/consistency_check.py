@@ -54,6 +54,6 @@ def check(measured: float, allowed: float, source: str) -> None:
         raise InputError(
             "Before the first step, the policy and its stored reference should be the same model, but they differ by "
             f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}). Another model, "
-            f"chat template or code computed the log-probs in {source}. Recompute them into another --ref_store, or set "
+            f"chat template or code computed the log-probs in {source}. Recompute them in another --ref_store, or set "
             "--verify_reference false to continue."
         )
