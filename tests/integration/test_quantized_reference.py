@@ -92,7 +92,7 @@ def test_a_checkpoint_that_is_quantized_already_is_a_reference_for_losses_of_dif
 
 @pytest.mark.parametrize("flags", [{"ref_quantization": "nf4"}, {"ref_dtype": "bfloat16"}])
 def test_an_adapters_base_is_a_free_reference_and_a_warning_says_so(tmp_path, flags: dict) -> None:
-    with pytest.warns(UserWarning, match="base with the adapter off is a reference that takes no memory"):
+    with pytest.warns(UserWarning, match="base model with the adapter off is a reference that needs no extra memory"):
         run = runs.trained(tmp_path, peft_config=LORA, **flags)
     assert run.ref_model is not None
     assert runs.logs(run)[0]["reference/drift_sequence_std"] > 0
@@ -107,7 +107,7 @@ def test_correct_use_is_silent(folder, tmp_path) -> None:
 
 def test_qlora_keeps_its_gradients_after_an_evaluation(folder, tmp_path) -> None:
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    with pytest.warns(UserWarning, match="takes no memory"):
+    with pytest.warns(UserWarning, match="needs no extra memory"):
         run = runs.trainer(
             tmp_path / "out",
             model=folder,

@@ -20,8 +20,8 @@ from trl_dpo_ext.data.columns import token_column_problems
 from trl_dpo_ext.data.validation import check_preferences
 
 COLUMNS = {
-    "margin": Column("By how much the chosen side is better.", ge=0, lt=5),
-    "share": Column("A share.", gt=0, le=1),
+    "margin": Column("By how much the chosen side is better.", ge=0, le=5),
+    "share": Column("A share.", ge=0, le=1),
     "chosen_token_weights": Column("Weight of each token.", ge=0, per_token="chosen"),
 }
 many = settings(max_examples=150, deadline=None, derandomize=True)
@@ -34,12 +34,8 @@ def number_problem(value: Any, meaning: Column) -> str | None:
         return "a number"
     if not math.isfinite(value):
         return "finite"
-    if meaning.gt is not None and not value > meaning.gt:
-        return f"> {meaning.gt:g}"
     if meaning.ge is not None and not value >= meaning.ge:
         return f">= {meaning.ge:g}"
-    if meaning.lt is not None and not value < meaning.lt:
-        return f"< {meaning.lt:g}"
     if meaning.le is not None and not value <= meaning.le:
         return f"<= {meaning.le:g}"
     return None

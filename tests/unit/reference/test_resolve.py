@@ -17,14 +17,14 @@ from trl_dpo_ext.reference.model import resolve
 def test_tokens_with_other_numbers_are_named() -> None:
     ours, theirs = {"a": 0, "b": 1, "c": 2}, {"a": 0, "c": 1, "b": 2}
     (problem,) = resolve._token_problems("other", ours, theirs, size=3)
-    assert "number 1 is 'c' there and 'b' for the policy (2 such numbers)" in problem
+    assert "token id 1 is 'c' there and 'b' for the policy (2 token ids differ)" in problem
     assert resolve._token_problems("other", ours, {**ours, "d": 3}, size=8) == []  # it knows more
 
 
 @pytest.mark.parametrize(
     ("policy", "given", "flags", "message"),
     [
-        (None, {}, {"ref_quantization": "nf4"}, "ref_model is given, and ref_quantization describe"),
+        (None, {}, {"ref_quantization": "nf4"}, "ref_model was passed together with ref_quantization"),
         (
             None,
             {"quantization": "nf4"},
@@ -55,7 +55,7 @@ def test_qlora_under_fsdp1_needs_one_dtype(tmp_path, no_weights, monkeypatch, ve
     (tmp_path / "policy").mkdir()
     if refused:
         with pytest.raises(
-            InputError, match=r"FSDP1 splits a 4-bit policy only where .*Set both to bfloat16, or take FSDP2"
+            InputError, match=r"FSDP1 can shard a 4-bit policy only if .*Set both to bfloat16, or use FSDP2"
         ):
             resolve.resolve_reference(args, str(tmp_path / "policy"), None, {"quantization_config": nf4})
     else:
@@ -70,7 +70,7 @@ def test_zero3_keeps_what_it_splits_in_its_own_dtype(tmp_path, flags: dict, refu
     args = runs.config(tmp_path, **flags)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
     if refused:
-        with pytest.raises(InputError, match=r"ref_dtype='bfloat16' cannot be had under ZeRO-3.*\(float32\)"):
+        with pytest.raises(InputError, match=r"ref_dtype='bfloat16' is not possible under ZeRO-3.*\(float32\)"):
             resolve.resolve_reference(args, tiny.model(), None, {})
     else:
         assert resolve.resolve_reference(args, tiny.model(), None, {}).load() is not None
@@ -92,8 +92,8 @@ def test_a_vocabulary_that_does_not_fit_is_named_before_weights_are_read(folder,
     small = tiny.model().config
     small.vocab_size = 20
     small.save_pretrained(tmp_path / "small")
-    with pytest.raises(InputError, match="small knows 20 tokens and the policy 48"):  # it has no tokenizer
+    with pytest.raises(InputError, match="small has 20 tokens and the policy 48"):  # it has no tokenizer
         runs.trainer(tmp_path / "out", model=folder, ref_model_name_or_path=str(tmp_path / "small"))
     tiny.tokenizer().save_pretrained(tmp_path / "small")
-    with pytest.raises(InputError, match="small knows 20 tokens; 28 of the policy's lie beyond them"):
+    with pytest.raises(InputError, match="small has 20 tokens, but 28 of the policy's token ids are larger"):
         runs.trainer(tmp_path / "out", model=folder, ref_model_name_or_path=str(tmp_path / "small"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 
 from ... import _trl
 from ..._trl.unsharded import unsharded_loading
@@ -22,7 +22,7 @@ from ..model.resolve import reference_device, reference_settings
 from ..model.spec import ReferenceSpec
 from . import measure
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,9 +87,9 @@ class DriftMonitor:
         self.measured = measured
         for name, value in measured.metrics.items():
             host.add_metric(name, value)
-        logger.info(measured.describe())
         if not host.is_main_process:
             return
+        logger.info(measured.describe())
         measured.save(host.trainer.args.output_dir)
         if measured.noise > measure.NOISE_WARNING_THRESHOLD:
             warnings.warn(

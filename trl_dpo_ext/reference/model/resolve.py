@@ -111,7 +111,7 @@ def _given_problems(args: Any, given: Any) -> list[str]:
         flags = ("ref_quantization", "ref_dtype", "ref_model_name_or_path", "ref_model_revision")
         named = ", ".join(flag for flag in flags if getattr(args, flag))
         return [
-            f"ref_model was passed, but {named} describe another reference to load. Remove one of them, or pass "
+            f"ref_model was passed together with {named}, which loads another reference. Remove one of them, or pass "
             "load_reference(...) with these settings as ref_model."
         ]
     if is_quantized(given):
