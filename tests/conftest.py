@@ -1,9 +1,13 @@
 """Settings of every test: no network, no progress bars, no warnings about the host's own deprecations."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -15,3 +19,12 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 import datasets  # noqa: E402  (it reads the variable when it is imported)
 
 datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """Undo what `log_level` does to a whole process: with another verbosity, transformers has other defaults."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    yield
+    logger.setLevel(level)

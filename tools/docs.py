@@ -41,6 +41,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperparameter_fields.source}
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
+        "loss counts": tables.counts_as_markdown,
         "losses": tables.as_markdown,
         "loss options": lambda: options_as_markdown("DPOExtConfig"),
         "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import losses as _losses  # noqa: F401  (importing it declares every variant)
-from .core.hyperparameters import Hyper
+from .core.columns import Column
+from .core.hyperparameters import Beta, Hyper, LabelSmoothing
+from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
-from .core.registry import get_loss, list_losses, register_loss
+from .core.registry import LossVariant, get_loss, list_losses, register_loss
+from .errors import InputError
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
@@ -17,9 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Beta",
+    "Column",
     "DPOExtConfig",
     "DPOExtTrainer",
     "Hyper",
+    "InputError",
+    "LabelSmoothing",
+    "LossMixture",
+    "LossVariant",
     "Need",
     "Pairs",
     "Side",
@@ -40,3 +49,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,8 +14,9 @@ from trl import DPOConfig
 from ._trl import default_output_dir
 from .config_fields import LossHyperparameters
 from .core.hyperparameters import SHARED
+from .core.loss_spec import LossSpec
 from .core.mixture import LossMixture, MixtureParser
-from .core.pairs import Need
+from .core.pairs import NEEDS, Need
 from .core.registry import list_losses
 from .core.transforms import F_DIVERGENCES
 from .errors import InputError
@@ -109,7 +110,7 @@ class DPOExtConfig(
     def __post_init__(self) -> None:
         self._kept: _MixtureSettings | None = None
         given: Any = self.loss_type
-        specs = [_as_spec(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given)]
+        specs: Any = [LossSpec.of(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given)]
         # TRL declares a list alone, and pyright compares the declarations here.
         self.loss_type = specs  # pyright: ignore[reportIncompatibleVariableOverride]
         mixture, problems = self._parse_losses()
@@ -172,20 +173,6 @@ class DPOExtConfig(
         ]
 
 
-def _as_spec(spec: Any) -> str:
-    """Return the string form of a loss given as a string or as `{name: {hyperparameter: value}}`."""
-    if isinstance(spec, str):
-        return spec
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        ((name, hyper),) = spec.items()
-        if not hyper:
-            return name
-        if isinstance(hyper, Mapping):
-            return f"{name}:" + ",".join(f"{key}={value}" for key, value in hyper.items())
-    form = "a name, 'name:beta=1.0', or a mapping {name: {beta: 1.0}}"
-    raise InputError(f"loss_type entry {spec!r} must be {form}.")
-
-
 def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     kind = args.f_divergence_type
     if kind not in F_DIVERGENCES:
@@ -240,7 +227,7 @@ def _ld_alpha_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
 def _weighting_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     problems = []
     chosen = [name for name in ("use_weighting", "weight_column") if getattr(args, name)]
-    sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.aligned]
+    sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.order_preserving]
     if chosen and sorted_losses:
         problems.append(
             f"{' and '.join(chosen)} cannot be used with {', '.join(sorted_losses)}, which sorts the batch: a weight "
@@ -270,17 +257,10 @@ def _reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     return [*problems, *_live_reference_problems(args, mixture)]
 
 
-# What only a loaded reference can provide, as errors name it.
-_LIVE_NEEDS = {
-    Need.REF_ENTROPY: "the reference's entropy",
-    Need.TOKEN_KL: "the reference's distribution over the vocabulary",
-}
-
-
 def _live_reference_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:
     """Return the problems of losses that need more of the reference than stored log-probs, or than zeros."""
     problems = []
-    for need, words in _LIVE_NEEDS.items():
+    for need, words in ((need, info.live) for need, info in NEEDS.items() if info.live):
         names = ", ".join(term.variant.name for term in mixture.terms if need in term.variant.needs)
         if names and args.precompute_ref_log_probs and not args.reference_free:
             problems.append(

@@ -19,54 +19,54 @@ class LossHyperparameters:
         > Hyperparameters of `alpha_dpo`
 
         alpha_dpo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 2.5; > 0)
-        alpha_dpo_gamma_ratio: Mean target margin as a share of alpha_dpo_beta. (default: 0.6)
-        alpha_dpo_alpha: How far a pair's target margin follows its gap to the reference; 0 is SimPO. (default: 0.2; >=
-            0)
+        alpha_dpo_gamma_ratio: Mean target margin as a fraction of alpha_dpo_beta. (default: 0.6)
+        alpha_dpo_alpha: How strongly a pair's target margin follows its gap to the reference; 0 is SimPO. (default:
+            0.2; >= 0)
 
         > Hyperparameters of `alphapo`
 
         alphapo_beta: Scale of the reward; far larger than DPO's beta. (default: 2.5; > 0)
-        alphapo_alpha: Shape of the reward: 0 is SimPO's logarithm, -1 the probability itself. (default: 0.25)
-        alphapo_gamma: Reward by which the chosen side has to win. (default: 0.1)
+        alphapo_alpha: Shape of the reward: 0 is SimPO's logarithm, -1 the probability. (default: 0.25)
+        alphapo_gamma: Target reward margin. (default: 0.1)
 
         > Hyperparameters of `anc_dpo`
 
-        anc_dpo_delta: Reward above which the chosen side is anchored. (default: 0.0)
+        anc_dpo_delta: Target reward of the anchor on the chosen side. (default: 0.0)
 
         > Hyperparameters of `aot`, `aot_unpaired`
 
-        aot_global: Whether to sort the pairs of all processes together. (default: False)
+        aot_global: Sort the pairs of all processes together instead of each process's own. (default: False)
 
         > Hyperparameters of `arpo`
 
         arpo_alpha: Weight of the likelihood term. (default: 1.0; >= 0)
-        arpo_detach: Whether the weight of the rejected side carries no gradient. (default: False)
-        arpo_eta1: 1 more than the rejected side's weight where both sides are as likely per token. (default: 0.9; >= 0)
-        arpo_eta2: How fast the rejected side's weight grows with the distance of the two sides. (default: 0.4; >= 0)
+        arpo_detach: Detach the weight of the rejected side. (default: False)
+        arpo_eta1: Weight of the rejected side plus 1 where both sides are equally likely per token. (default: 0.9; >=
+            0)
+        arpo_eta2: Growth rate of the rejected side's weight with the distance between both sides. (default: 0.4; >= 0)
 
         > Hyperparameters of `bdpo`
 
-        bdpo_lambda: Share of the policy in the mixture the rejected side is measured with; 1 is DPO. (default: 0.5; >
-            0; <= 1)
+        bdpo_lambda: Weight of the policy in the mixture that scores the rejected side; 1 is DPO. (default: 0.5; > 0; <=
+            1)
 
         > Hyperparameters of `beta_dpo`
 
-        beta_dpo_alpha: How far beta follows the batch's mean gap; 0 keeps it fixed. (default: 0.6; >= 0)
-        beta_dpo_rho: Share of the batch that is left out as outliers. (default: 0.2; >= 0; < 1)
+        beta_dpo_alpha: How strongly beta follows the batch's mean margin; 0 keeps it fixed. (default: 0.6; >= 0)
+        beta_dpo_rho: Fraction of the batch left out as outliers. (default: 0.2; >= 0; < 1)
 
         > Hyperparameters of `bpo`
 
-        bpo_alpha: Weight of the rejected side: how far it should fall for each step the chosen one rises. (default:
-            0.3; > 0)
-        bpo_link: The curve that the margin goes through. (default: hinge; one of hinge, logistic)
+        bpo_alpha: Weight of the rejected side relative to the chosen one. (default: 0.3; > 0)
+        bpo_link: Link function applied to the margin. (default: hinge; one of hinge, logistic)
 
         > Hyperparameters of `cal_dpo`
 
-        cal_dpo_beta: Cal-DPO's strength: each side is calibrated to the log-ratio 1 / (2 beta). (default: 0.002; > 0)
+        cal_dpo_beta: Cal-DPO's beta: each side is calibrated to the log-ratio 1 / (2 beta). (default: 0.002; > 0)
 
         > Hyperparameters of `chipo`
 
-        chipo_clip: Largest reward R: the scaled margin is clipped to +-2 R; off by default. (default: None; > 0)
+        chipo_clip: Maximum reward R; the scaled margin is clipped to +-2 R. Off by default. (default: None; > 0)
 
         > Hyperparameters of `cpo`
 
@@ -74,113 +74,115 @@ class LossHyperparameters:
 
         > Hyperparameters of `d2po`
 
-        d2po_gamma: What each token weighs as a share of the one before it; 1 is DPO. (default: 0.98; > 0; <= 1)
+        d2po_gamma: Discount factor per token; 1 is DPO. (default: 0.98; > 0; <= 1)
 
         > Hyperparameters of `dpo_nll`
 
         dpo_nll_weight: Weight of the likelihood term. (default: 1.0; >= 0)
-        dpo_nll_norm: Likelihood per token of each answer, of the whole answer, or per token of the batch. (default:
-            seq_mean; one of seq_mean, seq_sum, token_mean)
+        dpo_nll_norm: Normalization of the likelihood: per token of each answer, per answer, or per token of the
+            micro-batch. (default: seq_mean; one of seq_mean, seq_sum, token_mean)
 
         > Hyperparameters of `dpo_shift`
 
         dpo_shift_lambda: Weight of the rejected side; 1 is DPO. (default: 0.75; > 0; <= 1)
-        dpo_shift_schedule: Course of the weight over training: fixed at lambda, or between min and max. (default:
+        dpo_shift_schedule: Schedule of the rejected side's weight: fixed, or linear between min and max. (default:
             fixed; one of fixed, increase_linear, decrease_linear)
         dpo_shift_min: Lowest weight of the rejected side in a schedule. (default: 0.75; > 0; <= 1)
         dpo_shift_max: Highest weight of the rejected side in a schedule. (default: 0.95; > 0; <= 1)
 
         > Hyperparameters of `dpop`
 
-        dpop_lambda: Weight of the penalty on a chosen side less likely than under the reference. (default: 50.0; >= 0)
+        dpop_lambda: Weight of the penalty when the chosen side becomes less likely than under the reference. (default:
+            50.0; >= 0)
 
         > Hyperparameters of `dr_dpo`
 
-        dr_dpo_beta: Temperature of the weights; low trusts the easy pairs, high weighs all alike. (default: 1.0; > 0)
+        dr_dpo_beta: Temperature of the weights; low values favor easy pairs, high values weight all pairs equally.
+            (default: 1.0; > 0)
 
         > Hyperparameters of `focalpo`
 
-        focalpo_gamma: How fast the weight falls with the probability; 0 is DPO. (default: 0.05; >= 0)
+        focalpo_gamma: Exponent of the weight q^gamma; 0 is DPO. (default: 0.05; >= 0)
 
         > Hyperparameters of `gamma_po`
 
         gamma_po_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 10.0; > 0)
-        gamma_po_ratio: Mean target margin as a share of gamma_po_beta. (default: 0.4; >= 0)
-        gamma_po_tau: How alike the pairs' target margins are kept; high is SimPO. (default: 10.0; > 0)
+        gamma_po_ratio: Mean target margin as a fraction of gamma_po_beta. (default: 0.4; >= 0)
+        gamma_po_tau: Strength of the pull towards equal target margins; high is SimPO. (default: 10.0; > 0)
 
         > Hyperparameters of `hdpo`
 
-        hdpo_alpha: Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO. (default: 0.95; > 0)
+        hdpo_alpha: Weight of the policy's log-probs; below 1 sharpens the policy, 1 is DPO. (default: 0.95; > 0)
 
         > Hyperparameters of `kldpo`
 
-        kldpo_tau: Temperature of the weights; low looks at the hardest pairs only. (default: 0.05; > 0)
+        kldpo_tau: Temperature of the weights; low values favor the hardest pairs. (default: 0.05; > 0)
 
         > Hyperparameters of `mallows_dpo`
 
-        mallows_dpo_mean: Scale of the dispersion -log(entropy); 1 over its mean on your data keeps DPO's beta.
+        mallows_dpo_mean: Scale of the dispersion -log(entropy); 1 / its mean on your data keeps beta on DPO's scale.
             (default: 0.29; > 0)
 
         > Hyperparameters of `margin`
 
-        margin_scale: What one unit of the margin column is worth in nats. (default: 1.0)
+        margin_scale: Scale of the margin column, in nats per unit. (default: 1.0)
 
         > Hyperparameters of `odpo`
 
         odpo_alpha: Weight of the offset. (default: 1.0; >= 0)
-        odpo_transform: What is done to the score gap to make it an offset. (default: log; one of log, identity)
+        odpo_transform: Transform from the score gap to the offset. (default: log; one of log, identity)
 
         > Hyperparameters of `orpo`
 
-        orpo_lambda: Weight of the odds ratio against the likelihood. (default: 0.1; > 0)
+        orpo_lambda: Weight of the odds-ratio term relative to the likelihood. (default: 0.1; > 0)
 
         > Hyperparameters of `rainbowpo`
 
         rainbowpo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 10.0; > 0)
-        rainbowpo_alpha: Share of the reference in the margin, 0 being SimPO. (default: 0.25; >= 0; <= 1)
-        rainbowpo_home: Target margin per token, where the reference is left out. (default: 0.1; >= 0)
+        rainbowpo_alpha: Weight of the reference in the margin; 0 is SimPO. (default: 0.25; >= 0; <= 1)
+        rainbowpo_home: Target margin per token, weighted by 1 - alpha. (default: 0.1; >= 0)
         rainbowpo_mean: Scale of the dispersion -log(entropy) of the reference. (default: 0.29; > 0)
 
         > Hyperparameters of `rdpo`
 
-        rdpo_alpha: Nats of reward that one extra token costs. (default: 0.01; >= 0)
+        rdpo_alpha: Length penalty, in nats of reward per extra token. (default: 0.01; >= 0)
 
         > Hyperparameters of `repo`
 
-        repo_gamma: Nats per token by which the chosen side has to be the likelier one. (default: 0.6)
+        repo_gamma: Target margin, in nats per token. (default: 0.6)
 
         > Hyperparameters of `ropo`
 
-        ropo_alpha: Weight of the bounded, noise-tolerant term against DPO's. (default: 14.0; > 0)
+        ropo_alpha: Weight of the bounded, noise-tolerant term relative to DPO's. (default: 14.0; > 0)
 
         > Hyperparameters of `rpo_bwd`, `rpo_fwd`, `rpo_sq`
 
-        rpo_eta: Scale of the score gap: what one point of score is worth in nats. (default: 1.0; > 0)
+        rpo_eta: Scale of the score gap, in nats per point. (default: 1.0; > 0)
 
         > Hyperparameters of `simpo`
 
         simpo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 2.0; > 0)
-        simpo_gamma: Reward by which the chosen side has to win; 0.5 when not given. (default: None)
-        simpo_gamma_beta_ratio: The same as a share of simpo_beta. (default: None)
-        simpo_label_smoothing: The probability that a preference label is flipped. (default: 0.0; >= 0; < 0.5)
-        simpo_link: The curve that the margin goes through. (default: sigmoid; one of sigmoid, hinge)
+        simpo_gamma: Target reward margin; 0.5 if unset. (default: None)
+        simpo_gamma_beta_ratio: Target reward margin as a fraction of simpo_beta. (default: None)
+        simpo_label_smoothing: Probability that a preference label is flipped. (default: 0.0; >= 0; < 0.5)
+        simpo_link: Link function applied to the margin. (default: sigmoid; one of sigmoid, hinge)
 
         > Hyperparameters of `slic_hf`
 
-        slic_hf_delta: Nats by which the chosen side has to be the likelier one. (default: 1.0; > 0)
+        slic_hf_delta: Target log-prob margin, in nats. (default: 1.0; > 0)
         slic_hf_lambda: Weight of the likelihood term. (default: 0.1; >= 0)
 
         > Hyperparameters of `soft_dpo`
 
-        soft_dpo_eta: Turns the score gap into the log-odds that the label is right. (default: 1.0; > 0)
+        soft_dpo_eta: Scale from the score gap to the log-odds that the label is correct. (default: 1.0; > 0)
 
         > Hyperparameters of `sppo`
 
-        sppo_beta: SPPO's strength: a sure pair is regressed to the log-ratio 1 / (2 beta). (default: 0.001; > 0)
+        sppo_beta: SPPO's beta: a certain pair is regressed to the log-ratio 1 / (2 beta). (default: 0.001; > 0)
 
         > Hyperparameters of `tdpo2`
 
-        tdpo2_alpha: Weight of the drift from the reference; 0 is DPO. (default: 0.5; >= 0)
+        tdpo2_alpha: Weight of the token-level KL term; 0 is DPO. (default: 0.5; >= 0)
 
         > Hyperparameters of `unlikelihood`
 

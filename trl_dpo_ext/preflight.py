@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import DPOExtConfig
-from .core.hyperparameters import Hyper
+from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
-from .data.validation import check_preferences, one_layout
+from .data.layouts import one_layout
+from .data.validation import check_preferences
 from .distributed.launch import check_launch
 from .errors import InputError
 from .forward.pair_forward import PairForward
@@ -38,7 +39,7 @@ class RunSpec:
     """What a run will do."""
 
     mixture: LossMixture
-    columns: dict[str, Hyper]
+    columns: dict[str, Column]
     """Dataset columns that the losses read."""
     pair_forward: PairForward
     reference: ReferenceSource
@@ -140,15 +141,15 @@ def _all_have_reference_columns(datasets: list[Any]) -> bool:
     return bool(given) and all(has_reference_columns(part) for part in given)
 
 
-def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Hyper]:
+def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
     """The dataset columns that a run's losses read, with what their values mean."""
     columns = mixture.columns
     if args.weight_column:
-        columns[args.weight_column] = Hyper("Weight of the pair's loss.", ge=0)
+        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
     return columns
 
 
-def checked_datasets(columns: Mapping[str, Hyper], **datasets: Any) -> dict[str, Any]:
+def checked_datasets(columns: Mapping[str, Column], **datasets: Any) -> dict[str, Any]:
     """Each dataset, or dictionary of them, in a layout that TRL takes.
 
     Raises:

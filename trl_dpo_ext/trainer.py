@@ -12,11 +12,11 @@ from trl import DPOTrainer
 
 from . import _trl
 from .config import DPOExtConfig
-from .core.hyperparameters import Hyper
+from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
+from .data.columns import ColumnCollator, token_column_problems
 from .data.lengths import length_column
-from .data.validation import ColumnCollator, token_column_problems
 from .distributed.eval_padding import EvalPadding
 from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
@@ -25,7 +25,7 @@ from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, p
 from .forward.pair_forward import PairForward
 from .logging_setup import show_messages
 from .preflight import RunSpec, checked_datasets, loss_columns
-from .reference.model.loading import disable_cpu_repacking
+from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
     # TRL's constructor calls methods below that read these, so they are set before it runs.
     host: _trl.Host
     mixture: LossMixture
-    extra_columns: Mapping[str, Hyper]
+    extra_columns: Mapping[str, Column]
     pair_forward: PairForward
     reference: ReferenceSource
 
@@ -182,7 +182,8 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         pairs = self._pairs(outputs, batch)
         padding = None if pairs.training else EvalPadding.of(self.accelerator, len(pairs.margin))
         weights = pair_weights(outputs, self.args, batch.columns)
-        loss, per_term = self.mixture(pairs, padding.weights(weights, batch.mask.device) if padding else weights)
+        counted, weights = padding.real_batch(pairs, weights) if padding else (pairs, weights)
+        loss, per_term = self.mixture(counted, weights)
         self._log_terms(per_term, padding.share if padding else 1.0)
         self._log_rewards(pairs)
         loss = loss + host.loss

@@ -64,6 +64,6 @@ def _value_and_gradients(variant: Any, case: dict[str, Any], device: Any) -> lis
         loss(pairs(batch), **case["hyper"])
     given = pairs(case["inputs"], f_divergence=case.get("f_divergence"))
     values = loss(given, **case["hyper"])
-    if not variant.aligned:
+    if not variant.order_preserving:
         values = values.sort().values
     return [values.detach(), *gradients(values.mean(), given)]

@@ -29,7 +29,7 @@ def tree_of(inputs: dict[str, torch.Tensor]) -> Tree:
     from trl_dpo_ext.forward.layouts import measure_lengths
 
     found = measure_lengths(inputs["input_ids"], inputs["attention_mask"])
-    lengths = torch.stack([found.trunk, *found.tails], dim=1).tolist()
+    lengths = torch.stack([found.shared_prefix, *found.suffixes], dim=1).tolist()
     return Tree([tuple(pair) for pair in lengths], inputs["input_ids"].device)
 
 

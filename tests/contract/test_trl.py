@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
+from tests.support.tolerances import rounding
 from trl_dpo_ext import _trl, list_losses
 
 
@@ -152,7 +153,9 @@ def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: di
         host.compute_loss(host.model, {**batch, **stored})
     reward = host._metrics["train"]["rewards/chosen"][-1]
     logps = host._metrics["train"]["logps/chosen"][-1]
-    assert reward == pytest.approx(host.beta * (logps + 3.0)), seam("ref_chosen_logps in the batch is the reference")
+    assert reward == pytest.approx(host.beta * (logps + 3.0), abs=rounding(host.beta * 30)), seam(
+        "ref_chosen_logps in the batch is the reference"
+    )
 
 
 def test_the_divergence_is_read_at_each_loss_and_left_out_of_metrics(host: Any, batch: dict, monkeypatch) -> None:
@@ -413,9 +416,9 @@ def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_av
     host._metrics["eval"].clear()
     host.compute_loss(host.model, {key: value[[0, 4]] for key, value in batch.items()})  # the first pair alone
     first = host._metrics["eval"]
-    assert {name: cut[name] for name in pairs} == {name: pytest.approx(first[name], abs=1e-5) for name in pairs}, seam(
-        "accelerator.gather is what metrics of pairs go through"
-    )
+    assert {name: cut[name] for name in pairs} == {
+        name: pytest.approx(first[name], abs=rounding(60)) for name in pairs
+    }, seam("accelerator.gather is what metrics of pairs go through")
     _trl.Host(host).weight_metrics_by_pairs(3)
     assert all(len(first[name]) == 3 for name in pairs)
     host._metrics["eval"].clear()

@@ -121,3 +121,26 @@ def identify_trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             parameter.partition()  # ZeRO-3 leaves parameters as small as these whole
     held = sum(getattr(p, "_local_tensor", p).numel() for p in run.model.parameters())
     return {"identity": identify(run.model).keyed, "held": held}
+
+
+def check_data(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Check a dataset, and count the batches that this process has read of it."""
+    from datasets import Dataset
+
+    from trl_dpo_ext.core.hyperparameters import Hyper
+    from trl_dpo_ext.data import columns, validation
+
+    read = []
+
+    def counting(*arguments: Any) -> Any:
+        for batch in read_batches(*arguments):
+            read.append(batch.start)
+            yield batch
+
+    read_batches = validation.read_batches
+    validation.read_batches = columns.read_batches = counting
+    weights = {"chosen_token_weights": Hyper("Weight of each token.", per_token="chosen")}
+    dataset = Dataset.from_dict(settings["data"])
+    report = validation.check_preferences(dataset, "train_dataset", {})
+    tokens = columns.token_column_problems(dataset, "train_dataset", weights)
+    return {"problems": [*report.problems, *tokens], "warnings": report.warnings, "batches": len(read)}

@@ -13,7 +13,7 @@ from typing import Any
 
 from mpmath import mpf, workdps
 
-from . import oracle_links, oracle_stages, oracle_tokens  # noqa: F401  (importing the formulas enters them)
+from . import oracle_links, oracle_tokens, oracle_transforms  # noqa: F401  (importing the formulas enters them)
 from .oracle import VARIANTS, Row, mean
 from .oracle_running import cold_start
 
@@ -93,8 +93,8 @@ def rows_of(inputs: dict[str, Any], f_divergence: dict[str, Any] | None = None) 
     rows = [Row(**dict(zip(numbers, values, strict=True))) for values in zip(*numbers.values(), strict=True)]
     if f_divergence:
         for row in rows:
-            row.z_w = oracle_stages.score(row.lr_w, **f_divergence)
-            row.z_l = oracle_stages.score(row.lr_l, **f_divergence)
+            row.z_w = oracle_transforms.f_divergence_score(row.lr_w, **f_divergence)
+            row.z_l = oracle_transforms.f_divergence_score(row.lr_l, **f_divergence)
     return rows
 
 

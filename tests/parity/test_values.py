@@ -28,7 +28,7 @@ def cases() -> list[Any]:
         variant = by_name[name]
         if divergence != "reverse_kl" and not variant.f_divergence:
             continue
-        if weighting and (not variant.aligned or name in {"hinge", "sft"}):  # TRL raises: see test_defects
+        if weighting and (not variant.order_preserving or name in {"hinge", "sft"}):  # TRL raises: see test_defects
             continue
         if (smoothing > 0) != (name in SMOOTHED) and not (smoothing == 0.0 and name in SMOOTHED - {"exo_pair"}):
             continue

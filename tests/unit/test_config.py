@@ -83,7 +83,7 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"loss_type": "sigmod"}, "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? \"trl-dpo-ext losses\" lists them."),
+        ({"loss_type": "sigmod"}, "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? Run `trl-dpo-ext losses` to list them."),
         ({"loss_type": []}, "loss_type is empty"),
         ({"loss_type": [3]}, "loss_type entry 3 must be a name"),
         ({"loss_type": ["sigmoid", "dpop"], "loss_weights": [1.0]}, "loss_weights has 1 values for 2 losses (sigmoid, dpop)"),
@@ -94,12 +94,12 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
         ({"beta": "much"}, "beta must be a number for loss_type 'sigmoid'; got 'much'"),
         ({"loss_type": "simpo", "beta": 2.0}, "beta=2.0 is not used by any chosen loss (simpo)"),
         ({"label_smoothing": 0.1}, "For conservative DPO choose cdpo"),
-        ({"dpop_lambda": 5.0}, "dpop_lambda=5.0 is not used by any chosen loss (sigmoid); it is for dpop."),
+        ({"dpop_lambda": 5.0}, "dpop_lambda=5.0 is not used by any chosen loss (sigmoid); it applies to dpop."),
         ({"loss_type": "dpop", "dpop_lambda": -1.0}, "dpop_lambda must be >= 0 for loss_type 'dpop'; got -1.0"),
         ({"loss_type": "sigmoid:gamma=1"}, "'gamma=1' in loss_type 'sigmoid:gamma=1': write name=value; sigmoid has beta."),
         ({"loss_type": "sigmoid:beta"}, "'beta' in loss_type 'sigmoid:beta': write name=value"),
-        ({"loss_type": "simpo", "simpo_gamma": 1.0, "simpo_gamma_beta_ratio": 0.5}, "say the same thing"),
-        ({"loss_type": "dpo_shift", "dpo_shift_lambda": 0.5, "dpo_shift_schedule": "increase_linear"}, "say the same thing"),
+        ({"loss_type": "simpo", "simpo_gamma": 1.0, "simpo_gamma_beta_ratio": 0.5}, "are mutually exclusive"),
+        ({"loss_type": "dpo_shift", "dpo_shift_lambda": 0.5, "dpo_shift_schedule": "increase_linear"}, "are mutually exclusive"),
         ({"loss_type": "trl:sigmoid", "f_divergence_type": "forward_kl_linear"}, "losses left to TRL (sigmoid): TRL does not have it"),
         ({"loss_type": "dpo_nll", "dpo_nll_norm": "mean"}, "dpo_nll_norm must be one of seq_mean, seq_sum, token_mean"),
         ({"f_divergence_type": "kl"}, "Unknown f_divergence_type 'kl'"),
@@ -224,7 +224,7 @@ def install_plugin(folder: Path) -> None:
             from trl_dpo_ext import Hyper, Need, register_loss
             from trl_dpo_ext.core.hyperparameters import Beta
 
-            @register_loss(paper=None, needs=Need.REFERENCE, name="shifted")
+            @register_loss(paper=None, needs=Need.REFERENCE, name="shifted", verification="unverified")
             def loss(p, *, beta: Beta, shifted_by: Annotated[float, Hyper("Nats that the margin must exceed.")] = 1.0):
                 """DPO with a shift."""
                 return -torch.nn.functional.logsigmoid(beta * (p.margin - shifted_by))

@@ -13,7 +13,7 @@ from .host import Host
 from .internals import TrainerInternals
 from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
 from .models import gather_object, override_attention_mask, scatter_to_batch, with_head
-from .patching import temporarily
+from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Recorder",
     "TrainerInternals",
     "default_output_dir",
+    "evaluation_mode",
     "free_memory",
     "gather_object",
     "keeps_end",

@@ -1,10 +1,12 @@
-"""Attributes replaced for the length of a `with` block: the one way in which this package patches TRL."""
+"""State replaced for the length of a `with` block: attributes, which is how this package patches TRL, and modes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+
+from torch import nn
 
 _ABSENT = object()
 
@@ -35,3 +37,15 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
                 delattr(target, name)
             else:
                 setattr(target, name, value)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, without dropout, inside the block; restore each module's mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -17,7 +17,7 @@ from .batch import COMPLETION_MASK
 from .constructor import placed_reference
 from .loss import Recorder, scored_tokens
 from .models import ModelSeams
-from .patching import temporarily
+from .patching import evaluation_mode, temporarily
 
 
 def free_memory() -> None:
@@ -141,13 +141,8 @@ class ReferenceSeams(ModelSeams):
     @contextlib.contextmanager
     def _evaluated(self, model: Any) -> Iterator[tuple[Any, Any]]:
         causal = self.causal_model(model)
-        training = [module for module in causal.modules() if module.training]
-        causal.eval()
-        try:
+        with evaluation_mode(causal):
             yield model, causal
-        finally:
-            for module in training:
-                module.training = True
 
     def _reference_of_policy(self) -> Any:
         """A model apart that equals the policy as its reference, for FSDP to shard; the two share their weights.

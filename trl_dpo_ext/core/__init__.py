@@ -1,1 +1,1 @@
-"""What a loss reads and how it is declared. Needs torch and the standard library only."""
+"""Core definitions: what a loss reads and how it is declared. Imports only torch and the standard library."""

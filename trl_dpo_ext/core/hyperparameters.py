@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """What a hyperparameter means and which values it may take."""
+    """Meaning and allowed values of a hyperparameter."""
 
     help: str
     gt: float | None = None
@@ -24,9 +24,7 @@ class Hyper:
     lt: float | None = None
     le: float | None = None
     excludes: str | None = None
-    """Name of another hyperparameter of the same variant that must not be set together with this one."""
-    per_token: Literal["chosen", "rejected"] | None = None
-    """Of a column: the side that it holds a list of values for, one per token. None: one value per pair."""
+    """Name of another hyperparameter of the variant that is mutually exclusive with this one."""
 
     @property
     def bounds(self) -> list[str]:
@@ -35,7 +33,7 @@ class Hyper:
         return [f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None]
 
     def broken_bound(self, value: float) -> str | None:
-        """The first bound that `value` breaks, or None."""
+        """Return the first bound that `value` breaks, or None."""
         if not math.isfinite(value):
             return "finite"
         checks = ((">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le))
@@ -46,24 +44,20 @@ class Hyper:
         return None
 
 
-Beta = Annotated[float, Hyper("Strength of the pull towards the reference; higher keeps the policy closer.", gt=0)]
-LabelSmoothing = Annotated[float, Hyper("The probability that a preference label is flipped.", ge=0, lt=0.5)]
+Beta = Annotated[
+    float, Hyper("Strength of the KL constraint; higher values keep the policy closer to the reference.", gt=0)
+]
+LabelSmoothing = Annotated[float, Hyper("Probability that a preference label is flipped.", ge=0, lt=0.5)]
 
 SHARED = ("beta", "label_smoothing", "discopop_tau")
 """Fields of TRL's DPOConfig that a variant may take by name."""
-
-SCORE_COLUMNS = {
-    "score_chosen": Hyper("Score of the chosen side, such as a reward model's."),
-    "score_rejected": Hyper("Score of the rejected side, on the same scale."),
-}
-P_CHOSEN_COLUMN = {"p_chosen": Hyper("Probability that the chosen side is the better one.", ge=0, le=1)}
 
 NO_DEFAULT = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredHyper:
-    """One declared hyperparameter of a variant."""
+    """A hyperparameter as a variant declares it."""
 
     name: str
     type: type
@@ -73,7 +67,7 @@ class DeclaredHyper:
 
     @property
     def shared(self) -> bool:
-        """Whether the value comes from a field of TRL's DPOConfig."""
+        """Return True if the value comes from a field of TRL's DPOConfig."""
         return self.default is NO_DEFAULT
 
     @property
@@ -84,12 +78,12 @@ class DeclaredHyper:
         return f"{self.hyper.help} ({'; '.join(notes)})" if notes else self.hyper.help
 
     def problem(self, value: Any, variant: str) -> str | None:
-        """Why `value` is not allowed, or None."""
+        """Return why `value` is not allowed, or None."""
         meaning = self.hyper.help.rstrip(".")
         meaning = meaning[0].lower() + meaning[1:]
         allowed = None
         if value is None:
-            allowed = None if self.default is None else "given"
+            allowed = None if self.default is None else "set"
         elif self.choices:
             allowed = None if value in self.choices else f"one of {', '.join(self.choices)}"
         elif self.type is bool:
@@ -97,7 +91,7 @@ class DeclaredHyper:
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             allowed = "a number"
         elif self.type is int and math.isfinite(value) and value != int(value):
-            allowed = "a whole number"
+            allowed = "an integer"
         else:
             allowed = self.hyper.broken_bound(float(value))
         if allowed is None:
@@ -106,10 +100,10 @@ class DeclaredHyper:
 
 
 def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[DeclaredHyper, ...]:
-    """The hyperparameters that `function` declares as annotated keyword-only parameters.
+    """Return the hyperparameters that `function` declares as annotated keyword-only parameters.
 
     Raises:
-        TypeError: a declaration is not of the expected form; the message says which and how it should look.
+        TypeError: a declaration does not have the expected form; the message names it and shows the form.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     found = []

@@ -1,7 +1,7 @@
-"""A weighted sum of loss variants, each with its own hyperparameters: parsed, checked, computed.
+"""A weighted sum of loss variants, each with its own hyperparameters: parse it, check it, compute it.
 
-A loss is named by a *spec*: `dpop`, or with hyperparameters of its own `cdpo:beta=1.0,label_smoothing=0.1`, so that
-one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
+A `LossSpec` names each loss: `dpop`, or with hyperparameters for this term only `cdpo:beta=1.0,label_smoothing=0.1`, so
+that one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from .hyperparameters import DeclaredHyper, Hyper
+from .columns import Column
+from .hyperparameters import DeclaredHyper
+from .loss_spec import HOST_PREFIX, LossSpec
 from .pairs import Need, Pairs
 from .registry import LossVariant, get_loss, list_losses
-
-HOST_PREFIX = "trl:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Term:
     loss: Callable[..., torch.Tensor]
 
     def describe(self) -> str:
-        """Name, hyperparameters and weight in one line."""
+        """Return weight, name and hyperparameters in one line."""
         inside = ", ".join(f"{name}={value}" for name, value in self.hyper.items() if value is not None)
         return f"{self.weight:g} x {self.variant.name}({inside})"
 
@@ -49,7 +49,7 @@ class LossMixture:
 
     @property
     def needs(self) -> Need:
-        """What all terms together need. A loss left to TRL needs a reference."""
+        """Union of the needs of all terms. A loss left to TRL needs a reference."""
         needs = Need.REFERENCE if self.host_names else Need.NONE
         for term in self.terms:
             needs |= term.variant.needs
@@ -57,58 +57,60 @@ class LossMixture:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether reference log-probs must be computed or read."""
+        """Return True if reference log-probs must be computed or read."""
         return bool(self.needs.of_reference)
 
     @property
-    def columns(self) -> dict[str, Hyper]:
-        """The dataset columns that the terms read."""
+    def columns(self) -> dict[str, Column]:
+        """Dataset columns that the terms read, by name."""
         return {name: meaning for term in self.terms for name, meaning in term.variant.columns.items()}
 
     def describe(self) -> str:
-        """All terms in one line."""
+        """Return all terms in one line."""
         host = [f"{w:g} x {HOST_PREFIX}{n}" for n, w in zip(self.host_names, self.host_weights, strict=True)]
         return " + ".join([term.describe() for term in self.terms] + host)
 
     def __call__(
         self, pairs: Pairs, weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
-        """The weighted loss, a scalar, and the mean of each term before its weight, detached.
+        """Compute the weighted loss, a scalar, and the mean of each term before its weight, detached.
 
         Args:
-            pairs: the batch.
-            weights: one weight per pair, shape (pairs,), for every term; None weighs all pairs equally.
+            pairs: the batch; the mean over no pairs is 0.
+            weights: one weight per pair, shape (pairs,), for every term; None weights all pairs equally.
         """
         total: torch.Tensor | float = 0.0
         per_term = {}
         for term in self.terms:
             values = term.loss(pairs, **term.hyper)
-            mean = (values if weights is None else values * weights).mean()
+            values = values if weights is None else values * weights
+            # In evaluation a process may have been given nothing but repeated pairs, which are not in the batch.
+            mean = values.mean() if values.numel() else values.sum()
             per_term[term.label] = mean.detach()
             total = total + mean * term.weight
         return total, per_term
 
     def rewards(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The first term's own rewards of both sides, each (pairs,), where no reference defines them; else None."""
+        """Return the first term's own rewards of both sides, each (pairs,); None where the reference defines them."""
         if self.needs_reference or self.reference_free or not self.terms or self.terms[0].variant.reward is None:
             return None
         term, reward = self.terms[0], self.terms[0].variant.reward
         return reward(pairs.chosen, **term.hyper).detach(), reward(pairs.rejected, **term.hyper).detach()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The running state of every stateful term, by label; plain numbers."""
+        """Return the running state of every stateful term, by label, as plain numbers."""
         return {term.label: term.loss.state_dict() for term in self.terms if term.variant.stateful}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: Mapping[str, dict[str, Any]]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            ValueError: the state is of another mixture.
+            ValueError: the state belongs to another mixture.
         """
         stateful = {term.label: term.loss for term in self.terms if term.variant.stateful}
         if set(state) != set(stateful):
             raise ValueError(
-                f"The checkpoint holds loss state of {sorted(state)}, this run's losses keep state of "
+                f"The checkpoint has loss state for {sorted(state)}, but this run's losses keep state for "
                 f"{sorted(stateful)}. Resume with the same loss_type."
             )
         for label, loss in stateful.items():
@@ -120,6 +122,7 @@ class MixtureParser:
     """Builds a mixture from specs, weights and flag values, collecting every problem instead of raising the first."""
 
     specs: Sequence[str]
+    """Losses by name; each is read as a `LossSpec`."""
     weights: Sequence[float] | None
     values: Mapping[str, Any]
     """Flag values by hyperparameter name: shared ones always, owned ones None where not set."""
@@ -127,10 +130,10 @@ class MixtureParser:
     problems: list[str] = field(default_factory=list)
 
     def parse(self, reference_free: bool = False) -> LossMixture | None:
-        """The mixture, or None where `problems` says why there is none."""
+        """Return the mixture, or None after adding to `problems` why the specs give none."""
         weights = self._weights()
         host, terms = [], []
-        for spec, weight in zip(self.specs, weights, strict=True):
+        for spec, weight in zip(map(LossSpec, self.specs), weights, strict=True):
             if spec.startswith(HOST_PREFIX):
                 host.append((spec.removeprefix(HOST_PREFIX), weight))
             else:
@@ -141,10 +144,11 @@ class MixtureParser:
         if self.problems:
             return None
         names = [variant.name for variant, _, _, _ in terms]
+        labels = [v.name if names.count(v.name) == 1 else str(spec) for v, _, _, spec in terms]
         return LossMixture(
             terms=tuple(
-                Term(variant, weight, hyper, variant.name if names.count(variant.name) == 1 else spec, variant.make())
-                for variant, weight, hyper, spec in terms
+                Term(variant, weight, hyper, label, variant.make())
+                for (variant, weight, hyper, _), label in zip(terms, labels, strict=True)
             ),
             host_names=tuple(name for name, _ in host),
             host_weights=tuple(weight for _, weight in host),
@@ -162,33 +166,28 @@ class MixtureParser:
             return [1.0] * len(self.specs)
         return list(self.weights)
 
-    def _term(self, spec: str, weight: float) -> list[tuple[LossVariant, float, dict[str, Any], str]]:
-        name, _, inline = spec.partition(":")
+    def _term(self, spec: LossSpec, weight: float) -> list[tuple[LossVariant, float, dict[str, Any], LossSpec]]:
         try:
-            variant = get_loss(name)
+            variant = get_loss(spec.name)
         except ValueError as error:
             self.problems.append(str(error))
             return []
         hyper = {p.name: self.values[p.name] for p in variant.hyperparameters if self.values.get(p.name) is not None}
-        for assignment in filter(None, inline.split(",")):
-            key, value = self._assignment(variant, spec, assignment)
-            if key is not None:
-                hyper[key] = value
+        for name, value in spec.hyper.items():
+            parameter = _parameter(variant, name)
+            if parameter is None:
+                self._report_assignment(variant, spec, f"{name}={value}")
+            else:
+                hyper[parameter.name] = _convert(parameter, value)
+        for assignment in spec.malformed:
+            self._report_assignment(variant, spec, assignment)
         self.problems += variant.check(hyper)
         complete = {p.name: hyper.get(p.name, p.default) for p in variant.hyperparameters}
         return [(variant, weight, complete, spec)]
 
-    def _assignment(self, variant: LossVariant, spec: str, assignment: str) -> tuple[str | None, Any]:
-        """`beta=1.0` as (name, value); an owned hyperparameter may be named without its variant's prefix."""
-        key, equals, text = (part.strip() for part in assignment.partition("="))
-        by_name = {p.name: p for p in variant.hyperparameters}
-        short = {p.name.removeprefix(f"{variant.name}_"): p for p in variant.owned}
-        parameter = by_name.get(key) or short.get(key)
-        if not equals or parameter is None:
-            has = ", ".join(by_name) or "none"
-            self.problems.append(f"{assignment!r} in loss_type {spec!r}: write name=value; {variant.name} has {has}.")
-            return None, None
-        return parameter.name, _convert(parameter, text)
+    def _report_assignment(self, variant: LossVariant, spec: LossSpec, assignment: str) -> None:
+        has = ", ".join(p.name for p in variant.hyperparameters) or "none"
+        self.problems.append(f"{assignment!r} in loss_type {str(spec)!r}: write name=value; {variant.name} has {has}.")
 
     def _report_unused(self, variants: Sequence[LossVariant], host_losses: bool) -> None:
         used = {p.name for variant in variants for p in variant.hyperparameters}
@@ -208,16 +207,28 @@ class MixtureParser:
             )
 
 
+def _parameter(variant: LossVariant, name: str) -> DeclaredHyper | None:
+    """Return the hyperparameter of that name; an owned one may be named without its variant's prefix."""
+    short = {p.name.removeprefix(f"{variant.name}_"): p for p in variant.owned}
+    return {p.name: p for p in variant.hyperparameters}.get(name) or short.get(name)
+
+
 def _owned_by(name: str, owners: Sequence[str]) -> str:
     if not owners:
         return f"remove {name}."
     listed = ", ".join(owners[:6]) + (", ..." if len(owners) > 6 else "")
     extra = " For conservative DPO choose cdpo." if name == "label_smoothing" else ""
-    return f"it is for {listed}.{extra}"
+    return f"it applies to {listed}.{extra}"
 
 
-def _convert(parameter: DeclaredHyper, text: str) -> Any:
-    """A value written in a spec, in the parameter's type; what does not convert is left for the range check to name."""
+def _convert(parameter: DeclaredHyper, value: Any) -> Any:
+    """Return a spec's value in the parameter's type; what does not convert is left to the range check."""
+    if type(value) is int and parameter.type is float:
+        return float(value)
+    return _from_text(parameter, value) if isinstance(value, str) else value
+
+
+def _from_text(parameter: DeclaredHyper, text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
     if parameter.type is bool:

@@ -1,4 +1,4 @@
-"""The one object every loss variant reads: a batch of preference pairs, already reduced to log-probabilities.
+"""Defines `Pairs`, the input of every loss variant: a batch of preference pairs, reduced to log-probabilities.
 
 Words: a *pair* has a chosen and a rejected side; `logps` are summed log-probabilities of one completion, in nats;
 `token_logps` are the same per token. Nothing here knows a trainer, a device or a configuration.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from .numerics import clamp_min
 
 # Optional tensors are typed as tensors: a variant's declared needs are checked before it runs, so it may rely on them.
 _ABSENT: Any = None
@@ -30,18 +32,57 @@ class Need(enum.Flag):
     TOKEN_REFERENCE = enum.auto()
     """The reference's log-prob of every completion token."""
     BATCH = enum.auto()
-    """Statistics over the batch, which say nothing about a batch of one pair."""
+    """Statistics over the batch, which are meaningless for a batch of one pair."""
     STATE = enum.auto()
     """A running state, saved with checkpoints and frozen in evaluation."""
     REF_ENTROPY = enum.auto()
-    """How unsure the reference is of its next token, on average over a completion."""
+    """Mean entropy of the reference's next-token distribution over a completion."""
     TOKEN_KL = enum.auto()
-    """How far the policy is from the reference at every completion token, over the whole vocabulary."""
+    """KL divergence between policy and reference over the vocabulary, at every completion token."""
 
     @property
     def of_reference(self) -> Need:
-        """The part of these needs that a reference model serves."""
+        """The part of these needs that comes from a reference model."""
         return self & (Need.REFERENCE | Need.TOKEN_REFERENCE | Need.REF_ENTROPY | Need.TOKEN_KL)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedInfo:
+    """Name of a need, and the tensor that serves it."""
+
+    label: str
+    """Short name, for tables."""
+    tensor: str = ""
+    """Field of `Side` that serves it; empty where no tensor does."""
+    remedy: str = ""
+    """What is missing and how to pass it, where `tensor` is None."""
+    live: str = ""
+    """What a reference model must be run for in every step, because no store holds it; empty otherwise."""
+
+
+NEEDS: dict[Need, NeedInfo] = {
+    Need.REFERENCE: NeedInfo("reference", "ref_logps", "reference log-probs: pass ref_chosen= and ref_rejected="),
+    Need.LENGTHS: NeedInfo("lengths", "lengths", "completion lengths: pass chosen_lengths= and rejected_lengths="),
+    Need.TOKENS: NeedInfo("tokens", "token_logps", "log-probs per token: build Side with token_logps= and mask="),
+    Need.TOKEN_REFERENCE: NeedInfo(
+        "reference per token", "ref_token_logps", "reference log-probs per token: build Side with ref_token_logps="
+    ),
+    Need.BATCH: NeedInfo("batch"),
+    Need.STATE: NeedInfo("state"),
+    Need.REF_ENTROPY: NeedInfo(
+        "reference entropy",
+        "ref_entropy",
+        "the reference's entropy: build Side with ref_entropy=",
+        live="the reference's entropy",
+    ),
+    Need.TOKEN_KL: NeedInfo(
+        "KL per token",
+        "token_kl",
+        "the divergence of every token: build Side with token_kl=",
+        live="the reference's distribution over the vocabulary",
+    ),
+}
+"""Information about every need, in the order of tables."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,23 +118,23 @@ class Side:
             ValueError: no reference log-probs were given.
         """
         if self.ref_logps is None:
-            raise ValueError(_absent(Need.REFERENCE))
+            raise ValueError(NEEDS[Need.REFERENCE].remedy)
         return self.logps - self.ref_logps
 
     @property
     def avg_logps(self) -> torch.Tensor:
         """Mean log-prob per completion token, shape (pairs,). An empty completion counts as one token."""
-        return self.logps / self.lengths.clamp(min=1)
+        return self.logps / clamp_min(self.lengths, 1)
 
     @property
     def avg_score(self) -> torch.Tensor:
         """Score per completion token, shape (pairs,). An empty completion counts as one token."""
-        return self.score / self.lengths.clamp(min=1)
+        return self.score / clamp_min(self.lengths, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """A batch of preference pairs, as a loss variant sees it."""
+    """A batch of preference pairs, the input of a loss variant."""
 
     chosen: Side
     rejected: Side
@@ -105,9 +146,18 @@ class Pairs:
     training: bool = True
     """False in evaluation, where a running state is read but not updated."""
     rank: int = 0
-    """Index of this process: of what `gather` returns, its own pairs are those from rank x pairs on."""
+    """Index of this process."""
+    offset: int | None = None
+    """Index of the first of this process's pairs among what `gather` returns; None for rank x pairs."""
     progress: float = 0.0
     """Share of the training steps that are done, from 0 to 1, for losses with a schedule."""
+
+    @property
+    def own(self) -> slice:
+        """Where this process's pairs stand in what `gather` returns."""
+        pairs = self.chosen.logps.numel()
+        start = self.rank * pairs if self.offset is None else self.offset
+        return slice(start, start + pairs)
 
     @property
     def margin(self) -> torch.Tensor:
@@ -116,17 +166,17 @@ class Pairs:
 
     @property
     def available(self) -> Need:
-        """The per-side needs that both sides can serve."""
-        available = Need.BATCH | Need.STATE
-        for need, name in _TENSOR_OF_NEED.items():
-            if all(getattr(side, name) is not None for side in (self.chosen, self.rejected)):
+        """Needs that these pairs provide."""
+        available = Need.NONE
+        for need, info in NEEDS.items():
+            if not info.tensor or all(getattr(side, info.tensor) is not None for side in (self.chosen, self.rejected)):
                 available |= need
         return available
 
     def missing(self, needs: Need, columns: Sequence[str] = ()) -> list[str]:
-        """One line for each need or column that these pairs cannot serve."""
+        """Return one line for each need or column that these pairs do not provide."""
         absent = needs & ~self.available
-        lines = [_absent(need) for need in _TENSOR_OF_NEED if need in absent]
+        lines = [info.remedy for need, info in NEEDS.items() if need in absent]
         return lines + [
             f"column {name!r}: pass columns={{{name!r}: ...}}" for name in columns if name not in self.columns
         ]
@@ -143,7 +193,7 @@ class Pairs:
         rejected_lengths: torch.Tensor | Sequence[int] | None = None,
         columns: Mapping[str, torch.Tensor | Sequence[float]] | None = None,
     ) -> Pairs:
-        """Pairs from summed log-probs, for notebooks and tests.
+        """Build pairs from summed log-probs, for notebooks and tests.
 
         Args:
             chosen, rejected: summed log-probs of the policy in nats, shape (pairs,).
@@ -182,30 +232,8 @@ class Pairs:
         return cls(chosen_side, rejected_side, columns=extra)
 
 
-_TENSOR_OF_NEED = {
-    Need.REFERENCE: "ref_logps",
-    Need.LENGTHS: "lengths",
-    Need.TOKENS: "token_logps",
-    Need.TOKEN_REFERENCE: "ref_token_logps",
-    Need.REF_ENTROPY: "ref_entropy",
-    Need.TOKEN_KL: "token_kl",
-}
-
-
-def _absent(need: Need) -> str:
-    how = {
-        Need.REFERENCE: "reference log-probs: pass ref_chosen= and ref_rejected=",
-        Need.LENGTHS: "completion lengths: pass chosen_lengths= and rejected_lengths=",
-        Need.TOKENS: "log-probs per token: build Side with token_logps= and mask=",
-        Need.TOKEN_REFERENCE: "reference log-probs per token: build Side with ref_token_logps=",
-        Need.REF_ENTROPY: "the reference's entropy: build Side with ref_entropy=",
-        Need.TOKEN_KL: "the divergence of every token: build Side with token_kl=",
-    }
-    return how[need]
-
-
 def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float) -> torch.Tensor:
-    """The reward that DPO's policy implies, up to a constant per prompt: `beta * (logps - ref_logps)`.
+    """Compute the reward implied by a DPO policy, up to a constant per prompt: `beta * (logps - ref_logps)`.
 
     Args:
         logps: summed log-probs of the policy in nats, shape (pairs,).
@@ -215,7 +243,8 @@ def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float
     Returns:
         Rewards in nats times beta, shape (pairs,).
 
-    Reference: arXiv 2305.18290, section 4 (the reparameterized reward).
+    References:
+        arXiv 2305.18290, section 4 (the reparameterized reward).
 
     Example:
         >>> implicit_reward(torch.tensor([-50.0]), torch.tensor([-51.0]), beta=0.1)

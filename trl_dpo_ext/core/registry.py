@@ -1,6 +1,6 @@
-"""Where loss variants are declared and found.
+"""Registry of loss variants: `register_loss` declares one, `get_loss` and `list_losses` find them.
 
-A declaration is all there is: flags, validation, tables and parametrized tests derive from it.
+Flags, validation, tables and parametrized tests all derive from the declaration.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ import difflib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from .hyperparameters import DeclaredHyper, Hyper, read_hyperparameters
+from .columns import Column
+from .hyperparameters import DeclaredHyper, read_hyperparameters
 from .pairs import Need, Pairs
+from .verification import Verification, unknown_grade
 
 PLUGIN_GROUP = "trl_dpo_ext.losses"
-
-Evidence = Literal["authors", "framework", "read", "secondary", "memory"]
-"""How a formula was checked: against the authors' code as executed, against a framework's code as executed, by reading
-code or paper, against secondary sources only, or from memory."""
 
 Reward = Callable[..., torch.Tensor]
 """`reward(side, **hyperparameters) -> (pairs,)`: the reward a variant implies for one side."""
@@ -49,40 +47,35 @@ class LossVariant:
     paper: str | None
     """arXiv id, or a URL for a formula that was published elsewhere."""
     needs: Need
-    columns: Mapping[str, Hyper]
+    columns: Mapping[str, Column]
     """Dataset columns it reads, with their meaning and bounds."""
-    per_pair: bool
+    independent_pairs: bool
     """The value of a pair depends on that pair alone."""
-    aligned: bool
-    """Value i belongs to pair i. Losses that sort their batch are not aligned and cannot be weighted per pair."""
+    order_preserving: bool
+    """Value i belongs to pair i. A loss that sorts its batch does not preserve the order and takes no pair weights."""
     f_divergence: bool
     """Reads the score of an f-divergence instead of the plain log-ratio."""
-    differences: bool
-    """A shift of reference log-probs that both sides share, per answer or per token, does not reach it."""
+    shift_invariant: bool
+    """A shift of the reference log-probs that both sides share, per completion or per token, does not change it."""
     hyperparameters: tuple[DeclaredHyper, ...]
     aliases: tuple[str, ...]
-    evidence: Evidence
+    verification: Verification
     reward: Reward | None
     from_trl: bool
 
     @property
     def stateful(self) -> bool:
-        """Whether it keeps a running state, and so must be made anew for every run."""
+        """Return True if it keeps a running state; `make` creates a fresh one for every run."""
         return Need.STATE in self.needs
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it reads anything of a reference model."""
+        """Return True if it reads anything of a reference model."""
         return bool(self.needs.of_reference)
 
     @property
-    def absolute(self) -> bool:
-        """Whether it reads each side's reward by itself, so that a shift of the reference moves it."""
-        return self.needs_reference and not self.differences
-
-    @property
     def doc(self) -> str:
-        """The whole docstring: what it does, formula, when to use it, notes."""
+        """Full docstring: what it does, formula, when to use it, notes."""
         return inspect.getdoc(self.function) or ""
 
     @property
@@ -92,15 +85,15 @@ class LossVariant:
 
     @property
     def owned(self) -> tuple[DeclaredHyper, ...]:
-        """The hyperparameters that become flags of their own."""
+        """Hyperparameters that belong to the variant and become flags."""
         return tuple(parameter for parameter in self.hyperparameters if not parameter.shared)
 
     def make(self) -> Callable[..., torch.Tensor]:
-        """The loss as a function of pairs; a stateful variant starts with a fresh state at each call of this."""
+        """Return the loss as a function of pairs; for a stateful variant, a new instance with a fresh state."""
         return self.function() if self.stateful else self.function
 
     def __call__(self, pairs: Pairs, **hyper: Any) -> torch.Tensor:
-        """One value per pair, shape (pairs,), in the dtype of the log-probs.
+        """Compute one value per pair, shape (pairs,), in the dtype of the log-probs.
 
         Raises:
             ValueError: the pairs lack something the variant needs, or a hyperparameter is missing, unknown or
@@ -115,7 +108,7 @@ class LossVariant:
         return self.make()(pairs, **hyper)
 
     def check(self, hyper: dict[str, Any]) -> list[str]:
-        """What is wrong with these hyperparameters: missing, unknown, out of range, or excluding one another."""
+        """Return every problem of these hyperparameters: missing, unknown, out of range, or mutually exclusive."""
         declared = {parameter.name: parameter for parameter in self.hyperparameters}
         problems = [
             f"loss_type {self.name!r} has no hyperparameter {name!r}; it has {', '.join(declared) or 'none'}."
@@ -130,9 +123,7 @@ class LossVariant:
             problems += [problem] if problem else []
             other = declared.get(parameter.hyper.excludes or "")
             if other and hyper[name] != parameter.default and hyper.get(other.name, other.default) != other.default:
-                problems.append(
-                    f"{name} and {other.name} say the same thing for loss_type {self.name!r}; give one of them."
-                )
+                problems.append(f"{name} and {other.name} are mutually exclusive for loss_type {self.name!r}.")
         return problems
 
 
@@ -143,33 +134,35 @@ _aliases: dict[str, str] = {}
 def register_loss(
     *,
     paper: str | None,
+    verification: Verification | None = None,
     needs: Need = Need.NONE,
-    columns: Mapping[str, Hyper] = MappingProxyType({}),
-    per_pair: bool = True,
-    aligned: bool = True,
+    columns: Mapping[str, Column] = MappingProxyType({}),
+    independent_pairs: bool = True,
+    order_preserving: bool = True,
     f_divergence: bool = False,
-    differences: bool | None = None,
+    shift_invariant: bool = False,
     name: str | None = None,
     prefix: str | None = None,
     aliases: Iterable[str] = (),
-    evidence: Evidence = "authors",
     reward: Reward | None = None,
     from_trl: bool = False,
 ) -> Callable[[LossFunction], LossFunction]:
     """Declare the decorated function (or stateful class) as a loss variant.
 
     Args:
-        paper: arXiv id of the source.
+        paper: arXiv id or URL of the source; None if there is no publication.
+        verification: how the formula was verified. Must be given: "authors" and "framework" mean that their code ran
+            and gave the same values, "paper" that it was read, "third_party" and "unverified" less than that.
         needs: what the function reads; checked by the test-suite against what it really reads.
         columns: dataset columns it reads from `pairs.columns`, each with its meaning and bounds.
-        per_pair: whether a pair's value depends on that pair alone.
-        aligned: whether value i belongs to pair i.
+        independent_pairs: whether a pair's value depends on that pair alone.
+        order_preserving: whether value i belongs to pair i.
         f_divergence: whether it reads the score and so takes `f_divergence_type`.
-        differences: whether a shift of the reference that both sides share cancels in it; as `f_divergence` by default.
+        shift_invariant: whether a shift of the reference that both sides share cancels in it. Implied by
+            `f_divergence` and by needing no reference.
         name: the name in `loss_type`; the function's name by default.
         prefix: what owned hyperparameters start with; the variant's name by default. Variants of one family may share.
         aliases: other names of the same loss.
-        evidence: how the formula was checked.
         reward: `reward(side, **hyper)`, logged instead of beta times the log-ratio where no reference is used.
         from_trl: the name and the formula are TRL's own.
 
@@ -179,35 +172,46 @@ def register_loss(
     """
 
     def declare(function: Any) -> Any:
-        chosen_name = name or function.__name__
-        signature_of = function.__call__ if isinstance(function, type) else function
+        own_name = name or function.__name__
         stateful = isinstance(function, type)
-        if stateful != (Need.STATE in needs):
-            raise TypeError(f"{chosen_name}: a class declares Need.STATE and a plain function does not.")
         try:
-            hyperparameters = read_hyperparameters(signature_of, prefix or chosen_name)
+            _check_declaration(stateful, needs, columns, verification)
+            signature = function.__call__ if stateful else function
+            hyperparameters = read_hyperparameters(signature, prefix or own_name)
         except TypeError as error:
-            raise TypeError(f"loss variant {chosen_name!r}: {error}") from None
-        variant = LossVariant(
-            name=chosen_name,
-            function=function,
-            paper=paper,
-            needs=needs,
-            columns=dict(columns),
-            per_pair=per_pair,
-            aligned=aligned,
-            f_divergence=f_divergence,
-            differences=f_divergence if differences is None else differences,
-            hyperparameters=hyperparameters,
-            aliases=tuple(aliases),
-            evidence=evidence,
-            reward=reward,
-            from_trl=from_trl,
+            raise TypeError(f"loss variant {own_name!r}: {error}") from None
+        _add(
+            LossVariant(
+                name=own_name,
+                function=function,
+                paper=paper,
+                needs=needs,
+                columns=dict(columns),
+                independent_pairs=independent_pairs,
+                order_preserving=order_preserving,
+                f_divergence=f_divergence,
+                shift_invariant=shift_invariant or f_divergence or not needs.of_reference,
+                hyperparameters=hyperparameters,
+                aliases=tuple(aliases),
+                verification=verification,  # type: ignore[arg-type]  # None was refused above
+                reward=reward,
+                from_trl=from_trl,
+            )
         )
-        _add(variant)
         return function
 
     return declare
+
+
+def _check_declaration(stateful: bool, needs: Need, columns: Mapping[str, Column], verification: object) -> None:
+    if stateful != (Need.STATE in needs):
+        raise TypeError("a class must declare Need.STATE, and a plain function must not.")
+    for column, meaning in columns.items():
+        if not isinstance(meaning, Column):
+            raise TypeError(f"columns[{column!r}] must be a Column(help, ...); got {type(meaning).__name__}.")
+    problem = unknown_grade(verification)
+    if problem:
+        raise TypeError(problem)
 
 
 def _add(variant: LossVariant) -> None:
@@ -233,22 +237,44 @@ def _load_plugins() -> None:
             warnings.warn(f"Loss plugin {point.value!r} could not be loaded: {error!r}.", stacklevel=2)
 
 
-def list_losses() -> list[LossVariant]:
-    """Every declared variant, ours and those of installed plugins, sorted by name."""
+def list_losses(
+    *, needs_reference: bool | None = None, verification: Verification | Collection[Verification] | None = None
+) -> list[LossVariant]:
+    """Return the declared variants, ours and those of installed plugins, sorted by name.
+
+    Args:
+        needs_reference: only those that need (True) or do not need (False) a reference model's log-probs.
+        verification: only those of this grade, or of one of these grades.
+
+    Raises:
+        ValueError: a grade is unknown; the message lists them.
+
+    Example:
+        >>> from trl_dpo_ext import list_losses
+        >>> [variant.name for variant in list_losses(needs_reference=False, verification="framework")]
+        ['alphapo', 'cpo', 'orpo', 'sft']
+    """
+    grades = [verification] if isinstance(verification, str) else verification
+    for problem in filter(None, map(unknown_grade, grades or ())):
+        raise ValueError(problem)
     _load_plugins()
-    return [_variants[name] for name in sorted(_variants)]
+    return [
+        variant
+        for _, variant in sorted(_variants.items())
+        if needs_reference in (None, variant.needs_reference) and (grades is None or variant.verification in grades)
+    ]
 
 
 def get_loss(name: str) -> LossVariant:
-    """The variant of that name or alias.
+    """Return the variant of that name or alias.
 
     Raises:
-        ValueError: no variant has that name; the message suggests the nearest.
+        ValueError: no variant has that name; the message suggests the closest one.
     """
     _load_plugins()
     variant = _variants.get(_aliases.get(name, name))
     if variant is None:
         near = difflib.get_close_matches(name, [*_variants, *_aliases], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f'Unknown loss_type {name!r}.{hint} "trl-dpo-ext losses" lists them.')
+        raise ValueError(f"Unknown loss_type {name!r}.{hint} Run `trl-dpo-ext losses` to list them.")
     return variant

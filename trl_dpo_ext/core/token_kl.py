@@ -1,4 +1,4 @@
-"""How far the policy's next-token distribution is from the reference's, without both models' logits in memory."""
+"""Computes the KL divergence of next-token distributions without keeping both models' logits in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOKENS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What a model's logits are made of: hidden states (rows, tokens, width) and the output layer."""
+    """Inputs of a model's logits: hidden states (rows, tokens, width) and the output layer."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -22,7 +22,7 @@ class Projection:
 
 
 def token_kl(policy: Projection, reference: Projection, mask: torch.Tensor) -> torch.Tensor:
-    """KL(reference || policy) of the next token at every completion token; the gradient is the policy's alone.
+    """Compute KL(reference || policy) of the next token at every completion token; only the policy gets a gradient.
 
     Args:
         policy, reference: hidden states in the positions of `mask`, and output layers over one vocabulary.

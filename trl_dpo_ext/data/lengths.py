@@ -1,4 +1,4 @@
-"""Batches of similar length: the column of lengths that transformers' samplers read."""
+"""Add the column of lengths that transformers' samplers read to make batches of similar length."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
 def length_column(dataset: Any, args: Any) -> Any:
-    """A tokenized preference dataset with the number of tokens that each row feeds, where the run samples by length.
+    """Add the number of tokens that each row feeds to a tokenized preference dataset, if the run samples by length.
 
-    A column of that name (`length_column_name`) that the dataset already has is kept; streamed data, and data that is
-    tokenized in the collator, is left alone, as transformers does.
+    An existing column of that name (`length_column_name`) is kept; streamed data and data that is tokenized in the
+    collator are returned unchanged, as in transformers.
+
+    Seam: transformers' samplers read `length_column_name` if `train_sampling_strategy` is one of `_BY_LENGTH`.
 
     Args:
         dataset: with TRL's columns of token ids.

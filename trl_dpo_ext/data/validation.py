@@ -1,20 +1,20 @@
-"""Preference data before it reaches TRL: layouts made one, rows checked, extra columns carried into the batch."""
+"""Check preference data before a model is loaded: columns, empty completions, values of extra columns."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from datasets import Dataset, IterableDataset
 
-from .. import _trl
-from ..core.hyperparameters import Hyper
+from ..core.columns import Column
+from . import columnar
+from .batches import DatasetBatch, on_main_process, read_batches
+from .columns import column_problem
 
-AnyDataset = Dataset | IterableDataset
-_ROWS_AT_ONCE = 1000
+SIDES = ("chosen", "rejected")
 
 
 @dataclass
@@ -25,173 +25,134 @@ class DataReport:
     warnings: list[str]
 
 
-def one_layout(dataset: AnyDataset) -> AnyDataset:
-    """Turn a string `prompt` beside message-list `chosen` and `rejected` into a layout that TRL takes.
+def check_preferences(dataset: Any, name: str, columns: Mapping[str, Column]) -> DataReport:
+    """Check every row of a preference dataset before a model is loaded; of a streamed one, the first row.
 
-    That is how HuggingFaceH4/ultrafeedback_binarized and its relatives are published; TRL raises TypeError there. Where
-    the message lists hold the whole conversation, the prompt string repeats its start and is dropped; where they hold
-    the answers alone, the string becomes a user message.
-    """
-    first = next(iter(dataset), None)
-    if first is None or not _string_beside_messages(first):
-        return dataset
-    if first["chosen"][0].get("role") == "assistant":
-        return dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    return dataset.remove_columns("prompt")
-
-
-def _string_beside_messages(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list) and bool(row["chosen"])
-
-
-def check_preferences(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> DataReport:
-    """Look at every row of a preference dataset before a model is loaded; of a streamed one, at the first.
+    The main process reads the rows, and all processes return its report. Every process has to call this.
 
     Args:
         dataset: with `chosen` and `rejected`, texts or message lists.
         name: what messages call it, such as `train_dataset`.
         columns: extra columns that the losses read, with the values they may take.
     """
-    report = DataReport([], [])
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        report.problems.append(f"{name} must be a datasets.Dataset or IterableDataset; got {type(dataset).__name__}.")
-        return report
+        problem = f"{name} must be a datasets.Dataset or IterableDataset; got {type(dataset).__name__}."
+        return DataReport([problem], [])
+    return on_main_process(lambda: _check(dataset, name, columns))
+
+
+def _check(dataset: Dataset | IterableDataset, name: str, columns: Mapping[str, Column]) -> DataReport:
     first = next(iter(dataset), None)
     if first is None:
-        report.problems.append(f"{name} is empty.")
-        return report
-    missing = [column for column in ("chosen", "rejected", *columns) if column not in first]
+        return DataReport([f"{name} is empty."], [])
+    missing = [column for column in (*SIDES, *columns) if column not in first]
+    problems = []
     if missing:
-        report.problems.append(
+        problems.append(
             f"{name} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, first))}. "
             "Rename yours with dataset.rename_column."
         )
-    wanted = [column for column in ("chosen", "rejected", *columns) if column in first]
-    rows = _rows(dataset, wanted) if isinstance(dataset, Dataset) else iter([first])
-    _check_rows(
-        rows, name, {c: h for c, h in columns.items() if c in first}, "chosen" in first and "rejected" in first, report
+    findings = _Findings(
+        {column: meaning for column, meaning in columns.items() if column in first},
+        SIDES if set(SIDES) <= set(first) else (),
     )
-    return report
+    if isinstance(dataset, IterableDataset):
+        findings.add_rows([first], 0)
+    elif findings.read:
+        for batch in read_batches(dataset, findings.read):
+            findings.add_batch(batch)
+    return DataReport(problems + findings.problems(name), findings.warnings(name))
 
 
-def _rows(dataset: Dataset, columns: list[str]) -> Iterator[Mapping[str, Any]]:
-    plain = dataset.with_format(None).select_columns(columns)
-    for batch in plain.iter(batch_size=_ROWS_AT_ONCE):
-        assert isinstance(batch, dict)
-        for values in zip(*(batch[column] for column in columns), strict=True):
-            yield dict(zip(columns, values, strict=True))
+@dataclass
+class _Findings:
+    """What is wrong with the rows seen so far."""
 
+    columns: Mapping[str, Column]
+    sides: Sequence[str]
+    """Both sides, or neither where one is missing."""
+    total: int = 0
+    identical: int = 0
+    found: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """By text: first row, place of the column in `read`, number of rows."""
 
-def _check_rows(
-    rows: Iterator[Mapping[str, Any]], name: str, columns: Mapping[str, Hyper], has_sides: bool, report: DataReport
-) -> None:
-    found: dict[str, list[int]] = {}
-    identical, total = 0, 0
-    for index, row in enumerate(rows):
-        total += 1
-        for column, meaning in columns.items():
-            problem = _column_problem(row[column], meaning)
+    @property
+    def read(self) -> list[str]:
+        """The columns to read, in the order in which a row's problems are listed."""
+        return [*self.columns, *self.sides]
+
+    def add_batch(self, batch: DatasetBatch) -> None:
+        """Check rows column by column, and row by row what cannot be checked so."""
+        self.total += len(batch.table)
+        for column, meaning in self.columns.items():
+            if not _all_allowed(batch, column, meaning):
+                self._add_values(column, (row[column] for row in batch.rows(column)), batch.start)
+        try:
+            empty = {side: columnar.empty_completions(batch.column(side)) for side in self.sides}
+            identical = columnar.equal_rows(*map(batch.column, self.sides)) if self.sides else np.zeros(0)
+        except columnar.UnknownLayoutError:
+            self._add_sides(batch.rows(*self.sides), batch.start)
+            return
+        for side, mask in empty.items():
+            if mask.any():
+                self._add(_empty(side), side, batch.start + int(mask.argmax()), int(mask.sum()))
+        self.identical += int(identical.sum())
+
+    def add_rows(self, rows: Sequence[Mapping[str, Any]], start: int) -> None:
+        """Check rows one by one."""
+        self.total += len(rows)
+        for column in self.columns:
+            self._add_values(column, (row[column] for row in rows), start)
+        self._add_sides(rows, start)
+
+    def _add_values(self, column: str, values: Iterable[Any], start: int) -> None:
+        meaning = self.columns[column]
+        for index, value in enumerate(values, start):
+            problem = column_problem(value, meaning)
             if problem:
-                found.setdefault(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", []).append(index)
-        if has_sides:
-            for side in ("chosen", "rejected"):
+                self._add(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", column, index)
+
+    def _add_sides(self, rows: Iterable[Mapping[str, Any]], start: int) -> None:
+        for index, row in enumerate(rows, start) if self.sides else ():
+            for side in self.sides:
                 if _is_empty(row[side]):
-                    found.setdefault(f"the {side} completion is empty", []).append(index)
-            identical += row["chosen"] == row["rejected"]
-    for what, indices in found.items():
-        report.problems.append(f"{name}: {what}; wrong in {len(indices)} of {total} rows, first in row {indices[0]}.")
-    if identical:
-        report.warnings.append(
-            f"{name}: chosen and rejected are identical in {identical} of {total} rows; these teach nothing about "
-            "preference. Filter them out to silence this."
-        )
+                    self._add(_empty(side), side, index)
+            self.identical += row["chosen"] == row["rejected"]
+
+    def _add(self, text: str, column: str, first: int, count: int = 1) -> None:
+        first, place, before = self.found.get(text, (first, self.read.index(column), 0))
+        self.found[text] = (first, place, before + count)
+
+    def problems(self, name: str) -> list[str]:
+        """One line per kind of problem, by the first row that has it."""
+        return [
+            f"{name}: {text}; wrong in {count} of {self.total} rows, first in row {first}."
+            for text, (first, _, count) in sorted(self.found.items(), key=lambda item: item[1][:2])
+        ]
+
+    def warnings(self, name: str) -> list[str]:
+        """Likely mistakes."""
+        if not self.identical:
+            return []
+        return [
+            f"{name}: chosen and rejected are identical in {self.identical} of {self.total} rows; these teach nothing "
+            "about preference. Filter them out to silence this."
+        ]
 
 
-def _column_problem(value: Any, meaning: Hyper) -> str | None:
-    if meaning.per_token is None:
-        return _value_problem(value, meaning)
-    if not isinstance(value, (list, tuple)):
-        return f"a list of numbers, one per token of the {meaning.per_token} completion,"
-    problem = next(filter(None, (_value_problem(token, meaning) for token in value)), None)
-    return problem and f"{problem} at every token"
+def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:
+    try:
+        return columnar.all_allowed(batch.column(column), meaning)
+    except columnar.UnknownLayoutError:
+        return False
 
 
-def _value_problem(value: Any, meaning: Hyper) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "a number"
-    return meaning.broken_bound(float(value)) if math.isfinite(value) else "finite"
+def _empty(side: str) -> str:
+    return f"the {side} completion is empty"
 
 
 def _is_empty(completion: Any) -> bool:
     if isinstance(completion, list):
-        last = completion[-1] if completion else {}
-        return not (last.get("content") or last.get("tool_calls") or last.get("thinking"))
+        last = (completion[-1] if completion else None) or {}
+        return not any(last.get(name) for name in columnar.ANSWER_FIELDS)
     return not completion
-
-
-def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Hyper]) -> list[str]:
-    """Columns of a tokenized dataset that do not have one value per token; the first such row is named.
-
-    Streamed data, and data that is tokenized later, is checked by the collator.
-    """
-    problems = []
-    for column, meaning in columns.items():
-        ids = _trl.COMPLETION_IDS.get(meaning.per_token or "")
-        if ids is None or not isinstance(dataset, Dataset) or not {column, ids} <= set(dataset.column_names):
-            continue
-        counts = [(len(row[column]), len(row[ids])) for row in _rows(dataset, [column, ids])]
-        wrong = [index for index, (values, tokens) in enumerate(counts) if values != tokens]
-        if wrong:
-            values, tokens = counts[wrong[0]]
-            problems.append(
-                f"{name}: column {column!r} must have one value per token; row {wrong[0]} has {values} for a "
-                f"{meaning.per_token} completion of {tokens} tokens, EOS included (wrong in {len(wrong)} of "
-                f"{len(counts)} rows). Tokenize as the trainer does, or look at its train_dataset[{ids!r}]."
-            )
-    return problems
-
-
-@dataclass
-class ColumnCollator:
-    """Adds extra dataset columns to what another collator builds, as float32 tensors.
-
-    A column has shape (pairs,); one with a value per token has shape (pairs, tokens), in the positions of the log-probs
-    of that side and zero outside the completion.
-    """
-
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    columns: Mapping[str, Hyper]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate `examples`.
-
-        Raises:
-            ValueError: an example lacks a column or holds a value it may not take (streamed data is checked only here).
-        """
-        for column, meaning in self.columns.items():
-            values = [example.get(column) for example in examples]
-            problem = next(filter(None, (_column_problem(value, meaning) for value in values)), None)
-            if problem:
-                raise ValueError(f"column {column!r} must be {problem} in every row; got {values} ({meaning.help})")
-        batch = self.collator(examples)
-        return {**batch, **{column: self._tensor(column, examples, batch) for column in self.columns}}
-
-    def _tensor(self, column: str, examples: list[dict[str, Any]], batch: dict[str, Any]) -> torch.Tensor:
-        values, side = [example[column] for example in examples], self.columns[column].per_token
-        if side is None:
-            return torch.tensor(values, dtype=torch.float32)
-        chosen, rejected = batch[_trl.COMPLETION_MASK].bool().chunk(2)
-        mask = chosen if side == "chosen" else rejected
-        placed = torch.zeros(mask.shape, dtype=torch.float32)
-        for row, (example, tokens) in enumerate(zip(examples, values, strict=True)):
-            kept = int(mask[row].sum())
-            expected = len(example.get(_trl.COMPLETION_IDS[side], ())) or kept
-            if len(tokens) != expected:
-                raise ValueError(
-                    f"column {column!r} must have one value per token; row {row} of this batch has {len(tokens)} for a "
-                    f"{side} completion of {expected} tokens, EOS included."
-                )
-            # Truncation has cut the completion at one end, and it cuts its values there.
-            whole = torch.tensor(tokens, dtype=torch.float32)
-            placed[row, mask[row]] = whole[expected - kept :] if _trl.keeps_end(self.collator) else whole[:kept]
-        return placed[:, 1:]

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, of which a kill may have left half of one, and weights in files that can be loaded."""
+"""Checkpoints: find the newest complete one, keep the losses' state in it, save and load weights under FSDP."""
 
 from __future__ import annotations
 
@@ -18,43 +18,49 @@ from ..core.mixture import LossMixture
 from ..errors import InputError
 
 LOSS_STATE_FILE = "loss_state.json"
-TRAINER_STATE_FILE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
+TRAINER_STATE_FILE = "trainer_state.json"
+"""Seam: the last file that transformers writes into a checkpoint, whose folder is `checkpoint-<step>`."""
 _WRAPPER = "_fsdp_wrapped_module"
+"""Seam: the name of the attribute in which FSDP1's wrapper holds a module."""
 
 
 def checkpoint_to_resume(asked: str | bool | None, folder: str | Path) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` means.
+    """Return the checkpoint that `resume_from_checkpoint` means; None for a fresh start.
 
     Args:
         asked: a checkpoint folder; True for the newest complete one in `folder`; "auto" for the same, or a fresh start
-            where there is none; False or None for a fresh start. The words true and false mean what they say.
-        folder: where the run keeps its checkpoints.
+            if no checkpoint is complete; False or None for a fresh start. "true", "false" and "none" are taken as the
+            Python values, since a command line has only text.
+        folder: the output folder of the run.
 
     Raises:
-        InputError: there is no such checkpoint, or it was not written to its end.
+        InputError: the checkpoint is missing or incomplete.
     """
-    words = {"true": True, "false": False, "none": None, "": None}
-    asked = words.get(asked.lower(), asked) if isinstance(asked, str) else asked
+    values = {"true": True, "false": False, "none": None, "": None}
+    asked = values.get(asked.lower(), asked) if isinstance(asked, str) else asked
     if asked is None or asked is False:
         return None
     if asked is not True and asked != "auto":
         if not is_complete(Path(asked)):
-            raise InputError(f"{asked} is no complete checkpoint: it has no readable {TRAINER_STATE_FILE}.")
+            raise InputError(
+                f"Checkpoint {asked} is missing or incomplete: no readable {TRAINER_STATE_FILE}. Choose another one, "
+                "or pass resume_from_checkpoint=True for the newest complete one."
+            )
         return str(asked)
     found = list_checkpoints(Path(folder))
     newest = next((checkpoint for checkpoint in found if is_complete(checkpoint)), None)
     broken = found[: found.index(newest)] if newest else found
     if newest is None and asked is True:
-        halves = f"; not written to the end: {_names(broken)}" if broken else ""
-        raise InputError(f"There is no complete checkpoint in {folder}{halves}. Leave resume_from_checkpoint out.")
+        incomplete = f" (incomplete: {_names(broken)})" if broken else ""
+        raise InputError(f"No complete checkpoint in {folder}{incomplete}. Remove resume_from_checkpoint.")
     if broken:
         start = f"resuming from {newest.name}" if newest else "starting anew"
-        warnings.warn(f"Not written to the end in {folder}: {_names(broken)}; {start}.", stacklevel=3)
+        warnings.warn(f"Incomplete checkpoints in {folder}: {_names(broken)}; {start}.", stacklevel=3)
     return str(newest) if newest else None
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Return True if a checkpoint has all its files."""
     try:
         return isinstance(json.loads((checkpoint / TRAINER_STATE_FILE).read_text()), dict)
     except (OSError, ValueError):
@@ -75,34 +81,37 @@ def _names(checkpoints: list[Path]) -> str:
 
 
 def save_loss_state(mixture: LossMixture, checkpoint: Path) -> None:
-    """Write the losses' running state into a checkpoint; nothing where no loss keeps any."""
+    """Write the losses' running state into a checkpoint, if any loss has one."""
     if mixture.state_dict():
         (checkpoint / LOSS_STATE_FILE).write_text(json.dumps(mixture.state_dict()))
 
 
 def load_loss_state(mixture: LossMixture, checkpoint: Path) -> None:
-    """Restore the losses' running state; nothing where no loss keeps any.
+    """Restore the losses' running state, if any loss has one.
 
     Raises:
-        FileNotFoundError: the checkpoint has none.
+        FileNotFoundError: the checkpoint has no such state.
     """
     if not mixture.state_dict():
         return
     file = checkpoint / LOSS_STATE_FILE
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is missing: the checkpoint was made with losses that keep no running state, and this run's do "
-            f"({', '.join(mixture.state_dict())}). Resume with the same loss_type."
+            f"{file} is missing: this run's losses have a running state ({', '.join(mixture.state_dict())}), and those "
+            "of the checkpoint had none. Resume with the same loss_type."
         )
     mixture.load_state_dict(json.loads(file.read_text()))
 
 
 @contextlib.contextmanager
 def names_without_wrappers(model: Any) -> Iterator[None]:
-    """Inside, FSDP1's wrappers leave no trace in the names of the model's modules.
+    """Within the context, remove FSDP1's wrappers from the names of the model's modules.
 
     peft selects an adapter's weights by the names of its modules, and strips FSDP's prefix at the start of a name only;
     each wrapped layer adds one in the middle, and the adapter is saved empty (peft 0.21).
+
+    Seam: `get_peft_model_state_dict` goes by `model.named_modules()`, called without a prefix on the PEFT model, and
+    the state dict that FSDP1 gives it has no wrappers in its keys.
     """
     adapted = [module for module in model.modules() if module is model or hasattr(module, "peft_config")]
     for module in adapted:
@@ -118,7 +127,7 @@ def _plain_names(
     model: Any, memo: Any = None, prefix: str = "", remove_duplicate: bool = True
 ) -> Iterator[tuple[str, Any]]:
     for name, module in type(model).named_modules(model, memo, prefix, remove_duplicate):
-        # With a prefix, it is a model around this one that asks.
+        # With a prefix, a model around this one asks.
         yield (name if prefix else _without_wrapper(name)), module
 
 
@@ -127,10 +136,14 @@ def _without_wrapper(name: str) -> str:
 
 
 def load_wrapped_adapter(model: Any, checkpoint: Path) -> None:
-    """Copy a checkpoint's adapter into a model that FSDP1 has wrapped; nothing for other models and checkpoints.
+    """Copy a checkpoint's adapter into a model that FSDP1 has wrapped; do nothing for other models and checkpoints.
 
-    peft finds the adapter's places in the whole state dict, which FSDP1 gives to the first process alone: the other
-    processes would keep their shards as they are. Every process has to call this.
+    peft finds the adapter's parameters in the full state dict, which FSDP1 gives only to the first process: the other
+    processes would keep their shards unchanged. Every process has to call this.
+
+    Seam: a checkpoint keeps an adapter in `adapter_model.safetensors`, under the names of the parameters without the
+    adapter's name; `summon_full_params(unit, recurse=False)` gives a unit's own parameters unsharded and writes changes
+    back.
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -147,17 +160,23 @@ def load_wrapped_adapter(model: Any, checkpoint: Path) -> None:
             for name, parameter in unit.named_parameters():
                 name = _without_wrapper(f"{unit_name}.{name}")
                 key = name.replace(adapter, "")
-                if key in left and not name.startswith(inner):  # those of units inside are still split
+                if key in left and not name.startswith(inner):  # those of inner units are still sharded
                     parameter.copy_(saved[key])
                     left.remove(key)
     if left:
-        raise InputError(f"{file} holds weights that this run's adapter has no place for: {', '.join(sorted(left))}.")
+        raise InputError(
+            f"{file} has weights that this run's adapter lacks: {', '.join(sorted(left))}. Resume with the same "
+            "adapter settings."
+        )
 
 
 def gathered_weights(accelerator: Any, model: Any) -> dict[str, Any] | None:
-    """All weights on the first process, where FSDP would leave them in shards; None where they are saved whole anyway.
+    """Gather all weights on the first process if FSDP would save shards; None if they are saved unsharded anyway.
 
     Every process has to call this.
+
+    Seam: `accelerator.state.fsdp_plugin.state_dict_type` names the kind of state dict, and
+    `accelerator.get_state_dict(model)` gathers the full one for either version of FSDP.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or "FULL_STATE_DICT" in str(plugin.state_dict_type):

@@ -1,59 +1,99 @@
-"""Evaluation over every pair once: several processes repeat rows to fill the last batch, and those must not count."""
+"""Count every pair once in evaluation, although several processes repeat rows to fill the last batch."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+
+from ..core.pairs import Pairs, Side
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPadding:
-    """How many pairs of an evaluation batch are rows of the dataset, and not repeated to fill the last batch."""
+    """How many pairs of an evaluation batch are rows of the dataset, and not repeated to fill the last batch.
 
-    rows: int
-    """Pairs fed to this process."""
-    own: int
-    """Of these, the real ones; they come first."""
-    everyone: int
+    The real pairs of each process come first, and only the last process with any has both kinds.
+    """
+
+    local_batch: int
+    """Pairs fed to each process."""
+    local_real: int
+    """Real pairs among those fed to this process."""
+    global_real: int
     """Real pairs of all processes."""
+    rank: int
     processes: int
 
     @classmethod
-    def of(cls, accelerator: Any, rows: int) -> EvalPadding:
-        """Of the batch that the evaluation is at, of which this process was fed `rows` pairs."""
-        state, processes = accelerator.gradient_state, accelerator.num_processes
-        fed = rows * processes
-        # What gather_for_metrics goes by; -1 where the length of the dataset is not known.
-        left = state.remainder if state.end_of_dataloader else 0
-        everyone = left if 0 < left < fed else fed
-        own = min(max(everyone - accelerator.process_index * rows, 0), rows)
-        return cls(rows, own, everyone, processes)
+    def of(cls, accelerator: Any, local_batch: int) -> EvalPadding:
+        """Return the padding of the evaluation's current batch, of which every process was fed `local_batch` pairs.
+
+        Seam: accelerate repeats the first rows to fill the last batch of all processes, and keeps in
+        `gradient_state.remainder` how many rows of that batch are real (-1 where the dataset has no length), and in
+        `gradient_state.end_of_dataloader` whether it is at that batch; `gather_for_metrics` goes by both.
+        """
+        state, processes, rank = accelerator.gradient_state, accelerator.num_processes, accelerator.process_index
+        fed = local_batch * processes
+        remainder = state.remainder if state.end_of_dataloader else 0
+        global_real = remainder if 0 < remainder < fed else fed
+        local_real = min(max(global_real - rank * local_batch, 0), local_batch)
+        return cls(local_batch, local_real, global_real, rank, processes)
 
     @property
     def padded(self) -> bool:
         """Whether any process was fed a repeated pair."""
-        return self.everyone < self.rows * self.processes
+        return self.global_real < self.local_batch * self.processes
 
     @property
     def share(self) -> float:
-        """What to multiply a mean over this process's real pairs by, before a mean over processes."""
-        return self.own * self.processes / self.everyone
+        """The factor of a mean over this process's real pairs in the mean over those of all processes.
 
-    def weights(self, given: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-        """Weights, (pairs,), with which a mean over the fed pairs is the mean over this process's real ones.
+        The mean over processes of these products is the mean over all real pairs.
+        """
+        return self.local_real * self.processes / self.global_real
 
-        Args:
-            given: the pairs' own weights; None for equal ones.
-            device: where to put the weights.
+    def real_pairs(self, pairs: Pairs) -> Pairs:
+        """Return the pairs that count: this process's real ones, whose `gather` gives the real ones of all processes.
+
+        Losses that sort a batch or take statistics over it must not see repeated pairs at all: no weight takes a
+        repeated pair out of a rank or a mean. A process may be left without any pair.
         """
         if not self.padded:
-            return given
-        real = (torch.arange(self.rows, device=device) < self.own) * (self.rows / max(self.own, 1))
-        return real if given is None else given * real
+            return pairs
+        return dataclasses.replace(
+            pairs,
+            chosen=self._real_side(pairs.chosen),
+            rejected=self._real_side(pairs.rejected),
+            columns={name: self.real(column) for name, column in pairs.columns.items()},
+            gather=self._gather_real(pairs.gather),
+            offset=self.rank * self.local_batch,
+        )
 
-    def cut(self, gathered: torch.Tensor) -> torch.Tensor:
-        """What was gathered over all processes, without the repeated pairs."""
-        per_pair = gathered.dim() > 0 and gathered.size(0) == self.rows * self.processes
-        return gathered[: self.everyone] if self.padded and per_pair else gathered
+    def real_batch(self, pairs: Pairs, weights: torch.Tensor | None) -> tuple[Pairs, torch.Tensor | None]:
+        """Return the pairs that count, as `real_pairs` does, and their weights; None for equal ones."""
+        return self.real_pairs(pairs), None if weights is None else self.real(weights)
+
+    def real(self, per_pair: torch.Tensor) -> torch.Tensor:
+        """Return the real pairs' part of a tensor of this process, (pairs, ...)."""
+        return per_pair[: self.local_real]
+
+    def trim(self, gathered: torch.Tensor) -> torch.Tensor:
+        """Return the real pairs' part of a tensor gathered over all processes; anything but pairs is left alone."""
+        per_pair = gathered.dim() > 0 and gathered.size(0) == self.local_batch * self.processes
+        return gathered[: self.global_real] if self.padded and per_pair else gathered
+
+    def _real_side(self, side: Side) -> Side:
+        given = {field.name: getattr(side, field.name) for field in dataclasses.fields(side)}
+        return dataclasses.replace(side, **{name: self.real(t) for name, t in given.items() if t is not None})
+
+    def _gather_real(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def gather_real(values: torch.Tensor) -> torch.Tensor:
+            missing = self.local_batch - values.size(0)  # a collective takes tensors of one shape
+            return self.trim(gather(F.pad(values, (0, missing))))
+
+        return gather_real

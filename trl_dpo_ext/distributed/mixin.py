@@ -1,4 +1,4 @@
-"""The part of the trainer that meets the engines: transformers' steps, and what several processes get wrong in them."""
+"""Trainer mixin with fixes for distributed training: input casting, evaluation padding and checkpointing."""
 
 from __future__ import annotations
 
@@ -9,43 +9,54 @@ from typing import Any
 from transformers import Trainer
 
 from .. import _trl
-from ..core.hyperparameters import Hyper
+from ..core.columns import Column
 from ..core.mixture import LossMixture
-from . import checkpoints, launch
+from . import checkpoints, precision
 from .eval_padding import EvalPadding
 
 
 class DistributedTrainerMixin(Trainer):
-    """Overrides of transformers' `Trainer`, to stand before the class of a trainer that is made for one process."""
+    """Overrides of transformers' `Trainer`, to inherit from in front of a trainer that is made for one process."""
 
     host: _trl.Host
     mixture: LossMixture
-    extra_columns: Mapping[str, Hyper]
+    extra_columns: Mapping[str, Column]
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator; FSDP2 is kept from rounding log-probs."""
-        launch.keep_checkpointing(self.args)
+        """Create the accelerator, and keep FSDP2 from rounding log-probs.
+
+        Seam: transformers' constructor calls this once, after TRL has changed `args` and before any model is prepared.
+        """
+        precision.keep_checkpointing(self.args)
         super().create_accelerator_and_postprocess()
-        launch.keep_precision(self.accelerator)
+        precision.keep_precision(self.accelerator)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        uncast, rest = launch.split_uncast(inputs, self.extra_columns, self.args.device)
+        """Move a batch to the device, without casting log-probs and columns that losses read.
+
+        Seam: transformers passes every batch through this, in training and in evaluation; under DeepSpeed it casts
+        floating-point tensors, and it raises for a batch without any value.
+        """
+        uncast, rest = precision.split_uncast(inputs, self.extra_columns, self.args.device)
         return {**super()._prepare_inputs(rest), **uncast}
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
-        """One step of an evaluation, in which every pair counts once, however many processes and batches there are."""
-        real = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
-        with self.host.trim_gathered(real.cut):
+        """Run one evaluation step, in which every pair counts once for any number of processes and batches.
+
+        Seam: the evaluation loop calls this once per batch, and TRL's override runs `compute_loss` and logs inside it.
+        """
+        padding = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
+        with self.host.trim_gathered(padding.trim):
             result = super().prediction_step(model, inputs, *positional, **keywords)
-        self.host.weight_metrics_by_pairs(real.everyone)
+        self.host.weight_metrics_by_pairs(padding.global_real)
         return result
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume.
 
         Args:
-            resume_from_checkpoint: a checkpoint; True for the newest complete one; "auto" for that, or a fresh start.
-            *positional, **keywords: as transformers takes them.
+            resume_from_checkpoint: a checkpoint; True for the newest complete one; "auto" for that one if there is any.
+            *positional, **keywords: passed on to transformers.
         """
         checkpoint = checkpoints.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint:
@@ -53,15 +64,20 @@ class DistributedTrainerMixin(Trainer):
         return super().train(checkpoint, *positional, **keywords)
 
     def save_extra_state(self, checkpoint: Path) -> None:
-        """Write what a checkpoint holds beside transformers' files, before the last of them marks it as complete."""
+        """Write our part of a checkpoint, before transformers' last file marks it as complete."""
         checkpoints.save_loss_state(self.mixture, checkpoint)
 
     def load_extra_state(self, checkpoint: Path) -> None:
-        """Read what `save_extra_state` has written."""
+        """Read what `save_extra_state` wrote."""
         checkpoints.load_loss_state(self.mixture, checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as transformers does, and whole where FSDP keeps shards in checkpoints."""
+        """Save the model as transformers does, and unsharded where FSDP writes shards into checkpoints.
+
+        Seam: with `_internal_call` the call is for a checkpoint, and is the first that writes into its folder; without
+        it, transformers saves nothing under FSDP unless the state dict type is FULL_STATE_DICT. `_save(folder,
+        state_dict)` writes weights that are given.
+        """
         folder = str(output_dir or self.args.output_dir)
         with checkpoints.names_without_wrappers(self.model):
             if _internal_call and self.args.should_save:
@@ -73,20 +89,36 @@ class DistributedTrainerMixin(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save optimizer and scheduler, and the model under FSDP, where peft selects an adapter by module names.
+
+        Seam: under FSDP this is where transformers saves the model, with accelerate's `save_fsdp_model`.
+        """
         with checkpoints.names_without_wrappers(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random number generators, and wait until all processes have written their part of the checkpoint.
+
+        Seam: every process calls this last, right before the main process writes `trainer_state.json`, unless
+        `save_only_model` is set.
+        """
         super()._save_rng_state(output_dir)
-        # What follows marks the checkpoint as complete, and other processes may still be writing their part.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the model's weights on resume, an adapter's under FSDP1 too.
+
+        Seam: on resume transformers loads weights through this on every process, under FSDP with the wrapped model.
+        """
         model = self.model if model is None else model
         with checkpoints.names_without_wrappers(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        """Load the best model at the end of training, an adapter's weights by the names of the unwrapped modules.
+
+        Seam: transformers calls this at the end of training, with `load_best_model_at_end`.
+        """
         with checkpoints.names_without_wrappers(self.model):
             super()._load_best_model()

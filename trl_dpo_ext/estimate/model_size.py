@@ -59,7 +59,7 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
-    from ..reference.model.loading import unsharded_loading
+    from .._trl.unsharded import unsharded_loading
 
     # Under ZeRO-3 all processes build a model together; this one may be built by a single process.
     with torch.device("meta"), unsharded_loading():

@@ -1,13 +1,12 @@
-"""On the first batch, every way of feeding a model against its plain forward: no model errs without a word."""
+"""Compare every way of feeding a model with its plain forward, on the first batch."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 
+from .. import _trl
 from ..errors import InputError
 from .packed_model import PackedModel
 from .tree_rows import UNSCORED
@@ -37,7 +36,7 @@ def check_first_batch(
     """
     problems = []
     for name, model in models.items():
-        with torch.no_grad(), _evaluating(model.causal):
+        with torch.no_grad(), _trl.evaluation_mode(model.causal):
             found = torch.stack(_differences(model, inputs))
         *differences, noise = gather(found.unsqueeze(0)).amax(dim=0).tolist()
         kind = "half" if half else "cpu" if inputs["input_ids"].device.type == "cpu" else "accelerator"
@@ -47,9 +46,9 @@ def check_first_batch(
                 flags = " and ".join(["share_prompt"] * way.share + ["padding_free"] * way.pack) or "share_prompt"
                 problems.append(
                     f"{flags}: on the first batch the {name}'s log-probs are off by {difference:.2g} per token "
-                    f"(allowed: {allowed:.2g}); {type(model.causal).__name__} does not heed its attention mask or "
-                    f"positions as others do. Drop --{flags.replace(' and ', ' or --')}; verify_share_prompt=False "
-                    "trains regardless."
+                    f"(allowed: {allowed:.2g}): {type(model.causal).__name__} does not use its attention mask or "
+                    f"positions as other models do. Drop --{flags.replace(' and ', ' or --')}, or set "
+                    "verify_share_prompt=False to train anyway."
                 )
     if problems:
         raise InputError(*problems)
@@ -70,15 +69,3 @@ def _differences(model: PackedModel, inputs: Mapping[str, torch.Tensor]) -> list
     chosen = {name: tensor[:pairs] for name, tensor in inputs.items()}
     again = model.model(**chosen, fused_lm_head=True, use_cache=False).log_probs
     return [*differences, mean(again, plain[:pairs], scored[:pairs])]
-
-
-@contextlib.contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
-    """Inside, no dropout; afterwards every module is in the mode that it was in."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training

@@ -1,4 +1,4 @@
-"""Stands where TRL calls a model on a batch of pairs, and feeds it fewer tokens for the same log-probs."""
+"""A callable in a model's place that feeds it fewer tokens of a batch of pairs, for the same log-probs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from .. import _trl
 from ..errors import InputError
 from .layouts import Extents, Layout, LayoutKind, build_layout, measure_lengths, rows_of, shapes
 from .run_rows import run_rows
+from .tree_rows import UNSCORED
 
 _FLEX_BLOCK = 128  # widths in whole blocks, so that a compiled kernel meets few of them
 _NOT_TOKENS = {"use_cache", "output_router_logits"}
 
 
 class PackedModel:
-    """A model on a batch of pairs, called as TRL calls it and answering as the model itself would.
+    """A model on a batch of pairs, called as TRL calls it and with the model's own output.
 
-    Takes the (2 x pairs, tokens) batch, runs the backbone on the cheapest of `ways`, and hands the fused head's output
-    back in TRL's layout: every per-token field has shape (2 x pairs, tokens - 1).
+    Takes the (2 x pairs, tokens) batch, runs the backbone on the cheapest layout of `ways`, and returns the fused
+    head's output in TRL's layout: every per-token field has shape (2 x pairs, tokens - 1).
 
     Args:
-        model: what has to be called: the causal model or its wrapper.
+        model: the module to call: the causal model or its wrapper.
         causal: the causal model inside, with TRL's fused head.
-        ways: the ways that this model can be fed in.
+        ways: the layouts to choose from.
     """
 
     def __init__(self, model: Callable[..., Any], causal: Any, ways: Sequence[LayoutKind]) -> None:
@@ -40,7 +41,7 @@ class PackedModel:
         fused_lm_head: bool = False,
         **keywords: Any,
     ) -> Any:
-        """Log-probs and their kin; without `fused_lm_head`, whatever the model itself gives.
+        """Compute the fused head's output; without `fused_lm_head`, call the model itself.
 
         Raises:
             InputError: the batch holds more than tokens, or is padded on the left.
@@ -49,7 +50,10 @@ class PackedModel:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **keywords)
         foreign = sorted(set(keywords) - _NOT_TOKENS)
         if foreign:
-            raise InputError(f"share_prompt and padding_free take text alone, and the batch has {', '.join(foreign)}.")
+            raise InputError(
+                f"share_prompt and padding_free support only text, but the batch has {', '.join(foreign)}. Drop both "
+                "flags."
+            )
         routed = bool(keywords.pop("output_router_logits", False)) or self._asks_for_routing()
         keywords.pop("use_cache", None)
         layout = self._lay_out(input_ids, attention_mask, labels, with_last=routed)
@@ -63,10 +67,10 @@ class PackedModel:
             layout.position_ids,
             layout.branch,
             layout.segment,
-            router_tokens=layout.slots.flatten() if routed else None,
+            router_tokens=layout.token_index.flatten() if routed else None,
             **routing,
         )
-        return _trl.scatter_to_batch(output, labels[:, 1:] != -100)
+        return _trl.scatter_to_batch(output, labels[:, 1:] != UNSCORED)
 
     def _asks_for_routing(self) -> bool:
         return bool(getattr(self.causal.config.get_text_config(), "output_router_logits", False))
@@ -79,9 +83,12 @@ class PackedModel:
         # The only time that the host waits for these numbers.
         *widths, left = torch.stack([*shapes(self.ways, measured), padded_left]).tolist()
         if left:
-            raise InputError("share_prompt and padding_free need rows padded on the right; the collator pads left.")
+            raise InputError(
+                "share_prompt and padding_free need rows padded on the right, but the data_collator pads on the left. "
+                "Use TRL's collator, or drop both flags."
+            )
         config = self.causal.config.get_text_config()
-        pairs = len(measured.trunk)
+        pairs = len(measured.shared_prefix)
         costs = [cost(config, way, pairs, width) for way, width in zip(self.ways, widths, strict=True)]
         way, width = min(zip(costs, self.ways, widths, strict=True), key=lambda option: option[0])[1:]
         return self._in_way(way, width, measured, input_ids, labels)
@@ -96,10 +103,10 @@ class PackedModel:
 
 
 def cost(config: Any, way: LayoutKind, pairs: int, width: int) -> float:
-    """What a backbone has to compute for a batch fed in this way, in tokens' worth of its matrix products.
+    """Estimate the work of a backbone for a batch in this layout, in the matrix products of one token.
 
-    Attention to one more token costs 4 h products, and a layer's matrices 4 h^2 + 3 h i, times two; a mask that is a
-    tensor makes it look at every place of the row, causality and blocks let it leave half of its own sequence out.
+    Attention to one more token costs 4 h products, and a layer's matrices 4 h^2 + 3 h i, times two. With a mask that is
+    a tensor, attention computes every place of the row; causality and blocks save half of a token's own sequence.
     """
     hidden = getattr(config, "hidden_size", 1024)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
@@ -110,7 +117,7 @@ def cost(config: Any, way: LayoutKind, pairs: int, width: int) -> float:
 
 
 def candidate_layouts(share: bool, pack: bool) -> list[LayoutKind]:
-    """What these flags allow, from which each batch takes the cheapest: sharing and packing do not always pay."""
+    """List the layouts that these flags allow, the cheapest of which each batch takes: none always pays."""
     return [
         LayoutKind(s, p) for p in ([True, False] if pack else [False]) for s in ([True, False] if share else [False])
     ]

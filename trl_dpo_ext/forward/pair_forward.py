@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .compatibility import branch_problems, packing_problems
 from .equivalence_check import check_first_batch
-from .masks import branch_problems, packing_problems
 from .packed_model import PackedModel, candidate_layouts
 
 

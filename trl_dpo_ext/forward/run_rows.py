@@ -1,4 +1,4 @@
-"""Log-probs of completion tokens from rows with branches; the head works on scored positions alone."""
+"""Run a model on rows with branches; the LM head works only on scored positions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from .. import _trl
 from .masks import attention_mask
-from .tree_rows import UNSCORED, BranchRows
+from .tree_rows import UNSCORED, TreeRows
 
 
-def score(model: Callable[..., Any], causal: Any, rows: BranchRows) -> torch.Tensor:
-    """Log-prob of every label of `rows`, in row-major order.
+def row_logps(model: Callable[..., Any], causal: Any, rows: TreeRows) -> torch.Tensor:
+    """Compute the log-prob of every label of `rows`, in row-major order.
 
     Args:
-        model: what has to be called: the model itself, or what DDP, FSDP, DeepSpeed or PEFT have wrapped around it.
+        model: the module to call: the model itself, or the wrapper of DDP, FSDP, DeepSpeed or PEFT around it.
         causal: the causal model inside, with TRL's fused head.
-        rows: on any device; see `branch_problems` for models that take no rows with several branches.
+        rows: on any device; `branch_problems` tells which models cannot take rows with several branches.
 
     Returns:
-        Shape (scored,), float32, with gradient where gradients are on.
+        Shape (scored,), float32, with a gradient if gradients are enabled.
     """
     trees = rows.has_trees
     device = causal.device
@@ -47,10 +47,10 @@ def run_rows(
     """Call `model` on rows and return the fused head's output, whose per-token fields have shape (1, scored).
 
     Args:
-        model, causal: see `score`.
+        model, causal: see `row_logps`.
         input_ids: (rows, width).
-        labels, scored: (scored,) the token to predict, and the flat index in (rows x width) of where it is predicted.
-        position_ids, branch, segment: (rows, width); without a branch and a segment, rows are plain causal.
+        labels, scored: (scored,) the token to predict, and the flat index in (rows x width) at which it is predicted.
+        position_ids, branch, segment: (rows, width); without a branch and a segment, rows are ordinary causal ones.
         router_tokens: see `_trl.override_attention_mask`.
         **keywords: for the model.
     """

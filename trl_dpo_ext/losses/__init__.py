@@ -1,43 +1,93 @@
-"""Every loss variant, one file per family. Importing this package declares them all."""
+"""Loss variants, one module per family, and every variant by its name: `from trl_dpo_ext.losses import dpop`.
 
-from . import (
-    asymmetric,
-    batch_statistics,
-    confidence,
-    divergence,
-    entropy,
-    likelihood,
-    link_functions,
-    logistic,
-    numerics,
-    offset,
-    optimal_transport,
-    pointwise,
-    reference_free,
-    regression,
-    regularized,
-    running_statistics,
-    soft_labels,
-    token_level,
-)
+Importing this package declares them all. A variant is a pure function of `Pairs`; one with a running state is a class,
+whose instances are such functions.
+"""
+
+from .asymmetric import anc_dpo, bdpo, bpo, dpo_shift, dpop, hdpo, mappo, minor_dpo
+from .batch_statistics import dr_dpo, gamma_po, kldpo
+from .confidence import focalpo, ropo
+from .entropy import mallows_dpo, rainbowpo
+from .likelihood import arpo, cpo, dpo_nll, orpo, sft, slic_hf
+from .link_functions import cauchy, chipo, discopop, gpo_exp, gpo_savage, gpo_truncquad, hinge
+from .logistic import cdpo, exo_pair, robust, sigmoid, sigmoid_norm
+from .offset import margin, odpo, rdpo
+from .optimal_transport import aot, aot_unpaired
+from .pointwise import BcoPairDelta as bco_pair_delta
+from .pointwise import apo_down, apo_zero, bco_pair, kto_pair, nca_pair
+from .reference_free import alphapo, repo, simper, simpo
+from .regression import cal_dpo, ipo, ipo_sum, rpo_sq, sppo, sppo_hard
+from .running_statistics import AlphaDpo as alpha_dpo
+from .running_statistics import BetaDpo as beta_dpo
+from .soft_labels import rpo_bwd, rpo_fwd, soft_dpo, soft_dpo_p
+from .token_level import SamPO as sampo
+from .token_level import d2po, tdpo1, tdpo2, tis_dpo, unlikelihood
 
 __all__ = [
-    "asymmetric",
-    "batch_statistics",
-    "confidence",
-    "divergence",
-    "entropy",
-    "likelihood",
-    "link_functions",
-    "logistic",
-    "numerics",
-    "offset",
-    "optimal_transport",
-    "pointwise",
-    "reference_free",
-    "regression",
-    "regularized",
-    "running_statistics",
-    "soft_labels",
-    "token_level",
+    "alpha_dpo",
+    "alphapo",
+    "anc_dpo",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "arpo",
+    "bco_pair",
+    "bco_pair_delta",
+    "bdpo",
+    "beta_dpo",
+    "bpo",
+    "cal_dpo",
+    "cauchy",
+    "cdpo",
+    "chipo",
+    "cpo",
+    "d2po",
+    "discopop",
+    "dpo_nll",
+    "dpo_shift",
+    "dpop",
+    "dr_dpo",
+    "exo_pair",
+    "focalpo",
+    "gamma_po",
+    "gpo_exp",
+    "gpo_savage",
+    "gpo_truncquad",
+    "hdpo",
+    "hinge",
+    "ipo",
+    "ipo_sum",
+    "kldpo",
+    "kto_pair",
+    "mallows_dpo",
+    "mappo",
+    "margin",
+    "minor_dpo",
+    "nca_pair",
+    "odpo",
+    "orpo",
+    "rainbowpo",
+    "rdpo",
+    "repo",
+    "robust",
+    "ropo",
+    "rpo_bwd",
+    "rpo_fwd",
+    "rpo_sq",
+    "sampo",
+    "sft",
+    "sigmoid",
+    "sigmoid_norm",
+    "simper",
+    "simpo",
+    "slic_hf",
+    "soft_dpo",
+    "soft_dpo_p",
+    "sppo",
+    "sppo_hard",
+    "tdpo1",
+    "tdpo2",
+    "tis_dpo",
+    "unlikelihood",
 ]

@@ -1,4 +1,8 @@
-"""The two sides treated apart, so that lowering the rejected one does not drag the chosen likelihood along."""
+"""Losses that treat the two sides differently, to keep the chosen likelihood from falling with the rejected one.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,18 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
+from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min, minimum, relu
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
 DpopLambda = Annotated[
-    float, Hyper("Weight of the penalty on a chosen side less likely than under the reference.", ge=0)
+    float, Hyper("Weight of the penalty when the chosen side becomes less likely than under the reference.", ge=0)
 ]
 
 
-@register_loss(paper="2402.13228", needs=Need.REFERENCE, aliases=("smaug",), evidence="framework")
+@register_loss(paper="2402.13228", needs=Need.REFERENCE, aliases=("smaug",), verification="framework")
 def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tensor:
     """DPO-Positive: DPO with a penalty whenever the chosen side becomes less likely than under the reference.
 
@@ -28,7 +34,8 @@ def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tenso
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: Smaug, arXiv 2402.13228, equation 3.
+    References:
+        Smaug, arXiv 2402.13228, equation 3.
 
     Note:
         The penalty stands inside the sigmoid, as the authors settled after the paper's first version. At the reference
@@ -41,8 +48,9 @@ def dpop(p: Pairs, *, beta: Beta, dpop_lambda: DpopLambda = 50.0) -> torch.Tenso
         tensor([2.7183])
     """
     chosen, rejected = p.chosen.logratio, p.rejected.logratio
-    # relu and not clamp or maximum: they pass 1 and 1/2 of the gradient at exactly 0, times lambda, at the first step.
-    penalty = dpop_lambda * torch.relu(-chosen)
+    # relu and not clamp_min or a maximum: they pass 1 and 1/2 of the gradient at exactly 0, times lambda, at the first
+    # step.
+    penalty = dpop_lambda * relu(-chosen)
     return -F.logsigmoid(beta * (chosen - rejected - penalty))
 
 
@@ -51,13 +59,16 @@ DpoShiftLambda = Annotated[float, Hyper("Weight of the rejected side; 1 is DPO."
 
 DpoShiftSchedule = Annotated[
     Literal["fixed", "increase_linear", "decrease_linear"],
-    Hyper("Course of the weight over training: fixed at lambda, or between min and max.", excludes="dpo_shift_lambda"),
+    Hyper(
+        "Schedule of the rejected side's weight: fixed, or linear between min and max.",
+        excludes="dpo_shift_lambda",
+    ),
 ]
 DpoShiftMin = Annotated[float, Hyper("Lowest weight of the rejected side in a schedule.", gt=0, le=1)]
 DpoShiftMax = Annotated[float, Hyper("Highest weight of the rejected side in a schedule.", gt=0, le=1)]
 
 
-@register_loss(paper="2502.07599", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2502.07599", needs=Need.REFERENCE, verification="authors")
 def dpo_shift(
     p: Pairs,
     *,
@@ -67,7 +78,7 @@ def dpo_shift(
     dpo_shift_min: DpoShiftMin = 0.75,
     dpo_shift_max: DpoShiftMax = 0.95,
 ) -> torch.Tensor:
-    """DPO-Shift: DPO with a lighter rejected side, which trades some margin for a likelier chosen side.
+    """DPO-Shift: DPO that down-weights the rejected side, which trades some margin for a likelier chosen side.
 
         -log sigmoid(beta * (logratio_chosen - lambda * logratio_rejected))
 
@@ -77,7 +88,8 @@ def dpo_shift(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2502.07599.
+    References:
+        arXiv 2502.07599.
 
     Note:
         Outside a trainer, training is at its start. For a lambda per pair see `mappo`.
@@ -95,14 +107,12 @@ def dpo_shift(
     return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
-DELTA_R_COLUMN = {
-    "delta_r": Hyper("Gap of the two rewards, normalized to 0 (a tie) to 1 (as far apart as can be).", ge=0, le=1)
-}
+DELTA_R_COLUMN = {"delta_r": Column("Reward gap between both sides, normalized to [0, 1]; 0 is a tie.", ge=0, le=1)}
 
 
-@register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, evidence="read")
+@register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, verification="paper")
 def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """MaPPO: DPO in which the rejected side counts as much as it is worse, so near ties hardly lower it.
+    """MaPPO: DPO that weights the rejected side by the reward gap, so near ties hardly lower it.
 
         -log sigmoid(beta * (logratio_chosen - delta_r * logratio_rejected))
 
@@ -111,7 +121,8 @@ def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2507.21183, equation 8.
+    References:
+        arXiv 2507.21183, equation 8.
 
     Note:
         Checked by reading the paper, not against running code. At delta_r = 0 the rejected side drops out; a constant
@@ -128,7 +139,7 @@ def mappo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
-@register_loss(paper="2408.09834", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2408.09834", needs=Need.REFERENCE, verification="third_party")
 def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """MinorDPO: lowers the rejected side only while it is likelier than under the reference.
 
@@ -139,7 +150,8 @@ def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2408.09834.
+    References:
+        arXiv 2408.09834.
 
     Note:
         Checked against third-party code and text only. At the reference itself, where training starts, the rejected
@@ -151,18 +163,19 @@ def minor_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("minor_dpo")(pairs, beta=0.1)
         tensor([0.6444])
     """
-    # clamp and not relu: relu passes nothing at exactly 0, and then nothing would ever move the rejected side off it.
-    return -F.logsigmoid(beta * (p.chosen.logratio - torch.clamp(p.rejected.logratio, min=0)))
+    # clamp_min and not relu: relu passes nothing at exactly 0, and then nothing would ever move the rejected side off
+    # it.
+    return -F.logsigmoid(beta * (p.chosen.logratio - clamp_min(p.rejected.logratio, 0)))
 
 
 BdpoLambda = Annotated[
-    float, Hyper("Share of the policy in the mixture the rejected side is measured with; 1 is DPO.", gt=0, le=1)
+    float, Hyper("Weight of the policy in the mixture that scores the rejected side; 1 is DPO.", gt=0, le=1)
 ]
 
 
-@register_loss(paper="2506.12725", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2506.12725", needs=Need.REFERENCE, verification="third_party")
 def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor:
-    """Bounded DPO: measures the rejected side with a mixture of policy and reference, so lowering it pays only so much.
+    """Bounded DPO: scores the rejected side under a mixture of policy and reference, which bounds its reward.
 
         -log sigmoid(beta * (logratio_chosen - log(lambda * exp(logratio_rejected) + 1 - lambda)))
 
@@ -171,7 +184,8 @@ def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2506.12725.
+    References:
+        arXiv 2506.12725.
 
     Note:
         Checked against the authors' summary and third-party code only.
@@ -187,15 +201,13 @@ def bdpo(p: Pairs, *, beta: Beta, bdpo_lambda: BdpoLambda = 0.5) -> torch.Tensor
     return -F.logsigmoid(beta * (p.chosen.logratio - torch.logaddexp(of_policy, of_reference)))
 
 
-BpoAlpha = Annotated[
-    float, Hyper("Weight of the rejected side: how far it should fall for each step the chosen one rises.", gt=0)
-]
-BpoLink = Annotated[Literal["hinge", "logistic"], Hyper("The curve that the margin goes through.")]
+BpoAlpha = Annotated[float, Hyper("Weight of the rejected side relative to the chosen one.", gt=0)]
+BpoLink = Annotated[Literal["hinge", "logistic"], Hyper("Link function applied to the margin.")]
 
 
-@register_loss(paper="2506.03557", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2506.03557", needs=Need.REFERENCE, verification="authors")
 def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = "hinge") -> torch.Tensor:
-    """Balanced PO: works on whichever side lags behind, so the chosen likelihood cannot pay for the margin.
+    """Balanced PO: trains whichever side lags behind, so the margin cannot grow at the chosen side's expense.
 
         x = beta * min(logratio_chosen, -alpha * logratio_rejected)
         max(0, 1 - x)  or, with the logistic link,  -log sigmoid(x)
@@ -205,7 +217,8 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2506.03557.
+    References:
+        arXiv 2506.03557.
 
     Note:
         At the reference itself, where training starts, both sides tie and share the gradient. The authors' code has
@@ -217,16 +230,16 @@ def bpo(p: Pairs, *, beta: Beta, bpo_alpha: BpoAlpha = 0.3, bpo_link: BpoLink = 
         >>> get_loss("bpo")(pairs, beta=0.1, bpo_alpha=0.3)
         tensor([0.9700])
     """
-    x = beta * torch.minimum(p.chosen.logratio, -bpo_alpha * p.rejected.logratio)
-    return torch.relu(1 - x) if bpo_link == "hinge" else -F.logsigmoid(x)
+    x = beta * minimum(p.chosen.logratio, -bpo_alpha * p.rejected.logratio)
+    return relu(1 - x) if bpo_link == "hinge" else -F.logsigmoid(x)
 
 
-HdpoAlpha = Annotated[float, Hyper("Weight of the policy's own log-probs; below 1 sharpens it, 1 is DPO.", gt=0)]
+HdpoAlpha = Annotated[float, Hyper("Weight of the policy's log-probs; below 1 sharpens the policy, 1 is DPO.", gt=0)]
 
 
-@register_loss(paper="2411.07595", needs=Need.REFERENCE, evidence="secondary", differences=True)
+@register_loss(paper="2411.07595", needs=Need.REFERENCE, verification="third_party", shift_invariant=True)
 def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
-    """H-DPO: DPO with a say over the policy's entropy, so that it can be sharper than the reference.
+    """H-DPO: DPO with control over the policy's entropy, so that it can become sharper than the reference.
 
         -log sigmoid(beta * (alpha * (logps_chosen - logps_rejected) - (ref_logps_chosen - ref_logps_rejected)))
 
@@ -235,7 +248,8 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2411.07595.
+    References:
+        arXiv 2411.07595.
 
     Note:
         Checked against third-party code only; the default alpha is from memory.
@@ -251,10 +265,10 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
     return -F.logsigmoid(beta * (hdpo_alpha * policy - reference))
 
 
-AncDpoDelta = Annotated[float, Hyper("Reward above which the chosen side is anchored.")]
+AncDpoDelta = Annotated[float, Hyper("Target reward of the anchor on the chosen side.")]
 
 
-@register_loss(paper="2406.11839", needs=Need.REFERENCE, evidence="read")
+@register_loss(paper="2406.11839", needs=Need.REFERENCE, verification="paper")
 def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.Tensor:
     """Anchored DPO: DPO plus a classifier that keeps the chosen side likelier than under the reference.
 
@@ -265,7 +279,8 @@ def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2406.11839.
+    References:
+        arXiv 2406.11839.
 
     Note:
         Checked by reading the authors' code, not against a run of it.

@@ -1,4 +1,8 @@
-"""Losses that weigh or shift a pair by what the rest of the batch, over all processes, looks like."""
+"""Losses that weight or shift each pair by statistics of the batch, over all processes.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant, test_rewards.py
+and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,24 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_max
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
 
 DrDpoBeta = Annotated[
-    float, Hyper("Temperature of the weights; low trusts the easy pairs, high weighs all alike.", gt=0)
+    float, Hyper("Temperature of the weights; low values favor easy pairs, high values weight all pairs equally.", gt=0)
 ]
 
 
 @register_loss(
     paper="2407.07880",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
-    evidence="authors",
+    verification="authors",
 )
 def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tensor:
-    """Dr. DPO: weighs down the pairs with the largest losses in the batch, as the likeliest to be mislabeled.
+    """Dr. DPO: down-weights the pairs with the largest losses in the batch, which are the likeliest to be mislabeled.
 
         -beta' * log mean over the batch of exp(-loss / beta'),  loss = -log sigmoid(beta * margin)
 
@@ -35,7 +40,8 @@ def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tenso
     Returns:
         The batch value times each pair's weight, which is 1 on average, shape (pairs,).
 
-    Reference: arXiv 2407.07880.
+    References:
+        arXiv 2407.07880.
 
     Note:
         The authors take the batch of one process. Averaged over pairs and then over processes, the values give the
@@ -56,18 +62,18 @@ def dr_dpo(p: Pairs, *, beta: Beta, dr_dpo_beta: DrDpoBeta = 1.0) -> torch.Tenso
     return weights * (losses - own + of_batch)
 
 
-KldpoTau = Annotated[float, Hyper("Temperature of the weights; low looks at the hardest pairs only.", gt=0)]
+KldpoTau = Annotated[float, Hyper("Temperature of the weights; low values favor the hardest pairs.", gt=0)]
 
 
 @register_loss(
     paper="2502.01930",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
-    evidence="authors",
+    verification="authors",
 )
 def kldpo(p: Pairs, *, beta: Beta, kldpo_tau: KldpoTau = 0.05) -> torch.Tensor:
-    """KLDPO: weighs up the pairs with larger losses than the batch's mean, for the worst mix of users within reach.
+    """KLDPO: up-weights pairs whose loss exceeds the batch mean, for robustness to shifts in the preferences.
 
         min(10, exp((loss - mean loss of the batch) / tau)) * loss,  loss = -log sigmoid(beta * margin)
 
@@ -77,7 +83,8 @@ def kldpo(p: Pairs, *, beta: Beta, kldpo_tau: KldpoTau = 0.05) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2502.01930.
+    References:
+        arXiv 2502.01930.
 
     Note:
         The weights do not sum to one, as in the authors' code; tau is their README's, where the class defaults to 1.
@@ -91,39 +98,7 @@ def kldpo(p: Pairs, *, beta: Beta, kldpo_tau: KldpoTau = 0.05) -> torch.Tensor:
     """
     losses = -F.logsigmoid(beta * p.margin)
     exponent = (losses.detach() - p.gather(losses).mean()) / kldpo_tau
-    return torch.exp(exponent.clamp(max=math.log(10))) * losses
-
-
-@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, per_pair=False, evidence="framework")
-def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """KTO on pairs: moves each side to its own side of where the other sides of the batch stand on average.
-
-        1 - 1/2 sigmoid(beta * (logratio_chosen - z_rejected)) - 1/2 sigmoid(beta * (z_chosen - logratio_rejected))
-
-        z_side = max(0, mean of logratio_side over the batch), without gradient
-
-    For old recipes. The authors of KTO advise against this form: with unpaired data, use TRL's KTO trainer.
-
-    Returns:
-        One value per pair in (0, 1), shape (pairs,).
-
-    Reference: arXiv 2402.01306; the pair form is TRL's before 0.29.
-
-    Note:
-        z is over all processes and detached, as in the paper; TRL's was of one process and carried a gradient. With
-        z = 0 this is half of `apo_zero`.
-
-    Example:
-        >>> from trl_dpo_ext import Pairs, get_loss
-        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
-        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
-        >>> get_loss("kto_pair")(pairs, beta=0.1)
-        tensor([0.4719, 0.5156])
-    """
-    chosen, rejected = p.chosen.logratio, p.rejected.logratio
-    z_chosen, z_rejected = (torch.relu(p.gather(side).mean()) for side in (chosen, rejected))
-    # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where x is large.
-    return 0.5 * (torch.sigmoid(beta * (z_rejected - chosen)) + torch.sigmoid(beta * (rejected - z_chosen)))
+    return torch.exp(clamp_max(exponent, math.log(10))) * losses
 
 
 def _gamma_po_reward(side: Side, *, gamma_po_beta: float, **_: object) -> torch.Tensor:
@@ -131,21 +106,21 @@ def _gamma_po_reward(side: Side, *, gamma_po_beta: float, **_: object) -> torch.
 
 
 GammaPoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-GammaPoRatio = Annotated[float, Hyper("Mean target margin as a share of gamma_po_beta.", ge=0)]
-GammaPoTau = Annotated[float, Hyper("How alike the pairs' target margins are kept; high is SimPO.", gt=0)]
+GammaPoRatio = Annotated[float, Hyper("Mean target margin as a fraction of gamma_po_beta.", ge=0)]
+GammaPoTau = Annotated[float, Hyper("Strength of the pull towards equal target margins; high is SimPO.", gt=0)]
 
 
 @register_loss(
     paper="2506.03690",
     needs=Need.LENGTHS | Need.BATCH,
-    per_pair=False,
+    independent_pairs=False,
     reward=_gamma_po_reward,
-    evidence="authors",
+    verification="authors",
 )
 def gamma_po(
     p: Pairs, *, gamma_po_beta: GammaPoBeta = 10.0, gamma_po_ratio: GammaPoRatio = 0.4, gamma_po_tau: GammaPoTau = 10.0
 ) -> torch.Tensor:
-    """γ-PO: SimPO with a target margin per pair, larger for the clear pairs of a batch and smaller for doubtful ones.
+    """γ-PO: SimPO with a per-pair target margin, larger for the clear pairs of a batch and smaller for ambiguous ones.
 
         -log sigmoid(gap - gamma),  gap = beta * (logps_chosen / length_chosen - logps_rejected / length_rejected)
 
@@ -155,7 +130,8 @@ def gamma_po(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2506.03690.
+    References:
+        arXiv 2506.03690.
 
     Note:
         The authors' form that looks at one batch; their queue of past gaps, which differs between processes, and their

@@ -1,4 +1,8 @@
-"""DPO in which the policy's own certainty about a pair decides how much the pair counts."""
+"""Losses that weight a pair by the policy's confidence in it.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from ..core.hyperparameters import Beta, Hyper
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
-FocalpoGamma = Annotated[float, Hyper("How fast the weight falls with the probability; 0 is DPO.", ge=0)]
+FocalpoGamma = Annotated[float, Hyper("Exponent of the weight q^gamma; 0 is DPO.", ge=0)]
 
 
-@register_loss(paper="2501.06645", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2501.06645", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def focalpo(p: Pairs, *, beta: Beta, focalpo_gamma: FocalpoGamma = 0.05) -> torch.Tensor:
-    """FocalPO: weighs down the pairs that the policy ranks wrongly, which DPO rarely turns around anyway.
+    """FocalPO: down-weights pairs that the policy ranks wrongly, which DPO rarely corrects.
 
         -q^gamma * log q,  q = sigmoid(beta * margin), no gradient through q^gamma
 
@@ -25,7 +29,8 @@ def focalpo(p: Pairs, *, beta: Beta, focalpo_gamma: FocalpoGamma = 0.05) -> torc
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2501.06645.
+    References:
+        arXiv 2501.06645.
 
     Note:
         Checked against third-party code only; the authors' repository has no code for it, and the default gamma is from
@@ -41,12 +46,12 @@ def focalpo(p: Pairs, *, beta: Beta, focalpo_gamma: FocalpoGamma = 0.05) -> torc
     return -torch.exp(focalpo_gamma * log_q).detach() * log_q
 
 
-RopoAlpha = Annotated[float, Hyper("Weight of the bounded, noise-tolerant term against DPO's.", gt=0)]
+RopoAlpha = Annotated[float, Hyper("Weight of the bounded, noise-tolerant term relative to DPO's.", gt=0)]
 
 
-@register_loss(paper="2404.04102", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2404.04102", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def ropo(p: Pairs, *, beta: Beta, ropo_alpha: RopoAlpha = 14.0) -> torch.Tensor:
-    """ROPO: DPO mixed with a bounded loss, so that pairs the policy is sure are mislabeled stop pulling.
+    """ROPO: DPO mixed with a bounded loss, so that pairs the policy confidently contradicts lose influence.
 
         4 alpha / (1 + alpha)^2 * [-log sigmoid(beta * margin) + alpha * sigmoid(-beta * margin)]
 
@@ -55,7 +60,8 @@ def ropo(p: Pairs, *, beta: Beta, ropo_alpha: RopoAlpha = 14.0) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.04102, equation 9.
+    References:
+        arXiv 2404.04102, equation 9.
 
     Note:
         Checked against third-party code only; the default alpha is from memory. The paper's method also filters and

@@ -1,4 +1,8 @@
-"""Losses whose temperature follows how unsure the reference is: prompts with one good answer count more."""
+"""Losses whose beta depends on the entropy of the reference.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant, test_entropy.py
+for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_max, clamp_min
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -18,17 +23,17 @@ _MIN_ENTROPY = 1e-3
 def _dispersion(p: Pairs, mean: float) -> torch.Tensor:
     """How much a pair counts, (pairs,), without gradient: -mean * log of the reference's entropy over both sides."""
     entropy = (0.5 * (p.chosen.ref_entropy + p.rejected.ref_entropy)).detach().to(p.chosen.logps.dtype)
-    return -mean * torch.log(entropy.clamp(min=_MIN_ENTROPY, max=1 - _MIN_ENTROPY))
+    return -mean * torch.log(clamp_max(clamp_min(entropy, _MIN_ENTROPY), 1 - _MIN_ENTROPY))
 
 
 MallowsMean = Annotated[
-    float, Hyper("Scale of the dispersion -log(entropy); 1 over its mean on your data keeps DPO's beta.", gt=0)
+    float, Hyper("Scale of the dispersion -log(entropy); 1 / its mean on your data keeps beta on DPO's scale.", gt=0)
 ]
 
 
-@register_loss(paper="2405.14953", needs=Need.REFERENCE | Need.REF_ENTROPY, f_divergence=True, evidence="authors")
+@register_loss(paper="2405.14953", needs=Need.REFERENCE | Need.REF_ENTROPY, f_divergence=True, verification="authors")
 def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -> torch.Tensor:
-    """Mallows-DPO: DPO with a larger beta where the reference is sure, and a smaller one where many answers would do.
+    """Mallows-DPO: DPO with a larger beta where the reference is confident, and a smaller one for open-ended prompts.
 
         -log sigmoid(beta * dispersion * margin),  dispersion = -mean * log(entropy)
 
@@ -38,7 +43,8 @@ def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2405.14953.
+    References:
+        arXiv 2405.14953.
 
     Note:
         As in the authors' code (theirs calls it `neg_log_dispersion_mean`), mean multiplies. Entropies are kept within
@@ -56,16 +62,16 @@ def mallows_dpo(p: Pairs, *, beta: Beta, mallows_dpo_mean: MallowsMean = 0.29) -
 
 
 RainbowBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-RainbowAlpha = Annotated[float, Hyper("Share of the reference in the margin, 0 being SimPO.", ge=0, le=1)]
-RainbowHome = Annotated[float, Hyper("Target margin per token, where the reference is left out.", ge=0)]
+RainbowAlpha = Annotated[float, Hyper("Weight of the reference in the margin; 0 is SimPO.", ge=0, le=1)]
+RainbowHome = Annotated[float, Hyper("Target margin per token, weighted by 1 - alpha.", ge=0)]
 RainbowMean = Annotated[float, Hyper("Scale of the dispersion -log(entropy) of the reference.", gt=0)]
 
 
 @register_loss(
     paper="2410.04203",
     needs=Need.REFERENCE | Need.LENGTHS | Need.REF_ENTROPY,
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 def rainbowpo(
     p: Pairs,
@@ -86,7 +92,8 @@ def rainbowpo(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.04203.
+    References:
+        arXiv 2410.04203.
 
     Note:
         Defaults and form are the authors' code's, whose `home_advantage` is home. Entropies are kept within 0.001 and
@@ -100,7 +107,7 @@ def rainbowpo(
         >>> get_loss("rainbowpo")(Pairs(side(-12.0, -13.0, 6), side(-15.0, -14.0, 8)), rainbowpo_beta=10.0)
         tensor([0.9416])
     """
-    ref_chosen, ref_rejected = (side.ref_logps / side.lengths.clamp(min=1) for side in (p.chosen, p.rejected))
+    ref_chosen, ref_rejected = (side.ref_logps / clamp_min(side.lengths, 1) for side in (p.chosen, p.rejected))
     target = rainbowpo_alpha * (ref_chosen - ref_rejected) + (1 - rainbowpo_alpha) * rainbowpo_home
     margin = p.chosen.avg_logps - p.rejected.avg_logps - target
     return -F.logsigmoid(rainbowpo_beta * _dispersion(p, rainbowpo_mean) * margin)

@@ -1,4 +1,8 @@
-"""Other links than the logistic one: the same margin on another curve, or another score on the same curve."""
+"""Losses of the margin with other link functions than the logistic one, or with another score.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import MAX_EXPONENT, clamp_max, clamp_min, relu, squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
-from .numerics import MAX_EXPONENT
-from .regression import squared
 
 # Lower than overflow asks for: one pair must not be 1e34 times as loud as another.
 _MAX_GPO_EXPONENT = 30.0
@@ -20,17 +23,23 @@ _MAX_CHI_SQUARED_EXPONENT = 20.0
 
 
 @register_loss(
-    paper="2309.06657", needs=Need.REFERENCE, f_divergence=True, aliases=("rso",), evidence="framework", from_trl=True
+    paper="2309.06657",
+    needs=Need.REFERENCE,
+    f_divergence=True,
+    aliases=("rso",),
+    verification="framework",
+    from_trl=True,
 )
 def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """RSO's hinge: pushes a pair until its margin reaches 1 / beta, then leaves it alone.
+    """RSO's hinge: increases a pair's margin until it reaches 1 / beta.
 
         max(0, 1 - beta * margin)
 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2309.06657 (hinge-norm).
+    References:
+        arXiv 2309.06657 (hinge-norm).
 
     Note:
         TRL's documentation calls this SLiC; SLiC-HF has no reference and a likelihood term, and is `slic_hf` here.
@@ -41,13 +50,13 @@ def hinge(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("hinge")(pairs, beta=0.1)
         tensor([0.8000])
     """
-    return torch.relu(1 - beta * p.margin)
+    return relu(1 - beta * p.margin)
 
 
 DiscopopTau = Annotated[float, Hyper("Temperature of the switch between the logistic and the exponential part.", gt=0)]
 
 
-@register_loss(paper="2406.08414", needs=Need.REFERENCE, f_divergence=True, evidence="authors", from_trl=True)
+@register_loss(paper="2406.08414", needs=Need.REFERENCE, f_divergence=True, verification="authors", from_trl=True)
 def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor:
     """DiscoPOP's log-ratio-modulated loss: logistic for wrong pairs, exponential for right ones.
 
@@ -58,7 +67,8 @@ def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2406.08414, equation 5.
+    References:
+        arXiv 2406.08414, equation 5.
 
     Note:
         exp(-x) is clamped at an exponent of 80, where TRL returns NaN; m is not detached, as in the authors' code.
@@ -71,13 +81,13 @@ def discopop(p: Pairs, *, beta: Beta, discopop_tau: DiscopopTau) -> torch.Tensor
     """
     x = p.margin * beta
     exponential_part = torch.sigmoid(x / discopop_tau)
-    logistic, exponential = -F.logsigmoid(x), torch.exp((-x).clamp(max=MAX_EXPONENT))
+    logistic, exponential = -F.logsigmoid(x), torch.exp(clamp_max(-x, MAX_EXPONENT))
     return logistic * (1 - exponential_part) + exponential * exponential_part
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """GPO with the exponential link: wrong pairs are pushed exponentially harder than right ones.
+    """GPO with the exponential link: up-weights wrong pairs exponentially.
 
         exp(-beta * margin)
 
@@ -86,7 +96,8 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.05749.
+    References:
+        arXiv 2402.05749.
 
     Note:
         Checked against third-party code only, not against the authors'. The exponent is clamped at 30: beyond it the
@@ -98,12 +109,12 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("gpo_exp")(pairs, beta=0.5)
         tensor([0.3679])
     """
-    return torch.exp((-beta * p.margin).clamp(max=_MAX_GPO_EXPONENT))
+    return torch.exp(clamp_max(-beta * p.margin, _MAX_GPO_EXPONENT))
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """GPO with the truncated quadratic link: the squared hinge, which pushes less the nearer a pair is to its margin.
+    """GPO with the truncated quadratic link: the squared hinge, whose gradient shrinks towards the target margin.
 
         max(0, 1 - beta * margin)^2
 
@@ -112,7 +123,8 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.05749.
+    References:
+        arXiv 2402.05749.
 
     Note:
         Checked against third-party code only, not against the authors'.
@@ -123,12 +135,12 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("gpo_truncquad")(pairs, beta=0.5)
         tensor([3.0625])
     """
-    return squared(torch.relu(1 - beta * p.margin))
+    return squared(relu(1 - beta * p.margin))
 
 
-@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, evidence="secondary")
+@register_loss(paper="2402.05749", needs=Need.REFERENCE, f_divergence=True, verification="third_party")
 def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """GPO with the Savage link: a bounded loss that gives up on pairs which are very wrong.
+    """GPO with the Savage link: a bounded loss whose gradient vanishes for very wrong pairs.
 
         1 / (1 + exp(beta * margin))^2
 
@@ -137,7 +149,8 @@ def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 1), shape (pairs,).
 
-    Reference: arXiv 2402.05749.
+    References:
+        arXiv 2402.05749.
 
     Note:
         Checked against third-party code only, not against the authors'.
@@ -151,9 +164,9 @@ def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return torch.sigmoid(-beta * p.margin) ** 2
 
 
-@register_loss(paper="2410.04203", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(paper="2410.04203", needs=Need.REFERENCE, f_divergence=True, verification="authors")
 def cauchy(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """DPO with the Cauchy distribution in the logistic one's place: heavy tails, so outliers are pushed ever less.
+    """DPO with a Cauchy link: its heavy tails down-weight outliers.
 
         -log(arctan(beta * margin) / pi + 1/2)
 
@@ -162,7 +175,8 @@ def cauchy(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: RainbowPO, arXiv 2410.04203, whose code has it.
+    References:
+        RainbowPO, arXiv 2410.04203, whose code has it.
 
     Note:
         Computed as an angle of two arguments, which keeps its digits for very wrong pairs; the values are the same.
@@ -178,13 +192,13 @@ def cauchy(p: Pairs, *, beta: Beta) -> torch.Tensor:
 
 
 ChipoClip = Annotated[
-    float | None, Hyper("Largest reward R: the scaled margin is clipped to +-2 R; off by default.", gt=0)
+    float | None, Hyper("Maximum reward R; the scaled margin is clipped to +-2 R. Off by default.", gt=0)
 ]
 
 
-@register_loss(paper="2407.13399", needs=Need.REFERENCE, evidence="secondary")
+@register_loss(paper="2407.13399", needs=Need.REFERENCE, verification="third_party")
 def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor:
-    """χPO: DPO regularized by chi-squared as well as KL divergence, which keeps the policy where the data is.
+    """χPO: DPO regularized by chi-squared and KL divergence, which keeps the policy close to the data.
 
         -log sigmoid(clip(beta * (phi(logratio_chosen) - phi(logratio_rejected)))),  phi(z) = exp(z) + z
 
@@ -194,7 +208,8 @@ def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2407.13399.
+    References:
+        arXiv 2407.13399.
 
     Note:
         Checked against third-party code and a reading note, the usual beta from memory; no code of the authors was
@@ -211,9 +226,9 @@ def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor
     # The differences are taken term by term: added to exp(20), a log-ratio loses its digits.
     x = beta * (_clamped_exp(chosen) - _clamped_exp(rejected) + (chosen - rejected))
     if chipo_clip is not None:
-        x = x.clamp(min=-2 * chipo_clip, max=2 * chipo_clip)
+        x = clamp_max(clamp_min(x, -2 * chipo_clip), 2 * chipo_clip)
     return -F.logsigmoid(x)
 
 
 def _clamped_exp(logratio: torch.Tensor) -> torch.Tensor:
-    return torch.exp(logratio.clamp(max=_MAX_CHI_SQUARED_EXPONENT))
+    return torch.exp(clamp_max(logratio, _MAX_CHI_SQUARED_EXPONENT))

@@ -1,4 +1,8 @@
-"""Logistic losses of the margin: DPO, its length-normalized form, and its answers to noisy or soft labels."""
+"""Logistic losses of the margin: DPO, its length-normalized form, and its forms for noisy labels.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from ..core.registry import register_loss
 
 
 @register_loss(
-    paper="2305.18290", needs=Need.REFERENCE, f_divergence=True, aliases=("dpo",), evidence="authors", from_trl=True
+    paper="2305.18290", needs=Need.REFERENCE, f_divergence=True, aliases=("dpo",), verification="authors", from_trl=True
 )
 def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """DPO: prefers the chosen side by logistic regression on the margin of the two scores.
+    """DPO: logistic regression on the margin of the two scores.
 
         -log sigmoid(beta * margin)
 
@@ -25,7 +29,8 @@ def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2305.18290, equation 7; with `f_divergence_type`, arXiv 2309.16240.
+    References:
+        arXiv 2305.18290, equation 7; with `f_divergence_type`, arXiv 2309.16240.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -41,11 +46,11 @@ def sigmoid(p: Pairs, *, beta: Beta) -> torch.Tensor:
     needs=Need.REFERENCE | Need.LENGTHS,
     f_divergence=True,
     aliases=("dpo_norm", "ln_dpo"),
-    evidence="framework",
+    verification="framework",
     from_trl=True,
 )
 def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """Length-normalized DPO: DPO on the score per token, so that a longer answer does not win by length.
+    """Length-normalized DPO: DPO on the per-token score, which removes length bias.
 
         -log sigmoid(beta * (score_chosen / length_chosen - score_rejected / length_rejected))
 
@@ -54,7 +59,8 @@ def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: Tülu 3, arXiv 2411.15124, section 5.1.2.
+    References:
+        Tülu 3, arXiv 2411.15124, section 5.1.2.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -66,7 +72,7 @@ def sigmoid_norm(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(beta * (p.chosen.avg_score - p.rejected.avg_score))
 
 
-@register_loss(paper="2403.00409", needs=Need.REFERENCE, f_divergence=True, evidence="framework", from_trl=True)
+@register_loss(paper="2403.00409", needs=Need.REFERENCE, f_divergence=True, verification="framework", from_trl=True)
 def robust(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
     """Robust DPO: an unbiased estimate of DPO's loss when labels are flipped with a known probability e.
 
@@ -77,7 +83,8 @@ def robust(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Te
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2403.00409, equation 12.
+    References:
+        arXiv 2403.00409, equation 12.
 
     Note:
         Unbounded below: as the margin grows, the loss falls with slope -e * beta / (1 - 2 e). Negative values are
@@ -94,7 +101,9 @@ def robust(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Te
     return (clean - flipped) / (1 - 2 * label_smoothing)
 
 
-@register_loss(paper="https://ericmitchell.ai/cdpo.pdf", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="https://ericmitchell.ai/cdpo.pdf", needs=Need.REFERENCE, f_divergence=True, verification="authors"
+)
 def cdpo(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tensor:
     """Conservative DPO: cross-entropy against labels that are right only with probability 1 - e.
 
@@ -106,7 +115,8 @@ def cdpo(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tens
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023.
+    References:
+        E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -118,10 +128,10 @@ def cdpo(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing) -> torch.Tens
     return -(1 - label_smoothing) * F.logsigmoid(x) - label_smoothing * F.logsigmoid(-x)
 
 
-ExoSmoothing = Annotated[float, Hyper("Mass of the target distribution on the rejected side.", gt=0, lt=0.5)]
+ExoSmoothing = Annotated[float, Hyper("Target probability of the rejected side.", gt=0, lt=0.5)]
 
 
-@register_loss(paper="2402.00856", needs=Need.REFERENCE, f_divergence=True, evidence="framework", from_trl=True)
+@register_loss(paper="2402.00856", needs=Need.REFERENCE, f_divergence=True, verification="framework", from_trl=True)
 def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Tensor:
     """EXO: reverse KL between the policy's preference and the labels, which seeks the mode where DPO covers the mass.
 
@@ -132,7 +142,8 @@ def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Te
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.00856, equation 16.
+    References:
+        arXiv 2402.00856, equation 16.
 
     Note:
         The authors' code uses unnormalized target log-probs (0, -10) in place of e.

@@ -1,4 +1,8 @@
-"""DPO with an offset: the margin has to exceed something that is known about the pair."""
+"""DPO with an offset: the margin must exceed a target that the pair's scores or lengths determine.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import SCORE_COLUMNS, Column
+from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from .soft_labels import score_gap
@@ -15,13 +21,13 @@ from .soft_labels import score_gap
 # The logarithm of a gap of zero is -inf, of a negative one NaN; at log(1e-6), about -14, a pair hardly counts any more.
 _MIN_GAP = 1e-6
 
-MARGIN_COLUMN = {"margin": Hyper("By how much the chosen side is better, such as the gap of two scores.")}
-MarginScale = Annotated[float, Hyper("What one unit of the margin column is worth in nats.")]
+MARGIN_COLUMN = {"margin": Column("How much better the chosen side is, such as a score gap.")}
+MarginScale = Annotated[float, Hyper("Scale of the margin column, in nats per unit.")]
 
 
-@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, evidence="memory")
+@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, verification="unverified")
 def margin(p: Pairs, *, beta: Beta, margin_scale: MarginScale = 1.0) -> torch.Tensor:
-    """DPO with a margin from a column: the better the chosen side is said to be, the further it is pushed.
+    """DPO with a target margin from a dataset column: the better the chosen side, the larger the margin.
 
         -log sigmoid(beta * margin - scale * margin column)
 
@@ -47,12 +53,14 @@ def margin(p: Pairs, *, beta: Beta, margin_scale: MarginScale = 1.0) -> torch.Te
 
 
 OdpoAlpha = Annotated[float, Hyper("Weight of the offset.", ge=0)]
-OdpoTransform = Annotated[Literal["log", "identity"], Hyper("What is done to the score gap to make it an offset.")]
+OdpoTransform = Annotated[Literal["log", "identity"], Hyper("Transform from the score gap to the offset.")]
 
 
-@register_loss(paper="2402.10571", needs=Need.REFERENCE, columns=SCORE_COLUMNS, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="2402.10571", needs=Need.REFERENCE, columns=SCORE_COLUMNS, f_divergence=True, verification="authors"
+)
 def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: OdpoTransform = "log") -> torch.Tensor:
-    """DPO with an offset: the margin has to exceed a function of how much better the chosen side scores.
+    """ODPO: DPO with an offset, so that the margin must exceed a function of the score gap.
 
         -log sigmoid(beta * margin - alpha * f(score gap)),  f = log or identity
 
@@ -61,7 +69,8 @@ def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: O
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.10571.
+    References:
+        arXiv 2402.10571.
 
     Note:
         With `log`, a gap below 1e-6 counts as 1e-6, where the authors' code gives -inf or NaN; such pairs are hardly
@@ -75,16 +84,16 @@ def odpo(p: Pairs, *, beta: Beta, odpo_alpha: OdpoAlpha = 1.0, odpo_transform: O
         tensor([0.9698])
     """
     gap = score_gap(p)
-    offset = torch.log(gap.clamp(min=_MIN_GAP)) if odpo_transform == "log" else gap
+    offset = torch.log(clamp_min(gap, _MIN_GAP)) if odpo_transform == "log" else gap
     return -F.logsigmoid(beta * p.margin - odpo_alpha * offset)
 
 
-RdpoAlpha = Annotated[float, Hyper("Nats of reward that one extra token costs.", ge=0)]
+RdpoAlpha = Annotated[float, Hyper("Length penalty, in nats of reward per extra token.", ge=0)]
 
 
-@register_loss(paper="2403.19159", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, evidence="framework")
+@register_loss(paper="2403.19159", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, verification="framework")
 def rdpo(p: Pairs, *, beta: Beta, rdpo_alpha: RdpoAlpha = 0.01) -> torch.Tensor:
-    """R-DPO: DPO with a price per token, so that a longer chosen answer is pushed less and a shorter one more.
+    """R-DPO: DPO with a length penalty, so that a longer chosen answer is trained less and a shorter one more.
 
         -log sigmoid(beta * margin + alpha * (length_chosen - length_rejected))
 
@@ -93,7 +102,8 @@ def rdpo(p: Pairs, *, beta: Beta, rdpo_alpha: RdpoAlpha = 0.01) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2403.19159, equation 9.
+    References:
+        arXiv 2403.19159, equation 9.
 
     Note:
         The sign follows the paper: a longer chosen side *lowers* the loss, which leaves less to learn. Two public

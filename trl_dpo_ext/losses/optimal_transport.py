@@ -1,4 +1,8 @@
-"""Optimal-transport losses: the batch's distribution of rewards is compared, not pair with pair."""
+"""Optimal-transport losses, which compare the distributions of rewards in a batch instead of pairs.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_running_statistics.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,25 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper, LabelSmoothing
+from ..core.numerics import sort
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
-AotGlobal = Annotated[bool, Hyper("Whether to sort the pairs of all processes together.")]
+AotGlobal = Annotated[bool, Hyper("Sort the pairs of all processes together instead of each process's own.")]
 
 
 @register_loss(
     paper="2406.05882",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
-    aligned=False,
+    independent_pairs=False,
+    order_preserving=False,
     prefix="aot",
-    evidence="framework",
+    verification="framework",
     from_trl=True,
-    differences=True,
+    shift_invariant=True,
 )
 def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False) -> torch.Tensor:
-    """AOT, paired: the sorted policy margins should dominate the sorted reference margins.
+    """AOT, paired: makes the sorted policy margins dominate the sorted reference margins.
 
         d_(k) = sort(logps_chosen - logps_rejected)_k - sort(ref_logps_chosen - ref_logps_rejected)_k
         -(1 - e) * log sigmoid(beta * d_(k)) - e * log sigmoid(-beta * d_(k))
@@ -33,11 +38,12 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
     Returns:
         One value per rank k of the sorted batch, shape (pairs,); value k does not belong to pair k.
 
-    Reference: arXiv 2406.05882, section 4.
+    References:
+        arXiv 2406.05882, section 4.
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
-        With one pair in it, this is DPO.
+        With one pair in it, this is DPO. Pairs of equal margins are ranked in the order of the batch.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -54,17 +60,17 @@ def aot(p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: Ao
 @register_loss(
     paper="2406.05882",
     needs=Need.REFERENCE | Need.BATCH,
-    per_pair=False,
-    aligned=False,
+    independent_pairs=False,
+    order_preserving=False,
     prefix="aot",
-    evidence="framework",
+    verification="framework",
     from_trl=True,
-    differences=True,
+    shift_invariant=True,
 )
 def aot_unpaired(
     p: Pairs, *, beta: Beta, label_smoothing: LabelSmoothing, aot_global: AotGlobal = False
 ) -> torch.Tensor:
-    """AOT, unpaired: the sorted chosen log-ratios should dominate the sorted rejected ones.
+    """AOT, unpaired: makes the sorted chosen log-ratios dominate the sorted rejected ones.
 
         d_(k) = sort(logratio_chosen)_k - sort(logratio_rejected)_k
         -(1 - e) * log sigmoid(beta * d_(k)) - e * log sigmoid(-beta * d_(k))
@@ -74,11 +80,12 @@ def aot_unpaired(
     Returns:
         One value per rank k of the sorted batch, shape (pairs,); value k does not belong to pair k.
 
-    Reference: arXiv 2406.05882, section 4.
+    References:
+        arXiv 2406.05882, section 4.
 
     Note:
         As in TRL, the batch is the micro-batch of one process, unless `aot_global` makes it that of all processes.
-        TRL called this `aot_pair` once.
+        TRL called this `aot_pair` once. Equal log-ratios are ranked in the order of the batch.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -98,12 +105,11 @@ def aot_unpaired(
 
 def _sorted_difference(p: Pairs, ours: torch.Tensor, theirs: torch.Tensor, everywhere: bool) -> torch.Tensor:
     """Sorted minus sorted, (pairs,), at the ranks that `ours` take; over all processes `theirs` carry no gradient."""
-    ours = ours.sort().values
+    ours = sort(ours)
     if not everywhere:
-        return ours - theirs.sort().values
-    start = p.rank * ours.numel()
-    places = p.gather(ours).argsort(stable=True).argsort()[start : start + ours.numel()]
-    return ours - p.gather(theirs).sort().values[places]
+        return ours - sort(theirs)
+    places = p.gather(ours).argsort(stable=True).argsort()[p.own]
+    return ours - sort(p.gather(theirs))[places]
 
 
 def _smoothed(x: torch.Tensor, label_smoothing: float) -> torch.Tensor:

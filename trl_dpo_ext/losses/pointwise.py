@@ -1,4 +1,8 @@
-"""Losses of each side's own reward, anchored at the reference: the absolute reward matters, not only the margin."""
+"""Pointwise losses, which score each side by its own reward relative to the reference.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_running_statistics.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta
+from ..core.numerics import relu
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
 
-@register_loss(paper="2402.05369", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2402.05369", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """NCA: noise-contrastive alignment of both sides, which keeps the chosen likelihood from falling.
 
@@ -19,7 +24,8 @@ def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2402.05369, the two-response case.
+    References:
+        arXiv 2402.05369, the two-response case.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -31,16 +37,17 @@ def nca_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
-@register_loss(paper="2404.04656", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2404.04656", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """BCO without its reward shift: a binary classifier of chosen against rejected, with the reference as threshold.
+    """BCO without its reward shift: classifies chosen against rejected, with the reference as the threshold.
 
         -log sigmoid(beta * logratio_chosen) - log sigmoid(-beta * logratio_rejected)
 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.04656.
+    References:
+        arXiv 2404.04656.
 
     Note:
         The paper subtracts a running mean of the rewards, which TRL dropped; that form is `bco_pair_delta`.
@@ -57,13 +64,13 @@ def bco_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
 @register_loss(
     paper="2404.04656",
     needs=Need.REFERENCE | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     name="bco_pair_delta",
-    evidence="framework",
-    differences=True,
+    verification="framework",
+    shift_invariant=True,
 )
 class BcoPairDelta:
-    """BCO with its reward shift: a binary classifier of chosen against rejected around the mean reward so far.
+    """BCO with its reward shift: classifies chosen against rejected, with the running mean reward as the threshold.
 
         -log sigmoid(r_chosen - delta) - log sigmoid(-(r_rejected - delta)),  r = beta * logratio
 
@@ -73,7 +80,8 @@ class BcoPairDelta:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2404.04656; the running mean as in TRL before 0.29.
+    References:
+        arXiv 2404.04656; the running mean as in TRL before 0.29.
 
     Note:
         Every pair weighs the same in the mean, where TRL weighed every batch the same. Before the first training batch
@@ -112,7 +120,7 @@ class BcoPairDelta:
         self._delta, self._pairs = float(state["delta"]), int(state["pairs"])
 
 
-@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """APO-zero: raises the chosen side and lowers the rejected one, each towards saturation.
 
@@ -123,7 +131,8 @@ def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 2), shape (pairs,).
 
-    Reference: arXiv 2408.06266, equation 7.
+    References:
+        arXiv 2408.06266, equation 7.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -134,7 +143,7 @@ def apo_zero(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return 1 - torch.sigmoid(beta * p.chosen.logratio) + torch.sigmoid(beta * p.rejected.logratio)
 
 
-@register_loss(paper="2408.06266", needs=Need.REFERENCE, evidence="framework", from_trl=True)
+@register_loss(paper="2408.06266", needs=Need.REFERENCE, verification="framework", from_trl=True)
 def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """APO-down: lowers both sides, the rejected one more.
 
@@ -145,7 +154,8 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair in (0, 2), shape (pairs,).
 
-    Reference: arXiv 2408.06266, equation 8.
+    References:
+        arXiv 2408.06266, equation 8.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -155,3 +165,36 @@ def apo_down(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """
     chosen, rejected = p.chosen.logratio, p.rejected.logratio
     return torch.sigmoid(beta * chosen) + (1 - torch.sigmoid(beta * (chosen - rejected)))
+
+
+@register_loss(paper="2402.01306", needs=Need.REFERENCE | Need.BATCH, independent_pairs=False, verification="framework")
+def kto_pair(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """KTO on pairs: moves each side away from the batch's average log-ratio of the other side.
+
+        1 - 1/2 sigmoid(beta * (logratio_chosen - z_rejected)) - 1/2 sigmoid(beta * (z_chosen - logratio_rejected))
+
+        z_side = max(0, mean of logratio_side over the batch), without gradient
+
+    For old recipes. The authors of KTO advise against this form: with unpaired data, use TRL's KTO trainer.
+
+    Returns:
+        One value per pair in (0, 1), shape (pairs,).
+
+    References:
+        arXiv 2402.01306; the pair form is TRL's before 0.29.
+
+    Note:
+        z is over all processes and detached, as in the paper; TRL's was of one process and carried a gradient. With
+        z = 0 this is half of `apo_zero`.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          ref_chosen=[-13.0, -19.5], ref_rejected=[-14.0, -19.0])
+        >>> get_loss("kto_pair")(pairs, beta=0.1)
+        tensor([0.4719, 0.5156])
+    """
+    chosen, rejected = p.chosen.logratio, p.rejected.logratio
+    z_chosen, z_rejected = (relu(p.gather(side).mean()) for side in (chosen, rejected))
+    # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where x is large.
+    return 0.5 * (torch.sigmoid(beta * (z_rejected - chosen)) + torch.sigmoid(beta * (rejected - z_chosen)))

@@ -1,4 +1,8 @@
-"""Losses without a reference: the policy's mean log-prob per token is the reward, and no second model is held."""
+"""Losses without a reference model, with the policy's mean log-prob per token as the reward.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py, test_rewards.py, test_special_cases.py and test_ties.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Hyper
+from ..core.numerics import MAX_EXPONENT, clamp_max, relu
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
-from .numerics import MAX_EXPONENT, avg_logps_reward
+from .likelihood import avg_logps_reward
 
 
 def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor:
@@ -18,13 +23,13 @@ def _simpo_reward(side: Side, *, simpo_beta: float, **_: object) -> torch.Tensor
 
 
 SimpoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-SimpoGamma = Annotated[float | None, Hyper("Reward by which the chosen side has to win; 0.5 when not given.")]
-SimpoRatio = Annotated[float | None, Hyper("The same as a share of simpo_beta.", excludes="simpo_gamma")]
-SimpoSmoothing = Annotated[float, Hyper("The probability that a preference label is flipped.", ge=0, lt=0.5)]
-SimpoLink = Annotated[Literal["sigmoid", "hinge"], Hyper("The curve that the margin goes through.")]
+SimpoGamma = Annotated[float | None, Hyper("Target reward margin; 0.5 if unset.")]
+SimpoRatio = Annotated[float | None, Hyper("Target reward margin as a fraction of simpo_beta.", excludes="simpo_gamma")]
+SimpoSmoothing = Annotated[float, Hyper("Probability that a preference label is flipped.", ge=0, lt=0.5)]
+SimpoLink = Annotated[Literal["sigmoid", "hinge"], Hyper("Link function applied to the margin.")]
 
 
-@register_loss(paper="2405.14734", needs=Need.LENGTHS, reward=_simpo_reward, evidence="authors")
+@register_loss(paper="2405.14734", needs=Need.LENGTHS, reward=_simpo_reward, verification="authors")
 def simpo(
     p: Pairs,
     *,
@@ -34,7 +39,7 @@ def simpo(
     simpo_label_smoothing: SimpoSmoothing = 0.0,
     simpo_link: SimpoLink = "sigmoid",
 ) -> torch.Tensor:
-    """SimPO: prefers the chosen side by its mean log-prob per token, and by a distance.
+    """SimPO: prefers the chosen side by its mean log-prob per token, with a target margin.
 
         x = beta * (logps_chosen / length_chosen - logps_rejected / length_rejected) - gamma
         -log sigmoid(x)  or, with the hinge link,  max(0, 1 - x)
@@ -45,7 +50,8 @@ def simpo(
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2405.14734.
+    References:
+        arXiv 2405.14734.
 
     Note:
         The authors' code takes gamma / beta, which is `simpo_gamma_beta_ratio` here; gamma = 0.5 is their default ratio
@@ -62,18 +68,16 @@ def simpo(
     if simpo_gamma_beta_ratio is not None:
         gamma = simpo_gamma_beta_ratio * simpo_beta
     x = simpo_beta * (p.chosen.avg_logps - p.rejected.avg_logps) - gamma
-    right, flipped = (
-        (torch.relu(1 - x), torch.relu(1 + x)) if simpo_link == "hinge" else (-F.logsigmoid(x), -F.logsigmoid(-x))
-    )
+    right, flipped = (relu(1 - x), relu(1 + x)) if simpo_link == "hinge" else (-F.logsigmoid(x), -F.logsigmoid(-x))
     return (1 - simpo_label_smoothing) * right + simpo_label_smoothing * flipped
 
 
-RepoGamma = Annotated[float, Hyper("Nats per token by which the chosen side has to be the likelier one.")]
+RepoGamma = Annotated[float, Hyper("Target margin, in nats per token.")]
 
 
-@register_loss(paper="2503.07426", needs=Need.LENGTHS, reward=avg_logps_reward, evidence="read")
+@register_loss(paper="2503.07426", needs=Need.LENGTHS, reward=avg_logps_reward, verification="paper")
 def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
-    """RePO: pushes a pair until its margin per token reaches a threshold, then leaves it alone.
+    """RePO: increases a pair's per-token margin until it reaches a threshold.
 
         max(0, gamma - (logps_chosen / length_chosen - logps_rejected / length_rejected))
 
@@ -83,7 +87,8 @@ def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2503.07426.
+    References:
+        arXiv 2503.07426.
 
     Note:
         Checked by reading the authors' code. Their beta only scales the rewards that are logged.
@@ -94,14 +99,14 @@ def repo(p: Pairs, *, repo_gamma: RepoGamma = 0.6) -> torch.Tensor:
         >>> get_loss("repo")(pairs, repo_gamma=0.6)
         tensor([0.7250])
     """
-    return torch.relu(repo_gamma - (p.chosen.avg_logps - p.rejected.avg_logps))
+    return relu(repo_gamma - (p.chosen.avg_logps - p.rejected.avg_logps))
 
 
 def _inverse_perplexity(side: Side, **_: object) -> torch.Tensor:
     return torch.exp(side.avg_logps)
 
 
-@register_loss(paper="2502.00883", needs=Need.LENGTHS, reward=_inverse_perplexity, evidence="authors")
+@register_loss(paper="2502.00883", needs=Need.LENGTHS, reward=_inverse_perplexity, verification="authors")
 def simper(p: Pairs) -> torch.Tensor:
     """SimPER: raises the inverse perplexity of the chosen side and lowers that of the rejected one.
 
@@ -113,7 +118,8 @@ def simper(p: Pairs) -> torch.Tensor:
     Returns:
         One value per pair in (-1, 1), negative when the chosen side is the likelier one, shape (pairs,).
 
-    Reference: arXiv 2502.00883.
+    References:
+        arXiv 2502.00883.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -127,16 +133,16 @@ def simper(p: Pairs) -> torch.Tensor:
 def _alphapo_reward(side: Side, *, alphapo_beta: float, alphapo_alpha: float, **_: object) -> torch.Tensor:
     if alphapo_alpha == 0:
         return alphapo_beta * side.avg_logps
-    exponent = (-alphapo_alpha * side.avg_logps).clamp(max=MAX_EXPONENT)
+    exponent = clamp_max(-alphapo_alpha * side.avg_logps, MAX_EXPONENT)
     return alphapo_beta * -torch.expm1(exponent) / alphapo_alpha
 
 
 AlphapoBeta = Annotated[float, Hyper("Scale of the reward; far larger than DPO's beta.", gt=0)]
-AlphapoAlpha = Annotated[float, Hyper("Shape of the reward: 0 is SimPO's logarithm, -1 the probability itself.")]
-AlphapoGamma = Annotated[float, Hyper("Reward by which the chosen side has to win.")]
+AlphapoAlpha = Annotated[float, Hyper("Shape of the reward: 0 is SimPO's logarithm, -1 the probability.")]
+AlphapoGamma = Annotated[float, Hyper("Target reward margin.")]
 
 
-@register_loss(paper="2501.03884", needs=Need.LENGTHS, reward=_alphapo_reward, evidence="framework")
+@register_loss(paper="2501.03884", needs=Need.LENGTHS, reward=_alphapo_reward, verification="framework")
 def alphapo(
     p: Pairs,
     *,
@@ -144,16 +150,17 @@ def alphapo(
     alphapo_alpha: AlphapoAlpha = 0.25,
     alphapo_gamma: AlphapoGamma = 0.1,
 ) -> torch.Tensor:
-    """AlphaPO: SimPO with a reward whose shape can be bent, which controls how far both likelihoods fall.
+    """AlphaPO: SimPO with an adjustable reward shape, which controls how far both likelihoods fall.
 
         -log sigmoid(beta * (r_chosen - r_rejected) - gamma),  r = (1 - P^-alpha) / alpha,  log P = logps / length
 
-    Alpha above 0 weighs unlikely answers more, below 0 less; towards 0 it is SimPO. Tune alpha per model.
+    Alpha above 0 up-weights unlikely answers, below 0 down-weights them; towards 0 it is SimPO. Tune alpha per model.
 
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2501.03884.
+    References:
+        arXiv 2501.03884.
 
     Note:
         The defaults are those of TRL's documentation. The exponent is clamped at 80, where TRL's form overflows.

@@ -1,4 +1,8 @@
-"""Squared losses: the margin, or each side's log-ratio, is pulled to a finite target."""
+"""Squared losses, which regress the margin or each side's log-ratio to a finite target.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,19 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS
+from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from .soft_labels import RpoEta, score_gap
 
 
-def squared(gap: torch.Tensor) -> torch.Tensor:
-    """The square of a difference of scores, shape (pairs,); flat, and so without gradient, where it would overflow.
-
-    Scores of an exponential divergence reach exp(80), whose square leaves float32.
-    """
-    largest = 0.5 * torch.finfo(gap.dtype).max ** 0.5
-    return gap.clamp(-largest, largest) ** 2
-
-
 @register_loss(
-    paper="2310.12036", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, evidence="framework", from_trl=True
+    paper="2310.12036", needs=Need.REFERENCE | Need.LENGTHS, f_divergence=True, verification="framework", from_trl=True
 )
 def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """IPO, length-averaged: pulls the per-token margin to a finite target, so that sure labels do not overfit.
+    """IPO, length-averaged: regresses the per-token margin to a finite target, which limits overfitting.
 
         (score_chosen / length_chosen - score_rejected / length_rejected - 1 / (2 beta))^2
 
@@ -35,7 +32,8 @@ def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2310.12036, equation 17.
+    References:
+        arXiv 2310.12036, equation 17.
 
     Note:
         The paper sums log-probs (that is `ipo_sum`); its authors confirmed that their results used the averaged form.
@@ -50,9 +48,9 @@ def ipo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return squared(p.chosen.avg_score - p.rejected.avg_score - 1 / (2 * beta))
 
 
-@register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, evidence="authors")
+@register_loss(paper="2310.12036", needs=Need.REFERENCE, f_divergence=True, verification="authors")
 def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """IPO on summed log-probs: pulls the margin of the whole answers to a finite target.
+    """IPO on summed log-probs: regresses the margin to a finite target.
 
         (margin - 1 / (2 beta))^2
 
@@ -62,7 +60,8 @@ def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2310.12036.
+    References:
+        arXiv 2310.12036.
 
     Note:
         The value and the gradient grow with 1 / beta; keep gradient clipping on when beta is small.
@@ -83,7 +82,7 @@ def ipo_sum(p: Pairs, *, beta: Beta) -> torch.Tensor:
     f_divergence=True,
     prefix="rpo",
     aliases=("rebel",),
-    evidence="framework",
+    verification="framework",
 )
 def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, squared: regresses the policy's margin to the gap of two scores.
@@ -96,7 +95,8 @@ def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: Nemotron-4, arXiv 2406.11704; arXiv 2502.00203. REBEL and reward distillation regress the same quantity.
+    References:
+        Nemotron-4, arXiv 2406.11704; arXiv 2502.00203. REBEL and reward distillation regress the same quantity.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -108,7 +108,7 @@ def rpo_sq(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     return squared(beta * p.margin - rpo_eta * score_gap(p))
 
 
-@register_loss(paper="2405.00675", needs=Need.REFERENCE, evidence="authors", from_trl=True)
+@register_loss(paper="2405.00675", needs=Need.REFERENCE, verification="authors", from_trl=True)
 def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
     """SPPO with hard labels: regresses each side's log-ratio to its own target, up for chosen and down for rejected.
 
@@ -119,7 +119,8 @@ def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2405.00675, equation 4.7 with P = 1.
+    References:
+        arXiv 2405.00675, equation 4.7 with P = 1.
 
     Note:
         Twice the authors' value, which has a factor 1/2 in front; TRL's form is kept.
@@ -133,12 +134,12 @@ def sppo_hard(p: Pairs, *, beta: Beta) -> torch.Tensor:
     return (p.chosen.logratio - 0.5 / beta) ** 2 + (p.rejected.logratio + 0.5 / beta) ** 2
 
 
-SppoBeta = Annotated[float, Hyper("SPPO's strength: a sure pair is regressed to the log-ratio 1 / (2 beta).", gt=0)]
+SppoBeta = Annotated[float, Hyper("SPPO's beta: a certain pair is regressed to the log-ratio 1 / (2 beta).", gt=0)]
 
 
-@register_loss(paper="2405.00675", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, evidence="authors")
+@register_loss(paper="2405.00675", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, verification="authors")
 def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
-    """SPPO with soft labels: regresses each side's log-ratio to how much better than a coin flip it is.
+    """SPPO with soft labels: regresses each side's log-ratio to its win probability minus 1/2, scaled.
 
         1/2 (logratio_chosen - t)^2 + 1/2 (logratio_rejected + t)^2,  t = (p_chosen - 1/2) / beta
 
@@ -148,7 +149,8 @@ def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2405.00675.
+    References:
+        arXiv 2405.00675.
 
     Note:
         One column serves both sides: the rejected side wins with 1 - p_chosen, while the authors read a column of
@@ -165,12 +167,12 @@ def sppo(p: Pairs, *, sppo_beta: SppoBeta = 1e-3) -> torch.Tensor:
     return 0.5 * ((p.chosen.logratio - target) ** 2 + (p.rejected.logratio + target) ** 2)
 
 
-CalDpoBeta = Annotated[float, Hyper("Cal-DPO's strength: each side is calibrated to the log-ratio 1 / (2 beta).", gt=0)]
+CalDpoBeta = Annotated[float, Hyper("Cal-DPO's beta: each side is calibrated to the log-ratio 1 / (2 beta).", gt=0)]
 
 
-@register_loss(paper="2412.14516", needs=Need.REFERENCE, evidence="authors")
+@register_loss(paper="2412.14516", needs=Need.REFERENCE, verification="authors")
 def cal_dpo(p: Pairs, *, cal_dpo_beta: CalDpoBeta = 0.002) -> torch.Tensor:
-    """Cal-DPO: DPO plus a calibration that pulls each side's log-ratio to a fixed target, up and down.
+    """Cal-DPO: DPO plus a calibration term that pulls each side's log-ratio to a fixed target.
 
         -log sigmoid(D) + 1/2 (logratio_chosen - t)^2 + 1/2 (logratio_rejected + t)^2,  t = 1 / (2 beta)
 
@@ -180,7 +182,8 @@ def cal_dpo(p: Pairs, *, cal_dpo_beta: CalDpoBeta = 0.002) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2412.14516.
+    References:
+        arXiv 2412.14516.
 
     Note:
         The factor 1/2 is the authors' code's. This is `sigmoid` at beta 1 plus half of `sppo_hard` at this beta.

@@ -1,4 +1,8 @@
-"""Losses that compare a pair with a running picture of training so far: how large gaps are, and how spread out."""
+"""Losses that compare each pair with the running mean and standard deviation of earlier batches.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_adaptive.py, test_running_statistics.py and test_special_cases.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
 
@@ -44,7 +49,7 @@ class _RunningMoments:
         if self.batches == 0:
             return torch.zeros_like(values)
         std = torch.zeros_like(values) + self._std / (1 - _MOMENTUM**self.batches)
-        return self.centered(values) / std.clamp(min=_MIN_STD)
+        return self.centered(values) / clamp_min(std, _MIN_STD)
 
     def state_dict(self) -> dict[str, float | int]:
         return {"mean": float(self._mean), "std": float(self._std), "batches": self.batches}
@@ -55,22 +60,22 @@ class _RunningMoments:
 
 
 AlphaDpoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
-AlphaDpoRatio = Annotated[float, Hyper("Mean target margin as a share of alpha_dpo_beta.")]
+AlphaDpoRatio = Annotated[float, Hyper("Mean target margin as a fraction of alpha_dpo_beta.")]
 AlphaDpoAlpha = Annotated[
-    float, Hyper("How far a pair's target margin follows its gap to the reference; 0 is SimPO.", ge=0)
+    float, Hyper("How strongly a pair's target margin follows its gap to the reference; 0 is SimPO.", ge=0)
 ]
 
 
 @register_loss(
     paper="2410.10148",
     needs=Need.REFERENCE | Need.LENGTHS | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     name="alpha_dpo",
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 class AlphaDpo:
-    """α-DPO: SimPO with a target margin per pair, larger where the policy has already moved away from the reference.
+    """α-DPO: SimPO with a per-pair target margin, larger where the policy has already moved away from the reference.
 
         -log sigmoid(beta * (avg_logps_chosen - avg_logps_rejected - ratio - alpha * z))
 
@@ -82,7 +87,8 @@ class AlphaDpo:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.10148.
+    References:
+        arXiv 2410.10148.
 
     Note:
         As in the authors' code, beta scales alpha * z too; in the paper as remembered it does not. Two deviations: the
@@ -130,26 +136,26 @@ class AlphaDpo:
 
 
 def _avg_logratio(side: Side) -> torch.Tensor:
-    return side.logratio / side.lengths.clamp(min=1)
+    return side.logratio / clamp_min(side.lengths, 1)
 
 
 # The authors' floor: a beta at or below zero would turn the preference around.
 _MIN_BETA = 1e-3
 
-BetaDpoAlpha = Annotated[float, Hyper("How far beta follows the batch's mean gap; 0 keeps it fixed.", ge=0)]
-BetaDpoRho = Annotated[float, Hyper("Share of the batch that is left out as outliers.", ge=0, lt=1)]
+BetaDpoAlpha = Annotated[float, Hyper("How strongly beta follows the batch's mean margin; 0 keeps it fixed.", ge=0)]
+BetaDpoRho = Annotated[float, Hyper("Fraction of the batch left out as outliers.", ge=0, lt=1)]
 
 
 @register_loss(
     paper="2407.08639",
     needs=Need.REFERENCE | Need.BATCH | Need.STATE,
-    per_pair=False,
+    independent_pairs=False,
     f_divergence=True,
     name="beta_dpo",
-    evidence="authors",
+    verification="authors",
 )
 class BetaDpo:
-    """β-DPO: DPO with a beta per batch, larger where the pairs are clearer than usual, and without the outliers.
+    """β-DPO: DPO with a per-batch beta, larger where pairs are clearer than usual, that leaves out outliers.
 
         -log sigmoid(beta_used * margin) over the pairs kept,  beta_used = beta * (1 + alpha * (mean of kept - mean))
 
@@ -161,7 +167,8 @@ class BetaDpo:
         One value per pair, 0 for those left out, scaled up so that the mean over pairs and then over processes is the
         mean over the pairs kept; shape (pairs,).
 
-    Reference: arXiv 2407.08639.
+    References:
+        arXiv 2407.08639.
 
     Note:
         Alpha and rho are the README's; the authors' configuration file has alpha 0. Deviations from their code: the
@@ -195,9 +202,8 @@ class BetaDpo:
         kept = self._draw(everyone, beta_dpo_rho if p.training else 0.0)
         weights = kept / kept.mean()
         shift = (weights * self._moments.centered(everyone)).mean()
-        beta_used = (beta * (1 + beta_dpo_alpha * shift)).clamp(min=_MIN_BETA)
-        own = slice(p.rank * margins.numel(), (p.rank + 1) * margins.numel())
-        return -weights[own] * F.logsigmoid(beta_used * margins)
+        beta_used = clamp_min(beta * (1 + beta_dpo_alpha * shift), _MIN_BETA)
+        return -weights[p.own] * F.logsigmoid(beta_used * margins)
 
     def _draw(self, everyone: torch.Tensor, rho: float) -> torch.Tensor:
         """1 for the pairs that are kept and 0 for the others, the same on every process."""

@@ -1,4 +1,8 @@
-"""Soft labels: how much better the chosen side is, as a probability or as two scores, enters the loss."""
+"""Losses with soft labels: a preference probability, or one computed from two scores.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_identities.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,13 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..core.hyperparameters import P_CHOSEN_COLUMN, SCORE_COLUMNS, Beta, Hyper
+from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS
+from ..core.hyperparameters import Beta, Hyper
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
-SoftDpoEta = Annotated[float, Hyper("Turns the score gap into the log-odds that the label is right.", gt=0)]
-RpoEta = Annotated[float, Hyper("Scale of the score gap: what one point of score is worth in nats.", gt=0)]
+SoftDpoEta = Annotated[float, Hyper("Scale from the score gap to the log-odds that the label is correct.", gt=0)]
+RpoEta = Annotated[float, Hyper("Scale of the score gap, in nats per point.", gt=0)]
 
 
 def score_gap(p: Pairs) -> torch.Tensor:
@@ -26,10 +31,10 @@ def score_gap(p: Pairs) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     aliases=("mmpo", "infonca"),
-    evidence="authors",
+    verification="authors",
 )
 def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.Tensor:
-    """Soft-label DPO: prefers the chosen side with the probability that the two scores give it.
+    """Soft-label DPO: uses the preference probability implied by two scores as the label.
 
         q * -log sigmoid(beta * margin) + (1 - q) * -log sigmoid(-beta * margin),  q = sigmoid(eta * score gap)
 
@@ -39,7 +44,8 @@ def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.T
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: MMPO, arXiv 2410.03145; InfoNCA with two responses, arXiv 2402.05369.
+    References:
+        MMPO, arXiv 2410.03145; InfoNCA with two responses, arXiv 2402.05369.
 
     Note:
         The same gradients as `rpo_bwd`, which subtracts the labels' entropy and so ends at zero. InfoNCA's temperature
@@ -55,9 +61,11 @@ def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.T
     return _cross_entropy(torch.sigmoid(soft_dpo_eta * score_gap(p)), beta * p.margin)
 
 
-@register_loss(paper="2410.03145", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, f_divergence=True, evidence="authors")
+@register_loss(
+    paper="2410.03145", needs=Need.REFERENCE, columns=P_CHOSEN_COLUMN, f_divergence=True, verification="authors"
+)
 def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """Soft-label DPO with given labels: prefers the chosen side with the probability in a column.
+    """Soft-label DPO with given labels: reads the preference probability from a dataset column.
 
         q * -log sigmoid(beta * margin) + (1 - q) * -log sigmoid(-beta * margin),  q = p_chosen
 
@@ -66,7 +74,8 @@ def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: MMPO, arXiv 2410.03145, which computes q from scores; that form is `soft_dpo`.
+    References:
+        MMPO, arXiv 2410.03145, which computes q from scores; that form is `soft_dpo`.
 
     Note:
         With the constant column 1 - e this is `cdpo`.
@@ -87,7 +96,7 @@ def soft_dpo_p(p: Pairs, *, beta: Beta) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     prefix="rpo",
-    evidence="framework",
+    verification="framework",
 )
 def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, backward KL: the policy's preference covers that of the scores.
@@ -100,7 +109,8 @@ def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     Returns:
         One value per pair, 0 at the target margin eta * score gap / beta, shape (pairs,).
 
-    Reference: Nemotron-4, arXiv 2406.11704; arXiv 2502.00203.
+    References:
+        Nemotron-4, arXiv 2406.11704; arXiv 2502.00203.
 
     Note:
         Backward and forward are NeMo-Aligner's words: backward has the scores' distribution first.
@@ -121,7 +131,7 @@ def rpo_bwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     columns=SCORE_COLUMNS,
     f_divergence=True,
     prefix="rpo",
-    evidence="framework",
+    verification="framework",
 )
 def rpo_fwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     """Reward-aware preference optimization, forward KL: the policy's preference seeks the mode of that of the scores.
@@ -134,7 +144,8 @@ def rpo_fwd(p: Pairs, *, beta: Beta, rpo_eta: RpoEta = 1.0) -> torch.Tensor:
     Returns:
         One value per pair, 0 at the target margin eta * score gap / beta, shape (pairs,).
 
-    Reference: Nemotron-4, arXiv 2406.11704; arXiv 2502.00203.
+    References:
+        Nemotron-4, arXiv 2406.11704; arXiv 2502.00203.
 
     Note:
         Backward and forward are NeMo-Aligner's words: forward has the policy's distribution first. With a constant

@@ -1,44 +1,33 @@
-"""The declared loss variants as tables: for the terminal, for programs, and for the README."""
+"""Tables of the declared loss variants: for the terminal, as JSON, and for the README."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
-from ..core.pairs import Need
+from ..core.pairs import NEEDS
 from ..core.registry import LossVariant, get_loss, list_losses
+from ..core.verification import GRADES, REPRODUCES_CODE, Verification
 
-EVIDENCE = {
-    "authors": "equal to the authors' code",
-    "framework": "equal to a framework's code",
-    "read": "read in code or paper, not executed",
-    "secondary": "from secondary sources, not verified",
-    "memory": "unverified",
-}
-_NEED_WORDS = {
-    Need.REFERENCE: "reference",
-    Need.LENGTHS: "lengths",
-    Need.TOKENS: "tokens",
-    Need.TOKEN_REFERENCE: "reference per token",
-    Need.BATCH: "batch",
-    Need.STATE: "state",
-    Need.REF_ENTROPY: "reference entropy",
-    Need.TOKEN_KL: "KL per token",
-}
+_MARKS: dict[Verification, str] = {"paper": " ¹", "third_party": " ²", "unverified": " ³"}
 
 
 def record(variant: LossVariant) -> dict[str, Any]:
-    """What is declared of a variant, as plain data."""
+    """Return the declaration of a variant as plain data."""
     return {
         "name": variant.name,
         "aliases": list(variant.aliases),
         "summary": variant.summary,
         "paper": variant.paper,
-        "needs": [word for need, word in _NEED_WORDS.items() if need in variant.needs],
+        "needs": _need_labels(variant),
         "columns": {name: meaning.help for name, meaning in variant.columns.items()},
         "hyperparameters": {p.name: _hyper_record(p) for p in variant.hyperparameters},
         "f_divergence": variant.f_divergence,
-        "evidence": variant.evidence,
+        "shift_invariant": variant.shift_invariant,
+        "independent_pairs": variant.independent_pairs,
+        "order_preserving": variant.order_preserving,
+        "verification": variant.verification,
         "from_trl": variant.from_trl,
     }
 
@@ -49,31 +38,50 @@ def _hyper_record(parameter: Any) -> dict[str, Any]:
 
 
 def as_json() -> str:
-    """Every variant as JSON."""
+    """Return every variant as JSON."""
     return json.dumps([record(variant) for variant in list_losses()], indent=2)
 
 
 def as_text() -> str:
-    """Every variant as a table with aligned columns."""
-    rows = [("name", "paper", "needs", "hyperparameters (defaults)")]
-    rows += [(v.name, _paper_id(v), _needs(v), _hypers(v)) for v in list_losses()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    """Return every variant as a table with aligned columns."""
+    rows = [("name", "verification", "paper", "needs", "hyperparameters (defaults)")]
+    rows += [(v.name, v.verification, _paper_id(v), _needs(v), _hypers(v)) for v in list_losses()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
     )
 
 
 def as_markdown() -> str:
-    """Every variant as a Markdown table."""
+    """Return every variant as a Markdown table."""
     lines = ["| `loss_type` | what it does | paper | needs | hyperparameters (defaults) |", "|---|---|---|---|---|"]
     for v in list_losses():
-        mark = {"secondary": " ²", "memory": " ²"}.get(v.evidence, " ¹" if v.evidence == "read" else "")
-        lines.append(f"| `{v.name}`{mark} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |")
+        name = f"`{v.name}`{_MARKS.get(v.verification, '')}"
+        lines.append(f"| {name} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |")
     return "\n".join(lines)
 
 
+def counts_as_markdown() -> str:
+    """Return how many variants were verified how, in two sentences."""
+    counts = Counter(variant.verification for variant in list_losses())
+    executed = sum(counts[grade] for grade in REPRODUCES_CODE)
+    weaker = [f"{counts[grade]} {words}" for grade, words in _WEAKER.items() if counts[grade]]
+    return (
+        f"Of {counts.total()} preference losses, **{executed} reproduce published code**: their values equal those of "
+        f"the authors' code ({counts['authors']}) or of a framework's ({counts['framework']}), executed.\n"
+        f"The [table](#loss-variants) marks the others: {', '.join(weaker)}."
+    )
+
+
+_WEAKER: dict[Verification, str] = {
+    "paper": "checked by reading the paper or its code",
+    "third_party": "from third-party sources",
+    "unverified": "unverified",
+}
+
+
 def describe(name: str) -> str:
-    """One variant in full: its docstring, then what is declared.
+    """Return one variant in full: its docstring, then its declaration.
 
     Raises:
         ValueError: no variant has that name.
@@ -84,16 +92,24 @@ def describe(name: str) -> str:
         "also called": ", ".join(v.aliases),
         "needs": _needs(v),
         "columns": "; ".join(f"{column}: {meaning.help}" for column, meaning in v.columns.items()),
-        "checked": EVIDENCE[v.evidence],
+        "pairs": "" if v.independent_pairs else _DEPENDENT_PAIRS,
+        "weights": "" if v.order_preserving else "cannot be weighted by pair: the loss sorts its batch",
+        "verification": f"{v.verification} ({GRADES[v.verification]})",
     }
     hypers = [f"  {p.name}: {p.summary}{' [shared with other losses]' if p.shared else ''}" for p in v.hyperparameters]
     lines = [f"{v.name}: {v.doc}", ""] + [f"{key}: {value}" for key, value in facts.items() if value]
     return "\n".join([*lines, "hyperparameters:" if hypers else "hyperparameters: none", *hypers])
 
 
+_DEPENDENT_PAIRS = "a pair's value depends on the other pairs of the batch; gradient accumulation does not enlarge it"
+
+
+def _need_labels(variant: LossVariant) -> list[str]:
+    return [info.label for need, info in NEEDS.items() if need in variant.needs]
+
+
 def _needs(variant: LossVariant) -> str:
-    words = [word for need, word in _NEED_WORDS.items() if need in variant.needs]
-    return ", ".join([*words, *(f"column {name}" for name in variant.columns)]) or "nothing"
+    return ", ".join([*_need_labels(variant), *(f"column {name}" for name in variant.columns)]) or "nothing"
 
 
 def _hypers(variant: LossVariant) -> str:

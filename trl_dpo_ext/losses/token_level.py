@@ -1,4 +1,8 @@
-"""Losses of single tokens: which of them count, how much, and what they say about the rejected side."""
+"""Token-level losses: weighted or sampled tokens, token-level KL divergence, and unlikelihood.
+
+Tests in tests/unit/losses: test_golden.py, test_gradients.py and test_properties.py for every variant,
+test_token_level.py for this family.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
+from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
+from ..core.numerics import clamp_min, log1mexp
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
-from .numerics import avg_logps_reward, log1mexp
+from .likelihood import avg_logps_reward
 
 
 def _token_logratios(side: Side) -> torch.Tensor:
@@ -21,15 +27,17 @@ def _token_logratios(side: Side) -> torch.Tensor:
 
 def _position(side: Side) -> torch.Tensor:
     """Place of every token in its completion, from 0 on, (pairs, tokens); 0 in front of the completion."""
-    return (side.mask.cumsum(dim=1) - 1).clamp(min=0)
+    return clamp_min(side.mask.cumsum(dim=1) - 1, 0)
 
 
-D2poGamma = Annotated[float, Hyper("What each token weighs as a share of the one before it; 1 is DPO.", gt=0, le=1)]
+D2poGamma = Annotated[float, Hyper("Discount factor per token; 1 is DPO.", gt=0, le=1)]
 
 
-@register_loss(paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, evidence="authors", differences=True)
+@register_loss(
+    paper="2502.14340", needs=Need.TOKENS | Need.TOKEN_REFERENCE, verification="authors", shift_invariant=True
+)
 def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
-    """D²PO: DPO in which early tokens count more than late ones.
+    """D²PO: DPO that weights early tokens more than late ones.
 
         -log sigmoid(beta * (sum_t gamma^t * lr_chosen_t - sum_t gamma^t * lr_rejected_t)),  t = 0, 1, 2, ...
 
@@ -39,7 +47,8 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2502.14340.
+    References:
+        arXiv 2502.14340.
 
     Note:
         The authors' code counts t from 1, which is the same loss with gamma * beta in beta's place; the first token
@@ -65,11 +74,11 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     paper="2406.10957",
     needs=Need.TOKENS | Need.TOKEN_REFERENCE | Need.STATE,
     name="sampo",
-    evidence="read",
-    differences=True,
+    verification="paper",
+    shift_invariant=True,
 )
 class SamPO:
-    """SamPO: DPO on equally many tokens of both sides, so that a side cannot win by its length.
+    """SamPO: DPO on an equal number of sampled tokens per side, which removes length bias.
 
         -log sigmoid(beta * (sum over kept tokens of lr_chosen_t - sum over kept tokens of lr_rejected_t))
 
@@ -79,7 +88,8 @@ class SamPO:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2406.10957.
+    References:
+        arXiv 2406.10957.
 
     Note:
         Policy and reference keep the same tokens; the authors' code draws for each of the two, which puts the noise
@@ -130,8 +140,8 @@ class SamPO:
 
 
 TOKEN_WEIGHT_COLUMNS = {
-    "chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
-    "rejected_token_weights": Hyper("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
+    "chosen_token_weights": Column("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
+    "rejected_token_weights": Column("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
 }
 
 
@@ -139,11 +149,11 @@ TOKEN_WEIGHT_COLUMNS = {
     paper="2410.04350",
     needs=Need.TOKENS | Need.TOKEN_REFERENCE,
     columns=TOKEN_WEIGHT_COLUMNS,
-    evidence="authors",
-    differences=True,
+    verification="authors",
+    shift_invariant=True,
 )
 def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
-    """TIS-DPO: DPO in which every token has a weight of its own, estimated beforehand.
+    """TIS-DPO: DPO with a precomputed weight for every token.
 
         -log sigmoid(beta * (sum_t w_chosen_t * lr_chosen_t - sum_t w_rejected_t * lr_rejected_t))
 
@@ -154,7 +164,8 @@ def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 2410.04350.
+    References:
+        arXiv 2410.04350.
 
     Note:
         Without the paper's KL term, which is optional in the authors' code too. Weights of 1 are DPO.
@@ -180,7 +191,7 @@ def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
 UnlikelihoodAlpha = Annotated[float, Hyper("Weight of the rejected side.", ge=0, le=1)]
 
 
-@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, evidence="memory")
+@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, verification="unverified")
 def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> torch.Tensor:
     """Unlikelihood: imitates the chosen tokens and makes each rejected token less likely.
 
@@ -192,7 +203,8 @@ def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> to
     Returns:
         One value per pair, shape (pairs,).
 
-    Reference: arXiv 1908.04319.
+    References:
+        arXiv 1908.04319.
 
     Note:
         The formula is the paper's as remembered, applied to a rejected completion in place of repeated tokens: not
@@ -212,4 +224,73 @@ def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> to
 
 def _token_mean(values: torch.Tensor, side: Side) -> torch.Tensor:
     """Mean of (pairs, tokens) over the completion, (pairs,); an empty completion counts as one token."""
-    return (values * side.mask).sum(dim=1) / side.mask.sum(dim=1).clamp(min=1)
+    return (values * side.mask).sum(dim=1) / clamp_min(side.mask.sum(dim=1), 1)
+
+
+def _sequence_kl(side: Side) -> torch.Tensor:
+    """KL(reference || policy) summed over the positions of a completion, shape (pairs,)."""
+    return side.token_kl.sum(dim=1).to(side.logps.dtype)
+
+
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
+def tdpo1(p: Pairs, *, beta: Beta) -> torch.Tensor:
+    """TDPO1: DPO whose margin includes each side's token-level KL divergence from the reference.
+
+        -log sigmoid(beta * (logratio_chosen - logratio_rejected - (K_rejected - K_chosen)))
+
+        K_side = sum over the side's positions of KL(reference || policy) of the next token
+
+    The authors' first form; they recommend `tdpo2`, which weights K and does not push the chosen side's up.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    References:
+        arXiv 2404.11999.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(logps, ref_logps, kl):
+        ...     logps, ref_logps, kl = torch.tensor([logps]), torch.tensor([ref_logps]), torch.tensor([kl])
+        ...     return Side(logps, ref_logps, token_kl=kl)
+        >>> pairs = Pairs(side(-12.0, -13.0, [0.5, 0.25]), side(-15.0, -14.0, [0.125, 0.0]))
+        >>> get_loss("tdpo1")(pairs, beta=0.1)
+        tensor([0.5705])
+    """
+    drift = _sequence_kl(p.rejected) - _sequence_kl(p.chosen)
+    return -F.logsigmoid(beta * (p.chosen.logratio - p.rejected.logratio - drift))
+
+
+Tdpo2Alpha = Annotated[float, Hyper("Weight of the token-level KL term; 0 is DPO.", ge=0)]
+
+
+@register_loss(paper="2404.11999", needs=Need.REFERENCE | Need.TOKEN_KL, verification="authors", shift_invariant=True)
+def tdpo2(p: Pairs, *, beta: Beta, tdpo2_alpha: Tdpo2Alpha = 0.5) -> torch.Tensor:
+    """TDPO2: DPO that keeps the rejected side's token-level KL divergence close to the chosen side's.
+
+        -log sigmoid(beta * (logratio_chosen - logratio_rejected - alpha * (K_rejected - K_chosen)))
+
+        K_side = sum over the side's positions of KL(reference || policy) of the next token
+
+    K_chosen carries no gradient. For policies that lose diversity, or drift, under DPO.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    References:
+        arXiv 2404.11999.
+
+    Note:
+        The authors' configuration runs `tdpo1` unless told otherwise, although their README calls the command TDPO2.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, Side, get_loss
+        >>> def side(logps, ref_logps, kl):
+        ...     logps, ref_logps, kl = torch.tensor([logps]), torch.tensor([ref_logps]), torch.tensor([kl])
+        ...     return Side(logps, ref_logps, token_kl=kl)
+        >>> pairs = Pairs(side(-12.0, -13.0, [0.5, 0.25]), side(-15.0, -14.0, [0.125, 0.0]))
+        >>> get_loss("tdpo2")(pairs, beta=0.1, tdpo2_alpha=0.5)
+        tensor([0.5842])
+    """
+    drift = _sequence_kl(p.rejected) - _sequence_kl(p.chosen).detach()
+    return -F.logsigmoid(beta * (p.chosen.logratio - p.rejected.logratio - tdpo2_alpha * drift))

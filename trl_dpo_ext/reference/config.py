@@ -180,8 +180,8 @@ def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str =
         reference: the quantized reference, as the error names it.
         remedy: how to have the shift removed.
     """
-    absolute = [term.variant.name for term in mixture.terms if term.variant.absolute]
-    absolute += [f"trl:{name}" for name in mixture.host_names if not _reads_differences(name)]
+    absolute = [term.variant.name for term in mixture.terms if not term.variant.shift_invariant]
+    absolute += [f"trl:{name}" for name in mixture.host_names if not _is_shift_invariant(name)]
     if not absolute or mixture.reference_free:
         return []
     return [
@@ -192,9 +192,9 @@ def absolute_reward_problems(mixture: LossMixture, reference: str, remedy: str =
     ]
 
 
-def _reads_differences(name: str) -> bool:
-    """Whether a loss of TRL's is known to read only differences of rewards."""
+def _is_shift_invariant(name: str) -> bool:
+    """Return True if a loss of TRL's is known to be unmoved by a shift of the reference that both sides share."""
     try:
-        return not get_loss(name).absolute
+        return get_loss(name).shift_invariant
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""The check at step 0: a policy that has not been trained must give the log-probs that are stored for it."""
+"""Step-0 consistency check: the untrained policy must reproduce the stored reference log-probs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LOW_PRECISION_TOLERANCE = 0.25
 
 
 def tolerance(dtype: torch.dtype, quantized: bool) -> float:
-    """The largest root mean square difference per token that rounding explains, in nats."""
+    """Return the largest root mean square difference per token that rounding explains, in nats."""
     return _LOW_PRECISION_TOLERANCE if quantized else _TOLERANCE.get(dtype, _LOW_PRECISION_TOLERANCE)
 
 
 def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Root mean square difference per token of policy and reference, a scalar in nats.
+    """Return the root mean square difference per token of policy and reference, a scalar in nats.
 
     Args:
         logps: policy, (rows, tokens) or summed (rows,).
@@ -34,13 +34,13 @@ def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor)
 
 
 def skip_reason(args: Any, config: Any, own_reference: bool) -> str | None:
-    """Why policy and stored reference need not agree at step 0; None where they must."""
+    """Return why policy and stored reference need not agree at step 0; None if they must."""
     if own_reference:
-        return "the reference is a model of its own"
+        return "the reference is another model"
     if not args.disable_dropout or getattr(config, "attention_dropout", 0):
-        return "the policy is run with dropout"
+        return "the policy runs with dropout"
     if args.neftune_noise_alpha:
-        return "the policy is run with noise in its embeddings"
+        return "the policy runs with noise in its embeddings"
     return None
 
 
@@ -52,8 +52,8 @@ def check(measured: float, allowed: float, source: str) -> None:
     """
     if not measured <= allowed:  # NaN is wrong too
         raise InputError(
-            f"At step 0 the policy and its stored reference differ by {measured:.3g} nats per token (root mean "
-            f"square; {allowed:.3g} is what rounding explains), and they should be one model. The log-probs in "
-            f"{source} were made by another model, template or code. Compute them again (another --ref_store), or "
-            "go on with --verify_reference false."
+            "Before the first step, the policy and its stored reference should be the same model, but they differ by "
+            f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}). Another model, "
+            f"chat template or code computed the log-probs in {source}. Recompute them in another --ref_store, or set "
+            "--verify_reference false to continue."
         )

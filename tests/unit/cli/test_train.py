@@ -66,4 +66,4 @@ def test_auto_starts_a_run_and_goes_on_with_it_from_its_newest_complete_checkpoi
     assert (tmp_path / "out/checkpoint-2/trainer_state.json").is_file()
     missing = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true"]
     assert cli.main(["train", "--config", file, *missing]) == 2
-    assert "There is no complete checkpoint in" in capsys.readouterr().err
+    assert "No complete checkpoint in" in capsys.readouterr().err

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import tests
 from tests.golden.cases import default_hyper
 from tests.support.batches import GOLDEN, PUBLISHED, hypers_of, make_pairs
 from trl_dpo_ext import Need, Pairs, get_loss, list_losses
@@ -79,7 +82,7 @@ def test_needs_are_exactly_what_is_read(variant):
     needs = Need.NONE
     for name in what_is_read(variant):
         needs |= NEEDS_OF.get(name, Need.NONE)
-    if not variant.aligned:
+    if not variant.order_preserving:
         needs |= Need.BATCH  # sorting its own batch is a statistic too
     assert variant.needs == needs
 
@@ -160,6 +163,33 @@ def test_the_docstring_has_a_summary_a_formula_the_shape_and_an_example(variant)
 
 
 @each_variant
+def test_citations_stand_under_their_own_heading(variant):
+    # "Reference" is the reference model here, and nothing else.
+    assert "Reference:" not in variant.doc
+    if variant.paper is None:
+        return
+    (cited,) = re.findall(r"^References:\n((?: {4}.+\n?)+)", variant.doc, re.MULTILINE)
+    assert variant.paper in cited or variant.paper.startswith("https://")
+
+
+FAMILIES = sorted(
+    {variant.function.__module__ for variant in VARIANTS if variant.function.__module__.startswith("trl_")}
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_says_where_it_is_tested(family):
+    module = sys.modules[family]
+    (folder,) = re.findall(r"tests/unit/losses", module.__doc__)
+    named = set(re.findall(r"test_\w+\.py", module.__doc__))
+    assert {"test_golden.py", "test_gradients.py", "test_properties.py"} < named
+    names = [variant.name for variant in VARIANTS if variant.function.__module__ == family]
+    for file in named - {"test_golden.py", "test_gradients.py", "test_properties.py"}:
+        text = (Path(tests.__file__).parent / Path(folder).relative_to("tests") / file).read_text()
+        assert any(f'"{name}"' in text for name in names), f"{file} names none of {', '.join(names)}"
+
+
+@each_variant
 def test_the_paper_is_an_arxiv_id_or_an_address(variant):
     if variant.paper is None:
         assert variant.name in {"sft", "margin"}  # older than this field, or nobody's
@@ -171,7 +201,7 @@ def test_the_paper_is_an_arxiv_id_or_an_address(variant):
 
 @each_variant
 def test_a_formula_that_was_not_checked_against_code_says_so(variant):
-    if variant.evidence in ("secondary", "memory"):
+    if variant.verification in ("third_party", "unverified"):
         assert "Note:" in variant.doc
         assert re.search(r"[Cc]hecked|memory|recipe", variant.doc.split("Note:")[1])
 
@@ -304,7 +334,7 @@ def test_the_message_says_what_where_got_and_what_it_means():
     with pytest.raises(ValueError, match="label_smoothing") as error:
         get_loss("robust")(make_pairs(PUBLISHED), beta=0.1, label_smoothing=0.6)
     assert str(error.value) == (
-        "label_smoothing must be < 0.5 for loss_type 'robust'; got 0.6 (the probability that a preference label is "
+        "label_smoothing must be < 0.5 for loss_type 'robust'; got 0.6 (probability that a preference label is "
         "flipped)."
     )
 

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
-from trl_dpo_ext import Hyper, Need, Pairs, get_loss, list_losses, register_loss
+import trl_dpo_ext
+from trl_dpo_ext import Beta, Column, Hyper, Need, Pairs, get_loss, list_losses, losses, register_loss
 from trl_dpo_ext.core import registry
-from trl_dpo_ext.core.hyperparameters import Beta
+from trl_dpo_ext.core.verification import GRADES
 
 PAIRS = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
 
@@ -30,12 +31,12 @@ def test_a_misspelled_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="Unknown loss_type") as error:
         get_loss("sigmod")
     assert str(error.value) == (
-        "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? \"trl-dpo-ext losses\" lists them."
+        "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? Run `trl-dpo-ext losses` to list them."
     )
 
 
 def test_a_name_like_no_other_is_answered_without_a_guess():
-    with pytest.raises(ValueError, match=re.escape("Unknown loss_type 'zzzz'. \"trl-dpo-ext losses\" lists them.")):
+    with pytest.raises(ValueError, match=re.escape("Unknown loss_type 'zzzz'. Run `trl-dpo-ext losses` to list them.")):
         get_loss("zzzz")
 
 
@@ -73,13 +74,60 @@ def test_two_variants_that_share_a_flag_mean_the_same_by_it():
             assert meanings.setdefault(parameter.name, parameter) == parameter
 
 
+def test_the_list_is_filtered_by_need_and_by_verification():
+    everything = list_losses()
+    free = list_losses(needs_reference=False)
+    assert {"simpo", "orpo", "cpo", "sft"} <= {variant.name for variant in free}
+    assert not any(variant.needs_reference for variant in free)
+    assert sorted([v.name for v in free + list_losses(needs_reference=True)]) == [v.name for v in everything]
+    by_grade = {grade: list_losses(verification=grade) for grade in GRADES}
+    assert sum(map(len, by_grade.values())) == len(everything)
+    assert all(variant.verification == grade for grade, variants in by_grade.items() for variant in variants)
+    executed = list_losses(verification={"authors", "framework"})
+    assert len(executed) == len(by_grade["authors"]) + len(by_grade["framework"])
+    (alone,) = [v for v in list_losses(needs_reference=False, verification="authors") if v.name == "simpo"]
+    assert alone is get_loss("simpo")
+    with pytest.raises(ValueError, match=r"verification 'memory' is unknown; .*'authors'.*'unverified'"):
+        list_losses(verification="memory")
+
+
+# --- the package's own names ----------------------------------------------------------------------------------------
+
+OURS = [v for v in list_losses() if v.function.__module__.startswith("trl_dpo_ext.")]
+
+
+def test_every_variant_can_be_imported_by_its_name():
+    assert losses.__all__ == sorted(variant.name for variant in OURS)
+    for variant in OURS:
+        assert getattr(losses, variant.name) is variant.function
+
+
+def test_an_imported_variant_is_a_function_of_pairs_or_a_class_of_such():
+    from trl_dpo_ext.losses import bco_pair_delta, dpop, margin
+
+    assert dpop(PAIRS, beta=0.1, dpop_lambda=5.0).shape == (1,)
+    assert callable(margin)
+    assert bco_pair_delta()(PAIRS, beta=0.1).shape == (1,)
+
+
+def test_every_public_name_is_there_and_listed():
+    assert set(trl_dpo_ext.__all__) <= set(dir(trl_dpo_ext))
+    for name in trl_dpo_ext.__all__:
+        assert getattr(trl_dpo_ext, name) is not None
+    assert {"DPOExtConfig", "DPOExtTrainer", "load_reference", "InputError", "Beta", "Column"} <= set(
+        trl_dpo_ext.__all__
+    )
+    with pytest.raises(AttributeError, match="has no attribute 'DPOTrainer'"):
+        _ = trl_dpo_ext.DPOTrainer
+
+
 # --- third-party variants -------------------------------------------------------------------------------------------
 
 Scale = Annotated[float, Hyper("How much the margin is scaled.", gt=0)]
 
 
 def test_a_new_variant_is_found_checked_and_called():
-    @register_loss(paper="2501.00001", needs=Need.REFERENCE, aliases=("straight_line",))
+    @register_loss(paper="2501.00001", verification="paper", needs=Need.REFERENCE, aliases=("straight_line",))
     def linear(p: Pairs, *, beta: Beta, linear_scale: Scale = 2.0) -> torch.Tensor:
         """Prefers the chosen side linearly."""
         return -beta * linear_scale * (p.chosen.logratio - p.rejected.logratio)
@@ -96,7 +144,13 @@ def test_a_new_variant_is_found_checked_and_called():
 
 
 def test_a_class_with_a_running_state_starts_anew_each_time_it_is_made():
-    @register_loss(paper=None, needs=Need.REFERENCE | Need.STATE, per_pair=False, name="counting")
+    @register_loss(
+        paper=None,
+        needs=Need.REFERENCE | Need.STATE,
+        verification="unverified",
+        independent_pairs=False,
+        name="counting",
+    )
     class Counting:
         """Counts its calls."""
 
@@ -114,19 +168,19 @@ def test_a_class_with_a_running_state_starts_anew_each_time_it_is_made():
 
 
 def test_variants_of_a_family_may_share_a_prefix_but_not_disagree():
-    @register_loss(paper=None, prefix="family")
+    @register_loss(paper=None, verification="unverified", prefix="family")
     def elder(p: Pairs, *, family_scale: Scale = 1.0) -> torch.Tensor:
         """The elder."""
         return p.chosen.logps * family_scale
 
-    @register_loss(paper=None, prefix="family")
+    @register_loss(paper=None, verification="unverified", prefix="family")
     def younger(p: Pairs, *, family_scale: Scale = 1.0) -> torch.Tensor:
         """The younger."""
         return p.chosen.logps * family_scale
 
     with pytest.raises(ValueError, match="family_scale is declared differently by 'elder' and 'black_sheep'"):
 
-        @register_loss(paper=None, prefix="family")
+        @register_loss(paper=None, verification="unverified", prefix="family")
         def black_sheep(p: Pairs, *, family_scale: Scale = 2.0) -> torch.Tensor:
             """Another default."""
             return p.chosen.logps * family_scale
@@ -136,7 +190,7 @@ def test_variants_of_a_family_may_share_a_prefix_but_not_disagree():
 
 
 def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_their_type():
-    @register_loss(paper=None)
+    @register_loss(paper=None, verification="unverified")
     def typed(
         p: Pairs,
         *,
@@ -152,11 +206,11 @@ def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_thei
     assert check({"typed_shape": "square", "typed_steps": 1, "typed_fast": True, "typed_limit": None}) == []
     for wrong, allowed in (
         ({"typed_shape": "oval"}, "one of round, square"),
-        ({"typed_steps": 1.5}, "a whole number"),
+        ({"typed_steps": 1.5}, "an integer"),
         ({"typed_steps": 0}, ">= 1"),
         ({"typed_steps": float("inf")}, ""),
         ({"typed_steps": float("nan")}, ""),
-        ({"typed_steps": None}, "given"),
+        ({"typed_steps": None}, "set"),
         ({"typed_steps": True}, "a number"),
         ({"typed_fast": 1}, "true or false"),
         ({"typed_limit": 0.0}, "> 0"),
@@ -168,7 +222,7 @@ def test_choices_whole_numbers_switches_and_optional_numbers_are_checked_by_thei
 
 
 def declare(function, **declaration):
-    return register_loss(**{"paper": None, **declaration})(function)
+    return register_loss(**{"paper": None, "verification": "unverified", **declaration})(function)
 
 
 def test_a_taken_name_is_refused_and_its_owner_named():
@@ -234,10 +288,56 @@ def test_a_state_is_for_classes_and_only_for_them():
         def __call__(self, p: Pairs) -> torch.Tensor:
             return p.chosen.logps
 
-    with pytest.raises(TypeError, match=r"plain: a class declares Need\.STATE and a plain function does not"):
+    with pytest.raises(
+        TypeError, match=r"loss variant 'plain': a class must declare Need\.STATE, and a plain function must not"
+    ):
         declare(plain, needs=Need.STATE)
-    with pytest.raises(TypeError, match=r"Stateful: a class declares Need\.STATE and a plain function does not"):
+    with pytest.raises(TypeError, match=r"loss variant 'Stateful': a class must declare Need\.STATE"):
         declare(Stateful)
+
+
+def test_how_a_formula_was_verified_must_be_stated():
+    def tall(p: Pairs) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps
+
+    with pytest.raises(TypeError, match="loss variant 'tall': verification is missing") as error:
+        register_loss(paper=None)(tall)
+    for grade in GRADES:
+        assert f"'{grade}'" in str(error.value)
+    with pytest.raises(TypeError, match=r"loss variant 'tall': verification 'memory' is unknown; .*'unverified'"):
+        declare(tall, verification="memory")
+    with pytest.raises(ValueError, match="Unknown loss_type 'tall'"):
+        get_loss("tall")
+
+
+def test_a_column_is_declared_as_a_column():
+    def tall(p: Pairs) -> torch.Tensor:
+        """Tall."""
+        return p.columns["height"]
+
+    with pytest.raises(
+        TypeError, match=re.escape("loss variant 'tall': columns['height'] must be a Column(help, ...)")
+    ):
+        declare(tall, columns={"height": Hyper("Height of the pair.")})
+    declare(tall, columns={"height": Column("Height of the pair.", ge=0)})
+    with pytest.raises(ValueError, match=r"^loss_type 'tall' needs column 'height'"):
+        get_loss("tall")(PAIRS)
+
+
+def test_a_shift_of_the_reference_cancels_where_declared_implied_or_not_read():
+    def tall(p: Pairs) -> torch.Tensor:
+        """Tall."""
+        return p.chosen.logps
+
+    for name, declaration, expected in (
+        ("absolute", {"needs": Need.REFERENCE}, False),
+        ("declared", {"needs": Need.REFERENCE, "shift_invariant": True}, True),
+        ("implied", {"needs": Need.REFERENCE, "f_divergence": True}, True),
+        ("without", {}, True),
+    ):
+        declare(tall, name=name, **declaration)
+        assert get_loss(name).shift_invariant is expected
 
 
 # --- plugins --------------------------------------------------------------------------------------------------------
@@ -245,7 +345,7 @@ def test_a_state_is_for_classes_and_only_for_them():
 PLUGIN = """
 from trl_dpo_ext import Pairs, register_loss
 
-@register_loss(paper=None)
+@register_loss(paper=None, verification="unverified")
 def from_afar(p: Pairs):
     "Declared by another package."
     return -p.chosen.logps

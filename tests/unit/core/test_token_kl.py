@@ -127,6 +127,7 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path: Any) -> None:
     model = tiny.model()
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(
-        ValueError, match=r"tdpo1 needs both .* LlamaForCausalLM changes its logits by final_logit_soft"
+        ValueError,
+        match=r"tdpo1 needs the complete .* both models, but LlamaForCausalLM changes its logits by final_logit_soft",
     ):
         runs.trainer(tmp_path, model=model, loss_type="tdpo1", ref_model=tiny.model(1))

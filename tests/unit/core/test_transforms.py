@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import golden
-from tests.golden import oracle_stages
+from tests.golden import oracle_transforms
 from tests.golden.oracle import ls, mpf
 from trl_dpo_ext.core.transforms import F_DIVERGENCES, f_divergence_score, sum_logps, wpo_weights
 
@@ -52,7 +52,7 @@ def close(value, expected):
     assert value == pytest.approx(float(expected), rel=1e-10, abs=1e-12)
 
 
-# --- reduce ---------------------------------------------------------------------------------------------------------
+# --- sum ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ld_alpha", "name"), [(None, "sigmoid"), (1.0, "sigmoid"), (0.5, "ld_alpha=0.5")])
@@ -64,7 +64,9 @@ def test_dpo_on_reduced_tokens_is_the_published_number(ld_alpha, name):
 
 
 def test_the_oracles_dpo_on_tokens_is_the_published_number():
-    (pi_w, pi_l), (ref_w, ref_l) = (oracle_stages.reduce(*published_tokens(model)[0], 0.5) for model in ("pi", "ref"))
+    (pi_w, pi_l), (ref_w, ref_l) = (
+        oracle_transforms.sum_logps(*published_tokens(model)[0], 0.5) for model in ("pi", "ref")
+    )
     assert float(-ls(mpf(0.1) * (pi_w - ref_w - pi_l + ref_l))) == pytest.approx(PUBLISHED["ld_alpha=0.5"], rel=1e-12)
 
 
@@ -76,7 +78,7 @@ def test_the_oracles_dpo_on_tokens_is_the_published_number():
 def test_each_side_is_reduced_as_the_oracle_does(pairs, ld_alpha):
     chosen, rejected = zip(*pairs, strict=True)
     reduced = sum_logps(*rows(chosen, rejected), ld_alpha)
-    expected = [oracle_stages.reduce(w, l, ld_alpha) for w, l in pairs]  # noqa: E741
+    expected = [oracle_transforms.sum_logps(w, l, ld_alpha) for w, l in pairs]  # noqa: E741
     assert reduced.shape == (2 * len(pairs),)
     for value, numbers in zip(reduced.tolist(), [*(e[0] for e in expected), *(e[1] for e in expected)], strict=True):
         close(value, numbers)
@@ -111,7 +113,7 @@ def test_scores_are_the_oracles(f_divergence):
     scores = f_divergence_score(torch.tensor(FAR, dtype=torch.float64), **f_divergence)
     assert scores.dtype == torch.float64
     for value, lr in zip(scores.tolist(), FAR, strict=True):
-        close(value, oracle_stages.score(lr, **f_divergence))
+        close(value, oracle_transforms.f_divergence_score(lr, **f_divergence))
 
 
 @pytest.mark.parametrize("f_divergence", SCORES, ids=str)
@@ -198,7 +200,7 @@ def test_weights_are_the_oracles(pairs, clamp):
     weights = wpo_weights(tokens, squares, mask, clamp)
     assert weights.shape == (len(pairs),)
     for weight, (w, l) in zip(weights.tolist(), pairs, strict=True):  # noqa: E741
-        close(weight, oracle_stages.wpo_weight(w, l, clamp))
+        close(weight, oracle_transforms.wpo_weight(w, l, clamp))
 
 
 def test_weights_carry_no_gradient_and_change_nothing():

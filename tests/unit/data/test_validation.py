@@ -9,10 +9,12 @@ from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tests.support import tiny
-from trl_dpo_ext.core.hyperparameters import Hyper
-from trl_dpo_ext.data.validation import ColumnCollator, check_preferences, one_layout
+from trl_dpo_ext.core.columns import Column
+from trl_dpo_ext.data.columns import ColumnCollator
+from trl_dpo_ext.data.layouts import one_layout
+from trl_dpo_ext.data.validation import check_preferences
 
-MARGIN = {"margin": Hyper("By how much the chosen side is better.", ge=0)}
+MARGIN = {"margin": Column("By how much the chosen side is better.", ge=0)}
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
@@ -102,7 +104,7 @@ def test_of_streamed_data_the_first_row_is_checked_and_the_rest_by_the_collator(
         collator(list(rows()))
 
 
-WEIGHTS = {"chosen_token_weights": Hyper("Weight of each token of the chosen side.", ge=0, per_token="chosen")}
+WEIGHTS = {"chosen_token_weights": Column("Weight of each token of the chosen side.", ge=0, per_token="chosen")}
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def test_nothing_asked_is_a_fresh_start(folder) -> None:
 def test_only_halves_are_an_error_and_auto_starts_anew(folder) -> None:
     for step in (2, 10):
         shutil.rmtree(folder / f"checkpoint-{step}")
-    with pytest.raises(InputError, match=r"no complete checkpoint in .*end: checkpoint-14, checkpoint-12"):
+    with pytest.raises(InputError, match=r"No complete checkpoint in .*incomplete: checkpoint-14, checkpoint-12"):
         checkpoint_to_resume(True, folder)
     with pytest.warns(UserWarning, match="starting anew"):
         assert checkpoint_to_resume("auto", folder) is None
 
 
 def test_an_empty_or_missing_folder(tmp_path) -> None:
-    with pytest.raises(InputError, match="no complete checkpoint"):
+    with pytest.raises(InputError, match="No complete checkpoint"):
         checkpoint_to_resume(True, tmp_path / "missing")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,7 +57,7 @@ def test_an_empty_or_missing_folder(tmp_path) -> None:
 
 def test_a_named_checkpoint_has_to_be_complete(folder) -> None:
     assert checkpoint_to_resume(str(folder / "checkpoint-2"), folder) == str(folder / "checkpoint-2")
-    with pytest.raises(InputError, match="checkpoint-12 is no complete checkpoint"):
+    with pytest.raises(InputError, match="checkpoint-12 is missing or incomplete"):
         checkpoint_to_resume(str(folder / "checkpoint-12"), folder)
 
 

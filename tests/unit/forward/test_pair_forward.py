@@ -70,7 +70,7 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(way: LayoutKind, wit
         flat_ids, flat_positions = laid.input_ids.flatten(), laid.position_ids.flatten()
         for row, length in enumerate(given["attention_mask"].sum(1).tolist()):
             for token in range(length if with_last else length - 1):
-                slot = int(laid.slots[row, token])
+                slot = int(laid.token_index[row, token])
                 start = slot // laid.input_ids.size(1) * laid.input_ids.size(1)
                 seen = start + sight[slot // laid.input_ids.size(1), slot - start].nonzero().squeeze(1)
                 assert flat_ids[seen].tolist() == ids[row, : token + 1].tolist()
@@ -242,8 +242,12 @@ def test_windows_are_folded_into_the_mask(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("flag", "change", "words"),
     [
-        ("share_prompt", {"attention": "flash_attention_2"}, "sdpa, flex_attention or eager"),
-        ("share_prompt", {"attention": "paged|eager"}, "not known"),
+        (
+            "share_prompt",
+            {"attention": "flash_attention_2"},
+            "supports only causal masks; use sdpa, flex_attention or eager",
+        ),
+        ("share_prompt", {"attention": "paged|eager"}, "is not supported; use sdpa"),
         ("padding_free", {"rope": True}, "max_length to at most 16"),
         ("padding_free", {"stateful": True}, "recurrent state"),
     ],
@@ -290,7 +294,7 @@ def test_virtual_tokens_and_other_inputs_are_refused(tmp_path) -> None:
 def test_flags_that_exclude_each_other_are_named_before_a_model_is_loaded(tmp_path) -> None:
     with pytest.raises(InputError, match="torch_compile"):
         runs.config(tmp_path, share_prompt=True, torch_compile=True)
-    with pytest.raises(InputError, match="padding_free=True in place of share_prompt"):
+    with pytest.raises(InputError, match="padding_free=True instead of share_prompt"):
         runs.config(tmp_path, share_prompt=True, model_init_kwargs={"attn_implementation": "flash_attention_2"})
 
 

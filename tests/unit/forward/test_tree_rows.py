@@ -10,9 +10,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support import architectures
-from trl_dpo_ext.forward.masks import TreeMask, branch_problems
-from trl_dpo_ext.forward.run_rows import score
-from trl_dpo_ext.forward.tree_rows import branch_rows, row_width
+from trl_dpo_ext.forward.compatibility import branch_problems
+from trl_dpo_ext.forward.masks import TreeMask
+from trl_dpo_ext.forward.run_rows import row_logps
+from trl_dpo_ext.forward.tree_rows import build_tree_rows, row_width
 
 # Ragged prompts, a prompt of one token, completions of one token; rows longer than the windows of the models.
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
@@ -46,25 +47,25 @@ def gradients(model: Any, logps: torch.Tensor) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trained]
 
 
-def test_a_row_is_the_trunk_and_a_branch_for_each_completion() -> None:
-    rows = branch_rows([[5, 6, 7], [8]], [[[9, 2], [10, 11, 2]], [[12, 2]]], pad_token_id=0)
+def test_a_row_is_the_prefix_and_a_branch_for_each_completion() -> None:
+    rows = build_tree_rows([[5, 6, 7], [8]], [[[9, 2], [10, 11, 2]], [[12, 2]]], pad_token_id=0)
     assert rows.input_ids.tolist() == [[5, 6, 7, 9, 7, 10, 11], [8, 12, 0, 0, 0, 0, 0]]
     assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 0, 0, 0, 0, 0]]
     assert rows.branch.tolist() == [[0, 0, 1, 1, 2, 2, 2], [1, 1, -1, -1, -1, -1, -1]]
     assert rows.labels.tolist() == [[-100, -100, 9, 2, 10, 11, 2], [12, 2, -100, -100, -100, -100, -100]]
     assert row_width(3, [2, 3]) == 7
     assert rows.has_trees
-    assert not branch_rows([[5, 6]], [[[9, 2]]], pad_token_id=0).has_trees
+    assert not build_tree_rows([[5, 6]], [[[9, 2]]], pad_token_id=0).has_trees
 
 
 @pytest.mark.parametrize(("prompts", "completions"), [([[]], [[[1]]]), ([[1]], [[]])])
 def test_a_row_needs_a_prompt_and_a_completion(prompts: Any, completions: Any) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        branch_rows(prompts, completions, pad_token_id=0)
+        build_tree_rows(prompts, completions, pad_token_id=0)
 
 
 def test_what_a_token_sees() -> None:
-    rows = branch_rows([[5, 6, 7]], [[[9, 2], [10, 2]]], pad_token_id=0)
+    rows = build_tree_rows([[5, 6, 7]], [[[9, 2], [10, 2]]], pad_token_id=0)
     sight = TreeMask(rows.branch, rows.position_ids).as_tensor()[0, 0].int().tolist()
     assert sight == [
         [1, 0, 0, 0, 0, 0],
@@ -87,7 +88,7 @@ def test_every_architecture_gives_its_own_log_probs_and_gradients(case: str, k: 
         expected = separately(model, k)
         before = gradients(model, expected)
         add_fused_lm_head(model)
-        found = score(model, model, branch_rows(PROMPTS, COMPLETIONS[k], pad_token_id=0))
+        found = row_logps(model, model, build_tree_rows(PROMPTS, COMPLETIONS[k], pad_token_id=0))
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         for ours, theirs in zip(gradients(model, found), before, strict=True):
@@ -101,7 +102,7 @@ def test_the_fused_head_scores_the_same(case: str, k: int) -> None:
     expected = separately(model, k)
     before = gradients(model, expected)
     add_fused_lm_head(model)
-    found = score(model, model, branch_rows(PROMPTS, COMPLETIONS[k], pad_token_id=0))
+    found = row_logps(model, model, build_tree_rows(PROMPTS, COMPLETIONS[k], pad_token_id=0))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients(model, found), before, strict=True):
@@ -113,8 +114,8 @@ def test_the_head_scores_completion_tokens_alone() -> None:
     add_fused_lm_head(model)
     seen = []
     model.base_model.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state.shape))
-    rows = branch_rows(PROMPTS, COMPLETIONS[2], pad_token_id=0)
-    score(model, model, rows)
+    rows = build_tree_rows(PROMPTS, COMPLETIONS[2], pad_token_id=0)
+    row_logps(model, model, rows)
     tokens = sum(len(completion) for _, completion in sequences(2))
     assert seen == [(1, tokens, 32)]
     model(input_ids=rows.input_ids)
@@ -125,13 +126,13 @@ def test_an_adapter_and_checkpointing_change_nothing() -> None:
     model = architectures.build("llama")
     add_fused_lm_head(model)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    rows = branch_rows(PROMPTS, COMPLETIONS[2], pad_token_id=0)
+    rows = build_tree_rows(PROMPTS, COMPLETIONS[2], pad_token_id=0)
     expected = separately(wrapped, 2)
     before = gradients(wrapped, expected)
     wrapped.enable_input_require_grads()
     wrapped.gradient_checkpointing_enable()
     wrapped.train()
-    found = score(wrapped, model, rows)
+    found = row_logps(wrapped, model, rows)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients(wrapped, found), before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -144,7 +145,7 @@ def test_flex_attention_takes_blocks() -> None:
     )
     add_fused_lm_head(model)
     with torch.no_grad():  # on a CPU its backward does not exist
-        found = score(model, model, branch_rows(PROMPTS, COMPLETIONS[3], pad_token_id=0))
+        found = row_logps(model, model, build_tree_rows(PROMPTS, COMPLETIONS[3], pad_token_id=0))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ def cases_of(variant):
 
 def ranked(values, variant):
     """Values of a loss that sorts its batch belong to ranks, not to pairs: compare them sorted."""
-    return values if variant.aligned else values.sort().values
+    return values if variant.order_preserving else values.sort().values
 
 
 @each_variant

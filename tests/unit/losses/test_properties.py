@@ -94,7 +94,7 @@ READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo", "rainbowpo"}
 @given(inputs=batches(), constants=st.tuples(st.floats(-5.0, 5.0), st.floats(-5.0, 5.0)))
 def test_a_constant_on_policy_and_reference_of_a_side_changes_nothing(variant, inputs, constants):
     # Losses that sort margins do see another constant for every pair, but not one for all pairs.
-    grows = 1.0 if variant.aligned else 0.0
+    grows = 1.0 if variant.order_preserving else 0.0
     pairs = range(len(inputs["chosen"]))
     moved = shifted(
         inputs,
@@ -121,7 +121,7 @@ def test_without_a_need_of_a_reference_the_reference_does_not_matter(variant, in
         assert torch.equal(evaluate(variant, inputs, hyper), evaluate(variant, moved, hyper))
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.per_pair], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.independent_pairs], ids=lambda variant: variant.name)
 @few
 @given(inputs=batches(min_size=2), data=st.data())
 def test_a_pair_alone_has_the_value_it_has_in_company(variant, inputs, data):
@@ -131,7 +131,7 @@ def test_a_pair_alone_has_the_value_it_has_in_company(variant, inputs, data):
         assert_same(together[pair], evaluate(variant, take(inputs, [pair]), hyper)[0])
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.per_pair], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.independent_pairs], ids=lambda variant: variant.name)
 def test_company_matters_where_it_is_declared_to(variant):
     def value(inputs, hyper):
         loss = variant.make()
@@ -154,7 +154,7 @@ def test_values_follow_their_pairs_exactly_where_declared(variant, inputs, data)
     order = data.draw(st.permutations(range(len(inputs["chosen"]))))
     for hyper in hypers_of(variant):
         before, after = evaluate(variant, inputs, hyper), evaluate(variant, take(inputs, order), hyper)
-        assert_same(before[list(order)] if variant.aligned else before, after)
+        assert_same(before[list(order)] if variant.order_preserving else before, after)
 
 
 @each_variant

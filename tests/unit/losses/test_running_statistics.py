@@ -101,7 +101,7 @@ def test_two_losses_of_one_variant_do_not_share_a_state(variant):
 # --- several processes ----------------------------------------------------------------------------------------------
 
 across_ranks = pytest.mark.parametrize(
-    "variant", [v for v in VARIANTS if Need.BATCH in v.needs and v.aligned], ids=lambda variant: variant.name
+    "variant", [v for v in VARIANTS if Need.BATCH in v.needs and v.order_preserving], ids=lambda variant: variant.name
 )
 
 

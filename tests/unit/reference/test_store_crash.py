@@ -112,10 +112,10 @@ def test_a_store_that_cannot_be_written_is_an_error_of_the_system_that_crosses_p
 
 
 def test_the_command_line_prints_that_a_store_cannot_be_written(capsys, monkeypatch) -> None:
-    def fail(_: Any) -> int:
+    def fail(argv: Any, prog: str) -> int:
         raise StoreWriteError("Cannot write to the reference store", 3)
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr("trl_dpo_ext.cli.train.run", fail)
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "error: Cannot write to the reference store\n"
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 
 from ... import _trl
+from ..._trl.unsharded import unsharded_loading
 from ...core.mixture import LossMixture
 from ...errors import InputError
 from ...forward.outputs import PairBatch, RefLogps
-from ..model.loading import is_quantized, load_reference, source_of, unsharded_loading
+from ..model.loading import load_reference, source_of
+from ..model.quantization import is_quantized
 from ..model.resolve import reference_device, reference_settings
 from ..model.spec import ReferenceSpec
 from . import measure
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,7 +69,7 @@ class DriftMonitor:
             reference = _trl.scored_tokens(logps(policy, batch).output, batch.mask.size(1))
             return measure.answer_errors(reference, host.token_logps(start, batch.inputs), batch.mask)
 
-        with _evaluating(policy):
+        with _trl.evaluation_mode(policy):
             found = measure.measure(
                 measure.first_rows(host.trainer.train_dataset, self.pairs),
                 errors,
@@ -86,9 +87,9 @@ class DriftMonitor:
         self.measured = measured
         for name, value in measured.metrics.items():
             host.add_metric(name, value)
-        logger.info(measured.describe())
         if not host.is_main_process:
             return
+        logger.info(measured.describe())
         measured.save(host.trainer.args.output_dir)
         if measured.noise > measure.NOISE_WARNING_THRESHOLD:
             warnings.warn(
@@ -167,14 +168,3 @@ def _loader(args: Any, policy: Any) -> Callable[[], Any]:
             return load_reference(device=reference_device(args), **reference_settings(args, policy))
 
     return load
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,34 +1,33 @@
-"""A reference that is no plain second copy of the policy: 4-bit, 8-bit, another dtype, another checkpoint.
+"""Load a reference that differs from a plain copy of the policy: quantized, in another dtype, another checkpoint.
 
-A reference only runs forward, so it is loaded frozen, in evaluation mode, and whole on its process's device. Its output
-layer is never quantized: TRL scores tokens with that layer's weights as they are.
+A reference only runs forward, so it is loaded frozen, in evaluation mode, and unsharded on its process's device. Its
+output layer is never quantized, because TRL scores tokens with that layer's plain weights.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
-import os
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..._trl.unsharded import shards_while_loading, unsharded_loading
 from ...errors import InputError
-from ..config import DTYPES, FOUR_BIT, QUANTIZATIONS
+from ..config import DTYPES, QUANTIZATIONS
 from .clone import from_memory, plain_model
 from .memory import describe_quantization
+from .quantization import bnb_config, disable_cpu_repacking, is_quantized, mute_int8_casts, skipped_layers
 
 _SOURCE = "_reference_source"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a reference was made of: a checkpoint by name, or the weights of a model in memory."""
+    """The origin of a reference: a checkpoint by name, or the weights of a model in memory."""
 
     name: str | None = None
     revision: str | None = None
@@ -43,7 +42,7 @@ class Source:
 
 
 def source_of(reference: Any) -> Source | None:
-    """What `load_reference` made a model of; None for a model that was made elsewhere."""
+    """The origin of a model that `load_reference` made; None for any other model."""
     return getattr(reference, _SOURCE, None)
 
 
@@ -95,7 +94,7 @@ def load_reference(
         raise InputError(*problems)
     plain = as_dtype(dtype) or (torch.float32 if by_name else plain_model(model).dtype)
     settings = {"dtype": plain, **from_pretrained}
-    if not _is_zero3():  # which spreads an unquantized model by itself
+    if not shards_while_loading():  # which spreads an unquantized model by itself
         settings["device_map"] = {"": place}
     if quantization:
         skipped = skipped_layers(kind, config, skip_modules)
@@ -117,7 +116,7 @@ def load_reference(
 
 
 def _warn_of_the_rest(reference: Any, quantization: str) -> None:
-    """Say so where most weights are in no linear layer, as in models that fuse their experts into one tensor."""
+    """Warn if most weights are outside linear layers, as in models that fuse their experts into one tensor."""
     outer = (reference.get_input_embeddings(), reference.get_output_embeddings())
     embeddings = {id(layer.weight) for layer in outer if layer is not None}
     rest = sum(p.numel() for p in reference.parameters() if p.is_floating_point() and id(p) not in embeddings)
@@ -128,42 +127,25 @@ def _warn_of_the_rest(reference: Any, quantization: str) -> None:
     )
     if rest > layers:
         warnings.warn(
-            f"{quantization} leaves {rest / (rest + layers):.0%} of the weights as they are, besides embeddings: "
-            f"bitsandbytes quantizes linear layers, and {type(reference).__name__} keeps most weights elsewhere, or "
-            "ref_skip_modules names most. Memory falls little; a stored reference (precompute_ref_log_probs) "
-            "takes none.",
+            f"{quantization} leaves {rest / (rest + layers):.0%} of the weights unquantized, besides embeddings: "
+            f"bitsandbytes quantizes linear layers only, and {type(reference).__name__} keeps most weights elsewhere, "
+            "or ref_skip_modules names most of them. This saves little memory; a stored reference "
+            "(precompute_ref_log_probs) needs none.",
             stacklevel=3,
         )
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype by name or as it is; None stays None."""
+    """A torch dtype, given by name or as a dtype; None stays None."""
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def is_quantized(model: Any) -> bool:
-    """Whether a model's linear layers are quantized, by whatever method."""
-    return bool(getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None))
-
-
 def freeze(reference: Any) -> Any:
-    """The model without gradients, in evaluation mode, so without dropout."""
+    """Turn off gradients and dropout of a reference."""
     reference.requires_grad_(False)
     disable_cpu_repacking(reference)
-    _mute_int8_casts()
+    mute_int8_casts()
     return reference.eval()
-
-
-def disable_cpu_repacking(model: Any) -> None:
-    """Keep 4-bit weights of a CPU model as they are.
-
-    On CPUs with AVX512-BF16, bitsandbytes repacks them in place in the first evaluation forward: it then multiplies in
-    bfloat16 whatever compute dtype was asked for, fails on widths that are no multiple of 32, and a QLoRA policy gets
-    gradients of zero from there on.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _setting_problems(quantization: str | None, *dtypes: str | torch.dtype | None) -> list[str]:
@@ -195,70 +177,19 @@ def _quantized_again(model: Any, config: Any, quantization: str | None) -> list[
 def _device_problems(quantization: str | None, device: torch.device) -> list[str]:
     if quantization is None:
         return []
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        return [f"quantization={quantization!r} needs bitsandbytes ({error}): pip install bitsandbytes."]
+    import bitsandbytes
+
     supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "cpu"})
     if device.type in supported:
         return []
     return [
         f"bitsandbytes has no kernels for {device.type} ({', '.join(sorted(supported))}): use dtype='bfloat16' for the "
-        "reference (ref_dtype) in the place of quantization, or precompute_ref_log_probs."
+        "reference (ref_dtype) instead of quantization, or precompute_ref_log_probs."
     ]
-
-
-def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, skipped: list[str]) -> Any:
-    """What transformers is to quantize with."""
-    from transformers import BitsAndBytesConfig
-
-    if quantization not in FOUR_BIT:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_use_double_quant=double_quant,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=skipped,
-    )
-
-
-def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
-    """The output layer and the layers that were asked for, as transformers takes them.
-
-    Raises:
-        InputError: a name fits no linear layer, or none is left to quantize.
-    """
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    make = getattr(kind, "from_config", kind)  # an auto class is not called
-    with torch.device("meta"):
-        skeleton = make(copy.deepcopy(config))
-    head = skeleton.get_output_embeddings()
-    heads = [name for name, module in skeleton.named_modules() if module is head]
-    layers = [
-        name for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear or _is_conv1d(module)
-    ]
-    problems = [
-        f"ref_skip_modules: {name!r} is the name or the end of no linear layer of {kind.__name__}; it has "
-        f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}."
-        for name in wanted
-        if all(should_convert_module(layer, [name]) for layer in layers)
-    ]
-    skipped = [*heads, *wanted]
-    if not problems and not any(should_convert_module(layer, skipped) for layer in layers):
-        problems.append(f"{kind.__name__} has no linear layer left to quantize; leave the quantization out.")
-    if problems:
-        raise InputError(*problems)
-    return skipped
-
-
-def _is_conv1d(module: Any) -> bool:
-    return type(module).__name__ == "Conv1D"
 
 
 def checkpoint(name: str, revision: str | None, from_pretrained: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Configuration and class of a checkpoint, without its weights."""
+    """The configuration and the class of a checkpoint, without loading its weights."""
     import transformers
 
     passed = ("trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "code_revision")
@@ -269,41 +200,3 @@ def checkpoint(name: str, revision: str | None, from_pretrained: Mapping[str, An
         raise InputError(f"The reference {name} could not be found: {error}") from error
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     return config, kind or transformers.AutoModelForCausalLM
-
-
-@contextlib.contextmanager
-def unsharded_loading() -> Iterator[None]:
-    """Inside, transformers loads all weights of a model on every process, whatever FSDP or ZeRO-3 are to spread."""
-    from transformers.integrations import deepspeed
-
-    zero, lean = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(_LEAN)
-    deepspeed._hf_deepspeed_config_weak_ref = None
-    os.environ[_LEAN] = "false"
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = zero
-        os.environ.pop(_LEAN)
-        if lean is not None:
-            os.environ[_LEAN] = lean
-
-
-def _is_zero3() -> bool:
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    return is_deepspeed_zero3_enabled()
-
-
-_LEAN = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-
-
-class _NoCastNotes(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "inputs will be cast" not in record.getMessage()
-
-
-def _mute_int8_casts() -> None:
-    # bitsandbytes says so at every layer of every forward, and it is how int8 works.
-    logger = logging.getLogger("bitsandbytes.autograd._functions")
-    if not any(isinstance(existing, _NoCastNotes) for existing in logger.filters):
-        logger.addFilter(_NoCastNotes())

@@ -1,4 +1,4 @@
-"""Which reference a run gets: what the flags ask for, checked before weights are read."""
+"""Resolve which reference the options ask for, and check it before weights are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from ...errors import InputError
 from ..config import absolute_reward_problems
 from .clone import plain_model
-from .loading import checkpoint, is_quantized
+from .loading import checkpoint
+from .quantization import is_quantized
 from .spec import ReferenceSpec
 
 # Of what the policy is loaded with, what holds for a reference of another checkpoint too.
@@ -18,7 +19,7 @@ _GENERAL = ("attn_implementation", "trust_remote_code", "token", "cache_dir", "l
 
 
 def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str, Any]) -> ReferenceSpec | None:
-    """The reference that the flags describe, not loaded yet; None where they describe none.
+    """Return the reference that the options describe, not loaded yet; None if they describe none.
 
     Args:
         args: the run's configuration.
@@ -38,8 +39,8 @@ def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str,
         return None
     if adapted and not args.changes_checkpoint:
         warnings.warn(
-            "The policy trains an adapter, and its base with the adapter off is a reference that takes no memory: "
-            "ref_quantization and ref_dtype load another model here. Leave them out, or filter this warning.",
+            "The policy trains an adapter, and its base model with the adapter off is a reference that needs no extra "
+            "memory: here ref_quantization and ref_dtype load a second model. Remove them, or filter this warning.",
             stacklevel=4,
         )
     problems = checkpoint_problems(args, policy, keywords.get("processing_class"))
@@ -59,7 +60,7 @@ def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str,
 
 
 def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
-    """What the reference is loaded from, and how, its quantization apart: arguments of `load_reference`."""
+    """Return the arguments of `load_reference`, except those of quantization."""
     load = dict(args.model_init_kwargs or {})
     for name in ("quantization_config", "device_map"):
         load.pop(name, None)
@@ -97,21 +98,21 @@ def _mixed_precision(args: Any) -> str | None:
 
 
 def reference_device(args: Any) -> Any:
-    """Where a reference is loaded: whole on its device, unless FSDP or ZeRO are to spread it from the CPU."""
+    """Return the device to load a reference on: its own, or the CPU if FSDP or ZeRO shard it from there."""
     spread = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
     return "cpu" if spread and not args.ref_quantization else args.device
 
 
 def _given_problems(args: Any, given: Any) -> list[str]:
-    """What is wrong with a `ref_model` that the trainer was given."""
+    """Return the problems of a `ref_model` that the user passed."""
     if given is None:
         return []
     if args.describes_reference:
         flags = ("ref_quantization", "ref_dtype", "ref_model_name_or_path", "ref_model_revision")
         named = ", ".join(flag for flag in flags if getattr(args, flag))
         return [
-            f"ref_model is given, and {named} describe a reference to load: leave one out, or load it as "
-            "load_reference(...) with these settings and give that."
+            f"ref_model was passed together with {named}, which loads another reference. Remove one of them, or pass "
+            "load_reference(...) with these settings as ref_model."
         ]
     if is_quantized(given):
         remedy = "Leave it out and set ref_quantization with ref_calibrate=True"
@@ -120,8 +121,8 @@ def _given_problems(args: Any, given: Any) -> list[str]:
 
 
 def is_replicated(args: Any, reference: Any) -> bool:
-    """Whether a reference stays out of FSDP's and ZeRO's hands: a quantized one, and under ZeRO-1 and 2, where it would
-    not be split but cast to the policy's dtype, one that was asked for in another."""
+    """Whether a reference is kept unsharded by FSDP and ZeRO: a quantized one, and under ZeRO-1 and 2 (which would not
+    shard it but cast it to the policy's dtype) one with a dtype of its own."""
     if reference is None:
         return False
     quantized = reference.quantized if isinstance(reference, ReferenceSpec) else is_quantized(reference)
@@ -137,13 +138,13 @@ def _zero3_problems(args: Any) -> list[str]:
     if _zero_stage(args) != 3 or args.ref_quantization or args.ref_dtype in (None, dtype):
         return []
     return [
-        f"ref_dtype={args.ref_dtype!r} cannot be had under ZeRO-3, which keeps what it splits in the dtype it "
-        f"computes in ({dtype}). Leave it out, or keep the reference whole and small with ref_quantization."
+        f"ref_dtype={args.ref_dtype!r} is not possible under ZeRO-3, which keeps sharded weights in the dtype of the "
+        f"computation ({dtype}). Remove ref_dtype, or use ref_quantization, which keeps the reference unsharded."
     ]
 
 
 def storage_problems(args: Any, quantization: Any) -> list[str]:
-    """Why FSDP1 cannot split a QLoRA policy: it flattens a layer's weights into one tensor, so all need one dtype."""
+    """Return why FSDP1 cannot shard a QLoRA policy: it flattens a layer's weights into one tensor of one dtype."""
     if not getattr(quantization, "load_in_4bit", False) or not _is_fsdp1(args):
         return []
     dtype = str((args.model_init_kwargs or {}).get("dtype") or "float32").removeprefix("torch.")
@@ -151,8 +152,8 @@ def storage_problems(args: Any, quantization: Any) -> list[str]:
     if (dtype, storage) == ("bfloat16", "bfloat16"):
         return []
     return [
-        f"FSDP1 splits a 4-bit policy only where all its weights are kept in one dtype, and TRL keeps the adapter in "
-        f"bfloat16; got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or take FSDP2 "
+        f"FSDP1 can shard a 4-bit policy only if its weights have one dtype, and TRL keeps the adapter in bfloat16. "
+        f"Got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or use FSDP2 "
         "(fsdp_version: 2)."
     ]
 
@@ -165,13 +166,13 @@ def _is_fsdp1(args: Any) -> bool:
 
 
 def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
-    """Why another checkpoint cannot be the reference, read from configurations and tokenizers alone."""
+    """Return why another checkpoint cannot be the reference, from configurations and tokenizers alone."""
     if not args.changes_checkpoint:
         return []
     settings = reference_settings(args, policy)
     name, revision = settings["model"], settings["revision"]
     if not name:
-        return ["ref_model_revision needs a name to go with it: set ref_model_name_or_path, the policy has none."]
+        return ["ref_model_revision needs ref_model_name_or_path: the policy was not loaded from a named checkpoint."]
     config = checkpoint(name, revision, settings)[0]
     theirs = config.get_text_config().vocab_size
     load = args.model_init_kwargs or {}
@@ -189,17 +190,17 @@ def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
     if tokenizer is not None and other is not None:
         problems += _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
     elif ours != theirs:
-        problems.append(f"The reference {name} knows {theirs} tokens and the policy {ours}. {_FIX}")
+        problems.append(f"The reference {name} has {theirs} tokens and the policy {ours}. {_FIX}")
     return problems
 
 
-_FIX = "Take a reference of the policy's family: log-probs of other tokens cannot be compared."
+_FIX = "Use a reference with the policy's vocabulary: log-probs of different tokens cannot be compared."
 
 
 def _token_problems(name: str, ours: Mapping[str, int], theirs: Mapping[str, int], size: int) -> list[str]:
     beyond = sum(index >= size for index in ours.values())
     if beyond:
-        return [f"The reference {name} knows {size} tokens; {beyond} of the policy's lie beyond them. {_FIX}"]
+        return [f"The reference {name} has {size} tokens, but {beyond} of the policy's token ids are larger. {_FIX}"]
     by_index = {index: token for token, index in theirs.items()}
     wrong = [
         (i, token) for token, i in sorted(ours.items(), key=lambda item: item[1]) if by_index.get(i, token) != token
@@ -208,8 +209,8 @@ def _token_problems(name: str, ours: Mapping[str, int], theirs: Mapping[str, int
         return []
     index, token = wrong[0]
     return [
-        f"The reference {name} means other tokens: number {index} is {by_index[index]!r} there and {token!r} for the "
-        f"policy ({len(wrong)} such numbers). {_FIX}"
+        f"The reference {name} has another vocabulary: token id {index} is {by_index[index]!r} there and {token!r} for "
+        f"the policy ({len(wrong)} token ids differ). {_FIX}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""A reference that is described and not loaded: what a store needs to know of it, and how to load it when it is run."""
+"""A reference described by the options but not loaded: its identity for the store, and how to load it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from ..identity.files import weight_files, weight_files_hash
 from ..identity.identify import dtype_name, forward_config, quantization_fingerprint
 from ..identity.identity import Identity, canonical
-from .loading import Source, as_dtype, bnb_config, checkpoint, load_reference, skipped_layers
+from .loading import Source, as_dtype, checkpoint, load_reference
+from .quantization import bnb_config, skipped_layers
 
 # Those of `load_reference`'s arguments that transformers is not told.
 _OWN = {"model", "quantization", "double_quant", "compute_dtype", "skip_modules", "dtype", "revision", "device"}
@@ -20,34 +21,34 @@ _OWN = {"model", "quantization", "double_quant", "compute_dtype", "skip_modules"
 
 @dataclass(frozen=True)
 class ReferenceSpec:
-    """A reference by the arguments of `load_reference`."""
+    """A reference, described by the arguments of `load_reference`."""
 
     settings: Mapping[str, Any]
 
     @property
     def by_name(self) -> bool:
-        """Whether it is loaded from a checkpoint, at any time, rather than made of a model in memory now."""
+        """Whether it can be loaded at any time, from a checkpoint, rather than copied from a model in memory now."""
         return isinstance(self.settings["model"], str)
 
     @property
     def quantized(self) -> bool:
-        """Whether it will be."""
+        """Whether the model will be quantized."""
         return bool(self.settings["quantization"])
 
     @property
     def source(self) -> Source:
-        """What it is made of."""
+        """The origin of the model."""
         model = self.settings["model"]
         if self.by_name:
             return Source(name=model, revision=self.settings.get("revision"))
         return Source(instance=weakref.ref(model))
 
     def load(self) -> Any:
-        """The model, frozen and in evaluation mode."""
+        """Load the model, frozen and in evaluation mode."""
         return load_reference(**self.settings)
 
     def identity(self, autocast: str | None) -> Identity | None:
-        """What `identify` says of it once it is loaded, from its files and the settings; None without files here.
+        """Return what `identify` would return for the loaded model; None if its files are not on this machine.
 
         Args:
             autocast: the dtype of mixed precision, such as "bfloat16"; None without.

@@ -9,9 +9,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ... import _trl
-from ...forward.masks import branch_problems
-from ...forward.run_rows import score
-from ...forward.tree_rows import branch_rows
+from ...forward.compatibility import branch_problems
+from ...forward.run_rows import row_logps
+from ...forward.tree_rows import build_tree_rows
 from ..store.store import Store
 from .batching import Batch
 from .collator import ReferenceCollator
@@ -97,12 +97,12 @@ def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[
     pad = host.trainer.processing_class.pad_token_id or 0
 
     def run(batch: Batch) -> list[Any]:
-        rows = branch_rows(
+        rows = build_tree_rows(
             [row.sequences[0].prompt.tolist() for row in batch.rows],
             [[sequence.completion.tolist() for sequence in row.sequences] for row in batch.rows],
             pad,
         )
-        logps = host.as_reference(lambda: score(model, causal, rows))
+        logps = host.as_reference(lambda: row_logps(model, causal, rows))
         lengths = [len(sequence.completion) for row in batch.rows for sequence in row.sequences]
         return split_by_length(logps.float().cpu().numpy(), lengths)
 

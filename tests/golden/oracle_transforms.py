@@ -9,7 +9,7 @@ from mpmath import exp, log, mpf
 from .oracle import ls
 
 
-def score(lr: mpf, f_divergence_type: str, alpha: float = 0.5) -> mpf:
+def f_divergence_score(lr: mpf, f_divergence_type: str, alpha: float = 0.5) -> mpf:
     """f'(policy / reference) of one log-ratio; the exponent of exp() stops at 80. Alpha 1 is the limit, reverse KL."""
     lr, alpha = mpf(lr), mpf(alpha)
     if f_divergence_type == "forward_kl":
@@ -23,7 +23,7 @@ def score(lr: mpf, f_divergence_type: str, alpha: float = 0.5) -> mpf:
     return lr
 
 
-def reduce(chosen: Sequence[float], rejected: Sequence[float], ld_alpha: float | None = None) -> tuple[mpf, mpf]:
+def sum_logps(chosen: Sequence[float], rejected: Sequence[float], ld_alpha: float | None = None) -> tuple[mpf, mpf]:
     """Summed log-prob of each side; tokens beyond the shorter side's length count `ld_alpha`."""
     common = min(len(chosen), len(rejected))
     tail = mpf(1) if ld_alpha is None else mpf(ld_alpha)

@@ -1,0 +1,72 @@
+"""What the command leans on inside argparse and TRL's parser: one test per fact."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+
+import pytest
+from trl import TrlParser
+
+from tests.support.seams import moved
+
+
+def seam(fact: str, mend: str = "cli/arguments.py (TrainParser)") -> str:
+    return moved("argparse", fact, mend)
+
+
+@dataclass
+class Options:
+    first: int | None = field(default=None, metadata={"help": "The first."})
+    second: int | None = field(default=2, metadata={"help": "The second."})
+
+
+def test_every_option_is_an_action_in_a_list() -> None:
+    parser = TrlParser((Options,))
+    names = [action.dest for action in parser._actions]
+    assert {"first", "second", "help"} <= {*names}, seam("parser._actions lists every option by its dest")
+
+
+def test_an_option_can_be_moved_to_another_heading_of_the_help() -> None:
+    parser = TrlParser((Options,))
+    action = next(action for action in parser._actions if action.dest == "first")
+    assert action in parser._optionals._group_actions, seam("options start in parser._optionals._group_actions")
+    parser._optionals._group_actions.remove(action)
+    parser.add_argument_group("moved")._group_actions.append(action)
+    before, after = parser.format_help().split("moved:")
+    options = before.split("options:")[1]
+    assert "--first" in after, seam("format_help prints _group_actions of each group")
+    assert "--first" not in options, seam("what is removed from _group_actions is printed under no other heading")
+    (parsed,) = parser.parse_args_into_dataclasses(["--first", "7"])
+    assert (parsed.first, parsed.second) == (7, 2), seam("a moved option is parsed as before")
+
+
+def test_the_help_of_one_option_is_made_by_a_method() -> None:
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+        def _get_help_string(self, action: argparse.Action) -> str | None:
+            return "CHANGED" if action.dest == "first" else super()._get_help_string(action)
+
+    text = TrlParser((Options,), formatter_class=Formatter).format_help()
+    assert "CHANGED" in text, seam("HelpFormatter._get_help_string(action)", "cli/arguments.py (_HelpFormatter)")
+    assert "(default: 2)" in text, seam("_get_help_string adds the default", "cli/arguments.py (_HelpFormatter)")
+
+
+def test_errors_go_through_a_method() -> None:
+    class Parser(TrlParser):
+        def error(self, message: str) -> None:  # type: ignore[override]
+            raise LookupError(message)
+
+    with pytest.raises(LookupError, match="first"):
+        Parser((Options,)).parse_args_into_dataclasses(["--first", "x"])
+
+
+def test_unknown_flags_are_handed_back() -> None:
+    _, unknown = TrlParser((Options,)).parse_known_args(["--first", "1", "--third", "3"])
+    assert unknown == ["--third", "3"], seam("parse_known_args hands back what it does not know")
+
+
+def test_a_file_sets_defaults_that_flags_override(tmp_path) -> None:
+    (tmp_path / "options.yaml").write_text("first: 4\nsecond: 5\n")
+    argv = ["--config", str(tmp_path / "options.yaml"), "--second", "6"]
+    (parsed,) = TrlParser((Options,)).parse_args_and_config(argv)
+    assert (parsed.first, parsed.second) == (4, 6), seam("parse_args_and_config: flags override the file")

@@ -1,0 +1,59 @@
+"""What the package leans on inside DeepSpeed: one test per fact. `make test-distributed` installs it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from tests.support.seams import moved
+
+pytestmark = pytest.mark.distributed  # of the targets of make, test-distributed is the one that installs it
+deepspeed: Any = pytest.importorskip("deepspeed", reason="DeepSpeed is an extra")
+
+
+def seam(fact: str, mend: str) -> str:
+    return moved("DeepSpeed", fact, mend)
+
+
+def test_a_sharded_parameter_says_that_it_is_all_here_by_its_status() -> None:
+    from deepspeed.runtime.zero import partition_parameters
+
+    assert "AVAILABLE" in partition_parameters.ZeroParamStatus.__members__, seam(
+        "ZeroParamStatus.AVAILABLE", "_trl/placement.py (_mark_gathered)"
+    )
+    source = inspect.getsource(partition_parameters)
+    for name in ("ds_id", "ds_status"):
+        assert f"param.{name}" in source, seam(
+            f"ZeRO-3 marks parameters with {name}", "_trl/placement.py, reference/model/clone.py, reference/identity/"
+        )
+
+
+def test_sharded_parameters_are_gathered_by_a_context_manager() -> None:
+    parameters = list(inspect.signature(deepspeed.zero.GatheredParameters.__init__).parameters)
+    assert parameters[1] == "params", seam(
+        "zero.GatheredParameters(params)", "reference/model/clone.py, reference/identity/weights.py (_gathered)"
+    )
+    for name in ("__enter__", "__exit__"):
+        assert hasattr(deepspeed.zero.GatheredParameters, name), seam("it is a context manager", "reference/")
+
+
+def test_an_engine_takes_its_hooks_off_a_model_when_it_is_destroyed() -> None:
+    assert callable(deepspeed.DeepSpeedEngine.destroy), seam(
+        "engine.destroy()", "the context manager that runs the reference for the pass"
+    )
+    source = inspect.getsource(deepspeed.DeepSpeedEngine.destroy)
+    assert "optimizer" in source or "hook" in source, seam("destroy releases what the engine holds", "the same")
+
+
+def test_transformers_keeps_the_configuration_by_a_weak_reference() -> None:
+    from transformers.integrations import deepspeed as integration
+
+    config = integration.HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert integration._hf_deepspeed_config_weak_ref() is config, seam(
+        "HfDeepSpeedConfig registers itself", "the module that defines unsharded_loading"
+    )
+    assert integration.is_deepspeed_zero3_enabled()
+    del config
+    assert not integration.is_deepspeed_zero3_enabled(), seam("the reference is weak", "unsharded_loading")

@@ -1,0 +1,93 @@
+"""Quantization by bitsandbytes: what is quantized, and what its layers do that a reference must not."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ..config import FOUR_BIT
+
+
+def is_quantized(model: Any) -> bool:
+    """Return True if a model's linear layers are quantized, by any method."""
+    return bool(getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None))
+
+
+def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype, skipped: list[str]) -> Any:
+    """The quantization configuration for transformers."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization not in FOUR_BIT:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
+    """Return the output layer and the requested layers, in the form that transformers takes.
+
+    Raises:
+        InputError: a name matches no linear layer, or no linear layer is left to quantize.
+    """
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    make = getattr(kind, "from_config", kind)  # an auto class is not called
+    with torch.device("meta"):
+        skeleton = make(copy.deepcopy(config))
+    head = skeleton.get_output_embeddings()
+    heads = [name for name, module in skeleton.named_modules() if module is head]
+    layers = [
+        name for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear or _is_conv1d(module)
+    ]
+    problems = [
+        f"ref_skip_modules: {name!r} matches no linear layer of {kind.__name__}, by full name or suffix; it has "
+        f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}."
+        for name in wanted
+        if all(should_convert_module(layer, [name]) for layer in layers)
+    ]
+    skipped = [*heads, *wanted]
+    if not problems and not any(should_convert_module(layer, skipped) for layer in layers):
+        problems.append(
+            f"{kind.__name__} has no linear layer left to quantize. Remove the quantization, or skip fewer modules."
+        )
+    if problems:
+        raise InputError(*problems)
+    return skipped
+
+
+def _is_conv1d(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D"
+
+
+def disable_cpu_repacking(model: Any) -> None:
+    """Keep bitsandbytes from repacking the 4-bit weights of a CPU model.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks them in place in the first evaluation forward: it then multiplies in
+    bfloat16 whatever compute dtype was asked for, fails on widths that are no multiple of 32, and a QLoRA policy gets
+    gradients of zero from there on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+class _NoCastNotes(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "inputs will be cast" not in record.getMessage()
+
+
+def mute_int8_casts() -> None:
+    """Silence the note that bitsandbytes logs at every int8 layer of every forward."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    if not any(isinstance(existing, _NoCastNotes) for existing in logger.filters):
+        logger.addFilter(_NoCastNotes())
