@@ -16,11 +16,13 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "compat" / "results.json"
 LIBRARIES = (
-    "torch", "trl", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "huggingface_hub", "numpy", "pyarrow",
+    "torch", "trl", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "huggingface_hub", "numpy",
+    "pyarrow",
 )  # fmt: skip
 # Numbers, contracts, parity, forward, quantization and store.
 PARTS = (
-    "tests/contract", "tests/parity", "tests/unit/core", "tests/unit/losses", "tests/unit/forward", "tests/unit/reference",
+    "tests/contract", "tests/parity", "tests/unit/core", "tests/unit/losses", "tests/unit/forward",
+    "tests/unit/reference",
     "tests/integration/test_stored_reference*.py", "tests/integration/test_*quantized*.py",
     "tests/integration/test_drift*.py",
 )  # fmt: skip
