@@ -12,7 +12,7 @@ from .core import transforms
 from .forward.outputs import ForwardOutputs, PairBatch
 from .forward.pair_forward import PairForward
 from .reference import consistency_check
-from .reference.identity.weights import adapters_alter_base
+from .reference.identity.weights import adapters_alter_base, adapters_start_apart
 from .reference.source import ReferenceSource
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -82,7 +82,9 @@ class FirstStepChecks:
         args, reference = self.reference.settings.args, self.reference
         if not (reference.is_stored and args.verify_reference):
             return False
-        apart = not reference.is_initial_policy or adapters_alter_base(self.host.reference_module())
+        module = self.host.reference_module()
+        apart = not reference.is_initial_policy or adapters_alter_base(module)
+        apart |= self.host.reference_adapter() is None and adapters_start_apart(module)
         causal = self.host.causal_model(self.host.trainer.model)
         return consistency_check.skip_reason(args, causal.config, apart) is None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import _trl
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
@@ -19,6 +20,7 @@ from .data.validation import check_preferences
 from .distributed.launch import check_launch
 from .errors import InputError
 from .forward.pair_forward import PairForward
+from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
@@ -29,7 +31,6 @@ from .reference.source import (
     ReferenceSettings,
     ReferenceSource,
     StoredReference,
-    has_reference_columns,
 )
 from .reference.store.manifest import check_folder
 
@@ -114,6 +115,9 @@ def _reference(
     spec = resolve_reference(args, model, ref_model, given)
     monitor = monitor_drift(args, mixture, model, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
+    if args.precompute_ref_log_probs:
+        for part in _parts(datasets):
+            refuse_sums(settings.needs, part, "given")
     if args.precompute_ref_log_probs and _all_have_reference_columns(datasets):
         if spec is not None:
             raise InputError(
@@ -122,7 +126,7 @@ def _reference(
             )
         return DatasetReference(settings, is_initial_policy=not apart)
     producer: Producer
-    adapted = given["peft_config"] is not None or hasattr(model, "peft_config")
+    adapted = given["peft_config"] is not None or _trl.is_peft_model(model)
     if apart:
         producer = ReferenceModel(args, ref_model, spec)
     elif adapted or args.precompute_ref_log_probs:
@@ -136,9 +140,13 @@ def _reference(
 
 
 def _all_have_reference_columns(datasets: list[Any]) -> bool:
-    parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
-    given = [part for part in parts if part is not None]
+    given = _parts(datasets)
     return bool(given) and all(has_reference_columns(part) for part in given)
+
+
+def _parts(datasets: list[Any]) -> list[Any]:
+    parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
+    return [part for part in parts if part is not None]
 
 
 def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:

@@ -144,14 +144,17 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
             **options: fields of `DPOExtConfig` that choose losses (`loss_type`, `loss_weights`, hyperparameters, ...).
 
         Raises:
-            InputError: the options are wrong, or the new losses need a reference that the trainer was made without.
+            InputError: the options are wrong, or need a reference that the trainer lacks; the old losses are kept.
         """
+        if isinstance(options.get("loss_type"), (str, Mapping)):
+            options["loss_type"] = [options["loss_type"]]
+        with _trl.temporarily(self.args, **options):  # not kept if anything is wrong
+            mixture = self.args.loss_mixture()
+            missing = mixture.needs.of_reference & ~self.reference.settings.needs
+            if missing:
+                raise InputError(f"{mixture.describe()} needs a reference; this trainer was created without it.")
         for name, value in options.items():
             setattr(self.args, name, value)
-        mixture = self.args.loss_mixture()
-        missing = mixture.needs.of_reference & ~self.reference.settings.needs
-        if missing:
-            raise InputError(f"{mixture.describe()} needs a reference; this trainer was created without it.")
         self.mixture, self.extra_columns = mixture, loss_columns(self.args, mixture)
 
     def describe_reference(self) -> str:

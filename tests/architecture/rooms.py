@@ -39,6 +39,7 @@ ROOMS = (
     Room("reference/model/", "Decides which model is the reference, and loads it."),
     Room("reference/identity/", "Identifies a reference by the content of its weights and configuration."),
     Room("reference/consistency_check.py", "Compares reference and policy on the first batch."),
+    Room("reference/columns.py", "Reads and refuses the reference log-probs that a dataset has itself."),
     Room("reference/config.py", "Options of the reference and the store."),
     Room("forward/", "Feeds a prompt and its completions as one row: layouts, masks, model wrappers, checks."),
     Room("distributed/", "Fixes for DDP, FSDP, and DeepSpeed, each with a launched test."),

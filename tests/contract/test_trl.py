@@ -18,7 +18,7 @@ from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
 from tests.support.tolerances import rounding
-from trl_dpo_ext import _trl, list_losses
+from trl_dpo_ext import DPOExtTrainer, _trl, list_losses
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +322,26 @@ def test_the_constructor_takes_the_arguments_we_pass_by_position() -> None:
     names = list(inspect.signature(DPOTrainer.__init__).parameters)
     expected = ["self", "model", "ref_model", "args", "data_collator", "train_dataset", "eval_dataset"]
     assert names[:7] == expected, seam("the order of the constructor's arguments")
+
+
+def test_our_constructor_has_the_signature_of_trls() -> None:
+    theirs, ours = (inspect.signature(kind.__init__).parameters for kind in (DPOTrainer, DPOExtTrainer))
+    described = {name: (p.kind, p.default) for name, p in theirs.items()}
+    assert list(ours) == list(theirs), seam("the constructor's arguments")
+    assert {name: (p.kind, p.default) for name, p in ours.items()} == described, seam("the constructor's defaults")
+
+
+def test_adapters_inside_a_model_are_not_switched_off(tmp_path) -> None:
+    model = tiny.model()
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    trainer = runs.trainer(tmp_path, DPOTrainer, model=model, precompute_ref_log_probs=True)
+    batch = next(iter(trainer.get_train_dataloader()))
+    spy = Spy(trainer.model)
+    with_adapter = trainer.compute_ref_log_probs(spy, batch)[0]
+    assert not _trl.is_peft_model(model)
+    model.disable_adapters()
+    without = trainer.compute_ref_log_probs(spy, batch)[0]
+    assert not torch.allclose(with_adapter, without), seam("only a PeftModel's adapter is switched off")
 
 
 def test_signature_columns_are_a_list_filled_on_demand(host: Any) -> None:

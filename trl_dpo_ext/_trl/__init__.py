@@ -12,7 +12,7 @@ from .constructor import (
 from .host import Host
 from .internals import TrainerInternals
 from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
-from .models import gather_object, override_attention_mask, scatter_to_batch, with_head
+from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 
@@ -30,6 +30,7 @@ __all__ = [
     "evaluation_mode",
     "free_memory",
     "gather_object",
+    "is_peft_model",
     "keeps_end",
     "labels_of",
     "no_model_hash",

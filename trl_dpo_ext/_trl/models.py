@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object as gather_objects
+from peft import PeftModel
 from trl.trainer import dpo_trainer
 
 from ..core.token_kl import Projection
@@ -21,6 +22,14 @@ def with_head(model: Any) -> Any:
     """
     dpo_trainer.add_fused_lm_head(model)
     return model
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether a model is a `PeftModel`, which TRL can run without its adapter.
+
+    Seam: TRL switches adapters of a `PeftModel` alone, not those that `model.add_adapter` put inside a model.
+    """
+    return isinstance(model, PeftModel)
 
 
 def gather_object(value: Any) -> list[Any]:
@@ -52,7 +61,7 @@ class ModelSeams:
     @property
     def is_adapted(self) -> bool:
         """Whether the policy is a PEFT model, whose base or frozen adapter is its reference."""
-        return hasattr(self.unwrapped(self.trainer.model), "peft_config")
+        return is_peft_model(self.unwrapped(self.trainer.model))
 
     @property
     def has_trained(self) -> bool:

@@ -16,6 +16,8 @@ from .. import _trl
 from ..errors import InputError
 from .identity.identify import identify
 from .identity.identity import Identity
+from .identity.unchanged import WeightsState, version
+from .identity.weights import base_tensors
 from .model.loading import source_of
 from .model.resolve import is_replicated
 from .model.spec import ReferenceSpec
@@ -30,6 +32,8 @@ class Producer(abc.ABC):
     """Whether the model is meant to equal the policy before training."""
     is_replicated: bool = False
     """Whether the model stays unsharded on each device under FSDP and DeepSpeed."""
+    _state: WeightsState | None = None
+    """Of the weights that were identified; None where an engine moves and casts them, or they are read from files."""
 
     def load(self) -> Any:
         """The model for TRL's constructor; None leaves it to TRL."""
@@ -50,6 +54,10 @@ class Producer(abc.ABC):
     def release(self) -> None:  # noqa: B027 (a policy has nothing to free)
         """Free the model, if it takes memory beside the policy."""
 
+    def training_begins(self) -> None:
+        """Free what is only needed before training; the policy is about to change."""
+        self.release()
+
     def identity(self) -> Identity:
         """Which reference this is, for the store; every process calls this, before training."""
         return self._cast(self._identity_of_model(None, None))
@@ -61,6 +69,9 @@ class Producer(abc.ABC):
         if getattr(causal, "_hf_peft_config_loaded", False):
             source = None  # the weights in memory are not those of the files
         compute_dtype = self.host.compute_dtype(causal)
+        adapter = self.host.reference_adapter()
+        if not self.host.casts_parameters():
+            self._state = WeightsState(module, adapter)
         # One process reads the weights for all, unless each holds a part of them.
         mine = None
         if self.host.is_main_process or (source is None and self.host.is_sharded):
@@ -68,10 +79,23 @@ class Producer(abc.ABC):
                 module,
                 source=source,
                 revision=revision,
-                adapter=self.host.reference_adapter(),
+                adapter=adapter,
                 compute_dtype=compute_dtype,
             )
         return _trl.gather_object(mine)[0]
+
+    def _check_unchanged(self) -> None:
+        """Refuse a pass with weights that are not the identified ones any more.
+
+        Raises:
+            InputError: somebody has changed, cast or replaced the reference since the trainer was created.
+        """
+        if self._state is not None and not self._state.holds_for(self.host.reference_module()):
+            raise InputError(
+                "Cannot compute the missing reference log-probs: the reference's weights have changed since this "
+                "trainer was created (trained, loaded, merged, or cast as bf16_full_eval does). Pass this dataset as "
+                "eval_dataset when creating the trainer, or run `trl-dpo-ext precompute` with it."
+            )
 
     def _cast(self, identity: Identity) -> Identity:
         """The identity of parameters that the distributed engine keeps in the dtype of the forward."""
@@ -90,6 +114,7 @@ class InitialPolicy(Producer):
 
     def __init__(self, name: str | None, revision: str | None) -> None:
         self.name, self.revision = name, revision
+        self._trains = False
 
     def identity(self) -> Identity:
         """See `Producer.identity`."""
@@ -97,20 +122,33 @@ class InitialPolicy(Producer):
 
     def running(self) -> AbstractContextManager[tuple[Any, Any]]:
         """See `Producer.running`."""
-        if self.host.has_trained:
+        if self._trains or self.host.has_trained:  # the step counter starts again with each `train`
             raise InputError(
                 "Cannot compute the missing reference log-probs: the reference was the initial policy, which has since "
                 "been trained. Pass this dataset as eval_dataset when creating the trainer, or run `trl-dpo-ext "
                 "precompute` with it."
             )
+        self._check_unchanged()
         return self.host.policy_for_pass()
+
+    def training_begins(self) -> None:
+        """See `Producer.training_begins`."""
+        self._trains = True
 
 
 class AdapterBase(InitialPolicy):
     """The policy with its adapter off, or with the frozen copy of the adapter that training started from."""
 
     def running(self) -> AbstractContextManager[tuple[Any, Any]]:
-        """See `Producer.running`; this reference is available at any step."""
+        """See `Producer.running`; this reference is available at any step, unless its own weights are trained."""
+        base = base_tensors(self.host.reference_module()).values()
+        if self._trains and any(getattr(tensor, "requires_grad", False) for tensor in base):
+            raise InputError(
+                "Cannot compute the missing reference log-probs: the reference is the policy without its adapter, and "
+                "weights outside the adapter are trained too (such as bias='all', or requires_grad_ on the base). "
+                "Pass this dataset as eval_dataset when creating the trainer, or run `trl-dpo-ext precompute` with it."
+            )
+        self._check_unchanged()
         return self.host.policy_for_pass()
 
 
@@ -136,6 +174,7 @@ class ReferenceModel(Producer):
     def __init__(self, args: Any, given: Any = None, spec: ReferenceSpec | None = None) -> None:
         self.args, self.given, self.spec = args, given, spec
         self.is_replicated = is_replicated(args, given if spec is None else spec)
+        self._identity: Identity | None = None
 
     @property
     def _by_name(self) -> ReferenceSpec | None:
@@ -154,12 +193,14 @@ class ReferenceModel(Producer):
     def identity(self) -> Identity:
         """See `Producer.identity`. A described checkpoint is identified by its files, without loading it."""
         if self._by_name is not None:
-            mine = self._by_name.identity(self.host.autocast_dtype()) if self.host.is_main_process else None
-            identity = _trl.gather_object(mine)[0]
-            if identity is not None:
-                return self._cast(identity)
+            self._identity = self._identity_of_files()
+            if self._identity is not None:
+                return self._cast(self._identity)
             self.host.trainer.ref_model = self._loaded()  # its files are not on this machine yet
-        made_of = source_of(self.host.causal_model(self.host.reference_module()))
+        causal = self.host.causal_model(self.host.reference_module())
+        made_of = source_of(causal)
+        if made_of is not None and made_of.version < version(causal):
+            made_of = None  # changed since it was loaded
         name, revision = (made_of.name, made_of.revision) if made_of else (None, None)
         return self._cast(self._identity_of_model(name, revision))
 
@@ -167,9 +208,16 @@ class ReferenceModel(Producer):
     def running(self) -> Iterator[tuple[Any, Any]]:
         """See `Producer.running`."""
         if self.host.trainer.ref_model is not None:
+            self._check_unchanged()
             with self.host.reference_model_for_pass() as given:
                 yield given
         elif self._by_name is not None:
+            if self._identity is not None and self._identity != self._identity_of_files():
+                raise InputError(
+                    f"Cannot compute the missing reference log-probs: the files of {self._by_name.settings['model']} "
+                    "have changed since this trainer was created, so they are another reference now. Restore them, or "
+                    "create a new trainer."
+                )
             with self.host.model_for_pass(self._loaded()) as given:
                 yield given
         else:
@@ -182,6 +230,12 @@ class ReferenceModel(Producer):
     def release(self) -> None:
         """See `Producer.release`."""
         self.host.release_reference()
+
+    def _identity_of_files(self) -> Identity | None:
+        """The identity of the described checkpoint; None if its files are not on this machine."""
+        assert self._by_name is not None
+        mine = self._by_name.identity(self.host.autocast_dtype()) if self.host.is_main_process else None
+        return _trl.gather_object(mine)[0]
 
     def _loaded(self) -> Any:
         assert self._by_name is not None

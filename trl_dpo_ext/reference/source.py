@@ -24,6 +24,7 @@ from ..core.pairs import Need
 from ..errors import InputError
 from ..forward.outputs import PairBatch, RefLogps
 from ..forward.pair_forward import PairForward
+from .columns import has_reference_columns, refuse_sums
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
 from .model.memory import describe_weights
@@ -186,6 +187,7 @@ class DatasetReference(ReferenceSource):
         Raises:
             InputError: naming the dataset.
         """
+        refuse_sums(self.settings.needs, dataset, name)
         if not has_reference_columns(dataset):
             raise InputError(
                 f"The {name} dataset has no columns {' and '.join(_trl.REFERENCE_COLUMNS)}, but this run reads its "
@@ -228,6 +230,7 @@ class StoredReference(ReferenceSource):
 
     def fill(self, dataset: Any, name: str) -> None:
         """Compute what the store lacks of a dataset."""
+        refuse_sums(self.settings.needs, dataset, name)
         if has_reference_columns(dataset):
             return
         if not hasattr(self, "stored"):
@@ -253,7 +256,7 @@ class StoredReference(ReferenceSource):
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""
-        self.producer.release()
+        self.producer.training_begins()
         _trl.free_memory()
 
     def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
@@ -272,11 +275,6 @@ class StoredReference(ReferenceSource):
     def _plain_collator(self) -> Collator:
         """The collator without the stored log-probs; during TRL's constructor, TRL's."""
         return self._collator or self.host.trainer.data_collator
-
-
-def has_reference_columns(dataset: Any) -> bool:
-    """Return True if a dataset has the columns `ref_chosen_logps` and `ref_rejected_logps`."""
-    return set(_trl.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
 
 
 def _from_columns(batch: PairBatch) -> RefLogps:

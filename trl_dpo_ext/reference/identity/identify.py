@@ -61,6 +61,13 @@ def quantization_fingerprint(config: Any) -> str:
     return f"{named.pop('quant_method', 'quantized')} {canonical(named)}"
 
 
+def _adapter(model: nn.Module, adapter: str | None) -> str:
+    """Name the adapter that computes: of a `PeftModel` the given one; one inside a transformers model always does."""
+    if adapter is None and getattr(model, "_hf_peft_config_loaded", False):
+        return "+".join(adapter_hash(model, name) for name in sorted(model.active_adapters()))  # type: ignore[operator]
+    return adapter_hash(model, adapter) if adapter is not None else "none"
+
+
 def dtype_name(dtype: torch.dtype | str) -> str:
     """Return `"bfloat16"` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
@@ -99,7 +106,7 @@ def identify(
     return Identity(
         weights=f"files:{weight_files_hash(files)}" if files else f"memory:{weights_hash(causal_model)}",
         config=canonical(forward_config(config.to_dict())) if config is not None else "{}",
-        adapter=adapter_hash(causal_model, adapter) if adapter is not None else "none",
+        adapter=_adapter(causal_model, adapter),
         quantization=quantization_fingerprint(getattr(config, "quantization_config", None)),
         dtype="+".join(sorted({dtype_name(t.dtype) for t in tensors.values() if _is_float_parameter(t)})),
         compute_dtype=compute_dtype,

@@ -81,6 +81,15 @@ def adapters_alter_base(model: nn.Module) -> bool:
     return merged or bool(inits - _INITS_KEEPING_BASE)
 
 
+def adapters_start_apart(model: nn.Module) -> bool:
+    """Return True if a new adapter makes another model of the base before it is trained, as virtual tokens do."""
+    from peft import PeftModel
+
+    configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    random = ("init_lora_weights", "init_weights")
+    return any(c.is_prompt_learning or any(getattr(c, name, True) is False for name in random) for c in configs)
+
+
 def weights_hash(model: nn.Module) -> str:
     """Hash names, dtypes, shapes and bytes of the base's parameters and persistent buffers.
 
@@ -93,20 +102,21 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def adapter_hash(model: nn.Module, adapter: str) -> str:
-    """Hash the weights and the configuration of one adapter of a `PeftModel`; its name does not matter.
+    """Hash the weights and the configuration of one adapter of a model; its name does not matter.
 
     Raises:
         InputError: the model has no such adapter.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
-    if not isinstance(model, PeftModel) or adapter not in model.peft_config:
-        adapters = ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none"
+    configs: Any = getattr(model, "peft_config", {})
+    if adapter not in configs:
+        adapters = ", ".join(configs) or "none"
         raise InputError(f"The reference's adapter {adapter!r} is not in the model; its adapters are {adapters}.")
     tensors = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
     )
-    config = {k: v for k, v in model.peft_config[adapter].to_dict().items() if k not in _NOT_THE_FORWARD}
+    config = {k: v for k, v in configs[adapter].to_dict().items() if k not in _NOT_THE_FORWARD}
     return combined(_sorted_json(config), _tensors_hash(tensors)).hex()
 
 

@@ -7,6 +7,7 @@ output layer is never quantized, because TRL scores tokens with that layer's pla
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from ..._trl.unsharded import shards_while_loading, unsharded_loading
 from ...errors import InputError
 from ..config import DTYPES, QUANTIZATIONS
+from ..identity.unchanged import version
 from .clone import from_memory, plain_model
 from .memory import describe_quantization
 from .quantization import bnb_config, disable_cpu_repacking, is_quantized, mute_int8_casts, skipped_layers
@@ -33,6 +35,8 @@ class Source:
     revision: str | None = None
     instance: Any = None
     """Weak reference to the model in memory."""
+    version: int = 0
+    """Of the weights, as they were loaded."""
 
     def is_start_of(self, policy: Any, revision: str | None) -> bool:
         """Whether a policy, given by name or as an instance, starts from the same weights."""
@@ -109,7 +113,7 @@ def load_reference(
         else:
             reference = from_memory(kind, model, settings)
             source = Source(instance=weakref.ref(model))
-    setattr(reference, _SOURCE, source)
+    setattr(reference, _SOURCE, dataclasses.replace(source, version=version(reference)))
     if quantization:
         _warn_of_the_rest(reference, quantization)
     return freeze(reference)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from ..._trl import is_peft_model
 from ...errors import InputError
 from ..config import absolute_reward_problems
 from .clone import plain_model
@@ -113,6 +114,11 @@ def _given_problems(args: Any, given: Any) -> list[str]:
         return [
             f"ref_model was passed together with {named}, which loads another reference. Remove one of them, or pass "
             "load_reference(...) with these settings as ref_model."
+        ]
+    if is_peft_model(given):
+        return [
+            "ref_model is a PeftModel, on which TRL cannot compute log-probs. Pass load_reference(ref_model), which "
+            "merges the adapter into a copy, or ref_model.merge_and_unload()."
         ]
     if is_quantized(given):
         remedy = "Leave it out and set ref_quantization with ref_calibrate=True"

@@ -58,6 +58,7 @@ class StoredLogps:
         """
         if isinstance(dataset, IterableDataset) and not streams:
             self._keys = None  # load all: which sequences the stream holds is only known batch by batch
+            self._reload()
             return
         portions = _portions(dataset, self.host.collated_columns(), collator)
         # Processes whose data differ in length still take each step together.
@@ -66,7 +67,11 @@ class StoredLogps:
             _trl.free_memory()  # of a reference that was loaded for this pass
             if self._keys is not None:
                 self._keys.update(dict.fromkeys(wanted or {}))
+        self._reload()
+
+    def _reload(self) -> None:
         if self._collator is not None:
+            self.store.refresh()
             self._collator.logps = self.store.load(self._keys)
 
     def _fill(self, wanted: dict[bytes, TokenSequence], name: str, running: Running) -> None:

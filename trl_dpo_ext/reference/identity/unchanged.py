@@ -1,0 +1,49 @@
+"""Notice that a model's weights have changed since it was identified, without hashing them again."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from .weights import base_tensors
+
+_SAMPLED = 16
+
+
+def version(model: nn.Module) -> int:
+    """Return a number that grows with each in-place change of a parameter.
+
+    Torch counts what `load_state_dict` and `copy_` do, but neither fused optimizers nor changes of `parameter.data`.
+    """
+    return sum(parameter._version for parameter in model.parameters())
+
+
+class WeightsState:
+    """The state of a reference's weights at one time: dtypes, version counters and some values of each.
+
+    Args:
+        model: a transformers model, or a `PeftModel` whose base is the reference.
+        adapter: the frozen adapter that belongs to the reference; None for adapters off.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str | None = None) -> None:
+        self._model, self._adapter = weakref.ref(model), adapter
+        self._state = self._read(model)
+
+    def holds_for(self, model: nn.Module) -> bool:
+        """Return True if `model` is the same object with the same weights, in the same dtypes."""
+        return self._model() is model and self._read(model) == self._state
+
+    def _read(self, model: nn.Module) -> dict[str, Any]:
+        tensors = base_tensors(model)
+        if self._adapter is not None:
+            tensors |= {name: p for name, p in model.named_parameters() if f".{self._adapter}." in f"{name}."}
+        return {name: (p.dtype, p._version, _sample(p)) for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+
+
+def _sample(parameter: torch.Tensor) -> list[float]:
+    values = parameter.detach().flatten()
+    return values[:: max(len(values) // _SAMPLED, 1)].to("cpu", torch.float64).tolist()
