@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import transformers
 from torch.overrides import TorchFunctionMode
-from trl.kernels import ChunkedLogProbFunction
+from trl.kernels import ChunkedLogProbFunction, chunked_logprob
+
+from trl_dpo_ext._trl import temporarily
 
 VOCABULARY = 64
 _SIZES = {
@@ -137,7 +139,13 @@ def double_precision() -> Iterator[None]:
 
     ChunkedLogProbFunction.backward = staticmethod(replacing)
     try:
-        with _Replacing():
+        with _Replacing(), _double_precision_in_kernels():
             yield
     finally:
         ChunkedLogProbFunction.backward = staticmethod(backward)
+
+
+def _double_precision_in_kernels() -> contextlib.AbstractContextManager[None]:
+    """TRL 1.15 has its head's sums in a Triton kernel alone, which is interpreted on a CPU: it looks names up when it runs."""
+    triton = getattr(chunked_logprob, "tl", None)
+    return contextlib.nullcontext() if triton is None else temporarily(triton, float32=triton.float64)
