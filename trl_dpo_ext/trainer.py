@@ -110,9 +110,7 @@ class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
         self._check_models()
         collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
         self.data_collator = self.reference.attach(collator)
-        self.first_step = FirstStepChecks(
-            self.host, self.pair_forward, self.reference, self.extra_columns, self._gather
-        )
+        self.first_step = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
 
     def _check_models(self) -> None:
         """Check what only the loaded models and the tokenized data can tell.
