@@ -97,7 +97,7 @@ class ReferenceSeams(ModelSeams):
             returned.append(forward())
             return SimpleNamespace(log_probs=nothing[:, 1:].float())
 
-        self.trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, "completion_mask": nothing})
+        self.trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, COMPLETION_MASK: nothing})
         return returned[0]
 
     @contextlib.contextmanager

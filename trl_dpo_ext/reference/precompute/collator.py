@@ -10,11 +10,9 @@ import torch
 
 from ..._trl import COMPLETION_MASK
 from ...errors import InputError
+from ...forward.outputs import REF_TOKEN_LOGPS
 from ..store.table import LogpTable, MissingSequenceError
 from .sequences import TokenSequence, batch_sequences
-
-REF_TOKEN_LOGPS = "ref_token_logps"
-"""The batch key of stored reference log-probs, (rows, tokens - 1) float32, in the positions of the policy's."""
 
 
 @dataclass
