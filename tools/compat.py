@@ -28,7 +28,7 @@ PARTS = (
 )  # fmt: skip
 QUICK_PARTS = ("tests/contract", "tests/parity/test_values.py", "tests/unit/core", "tests/unit/losses")
 # Each of these has a target of its own.
-QUICK = "not distributed and not recipes and not slurm and not model"
+QUICK = "not distributed and not recipes and not slurm and not model and not features"
 
 
 class Outcomes:

@@ -16,6 +16,7 @@ from trl_dpo_ext.losses import tables
 from trl_dpo_ext.option_docs import read_args
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for what is generated from the tests
 
 
 def options_as_markdown(class_name: str) -> str:
@@ -38,6 +39,13 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return ", ".join(f"`{str(each).lower() if isinstance(each, bool) else each}`" for each in values)
 
 
+def starts_as_markdown() -> str:
+    """The starts that tests/starts tries."""
+    from tests.starts import listing
+
+    return listing.as_markdown()
+
+
 FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperparameter_fields.source}
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
@@ -54,6 +62,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "recipes": recipe_registry.as_markdown,
         "accelerate configs": recipe_registry.accelerate_as_markdown,
     },
+    "docs/what_stops_a_run.md": {"starts": starts_as_markdown},
 }
 
 
