@@ -13,12 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer
 from transformers.distributed import fsdp
 from transformers.integrations import deepspeed
-from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.peft_utils import check_peft_version
 from trl import DPOConfig, DPOTrainer
 
 from tests.support import runs, tiny
+from tests.support.adapters import add_inside
 from tests.support.seams import moved
 
 MIXIN = "distributed/mixin.py"
@@ -261,13 +260,9 @@ def test_recurrent_models_say_that_they_keep_a_state() -> None:
 
 
 def test_an_adapter_inside_a_model_is_flagged() -> None:
-    try:
-        check_peft_version(MIN_PEFT_VERSION)
-    except ValueError as refused:
-        pytest.skip(f"transformers adds no adapter of the installed PEFT: {refused}")
     model = tiny.model()
     assert not getattr(model, "_hf_peft_config_loaded", False)
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    add_inside(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     assert model._hf_peft_config_loaded is True, seam(
         "_hf_peft_config_loaded", "reference/source.py (reference_identity)"
     )

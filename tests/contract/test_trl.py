@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
+from tests.support.adapters import add_inside
 from tests.support.tolerances import rounding
 from trl_dpo_ext import DPOExtTrainer, _trl, list_losses
 
@@ -332,8 +333,7 @@ def test_our_constructor_has_the_signature_of_trls() -> None:
 
 
 def test_adapters_inside_a_model_are_not_switched_off(tmp_path) -> None:
-    model = tiny.model()
-    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    model = add_inside(tiny.model(), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     trainer = runs.trainer(tmp_path, DPOTrainer, model=model, precompute_ref_log_probs=True)
     batch = next(iter(trainer.get_train_dataloader()))
     spy = Spy(trainer.model)
