@@ -1,5 +1,6 @@
 """The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
+from .attention import has_interface, replace_attention
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
 from .constructor import (
     no_model_hash,
@@ -30,6 +31,7 @@ __all__ = [
     "evaluation_mode",
     "free_memory",
     "gather_object",
+    "has_interface",
     "is_peft_model",
     "keeps_end",
     "labels_of",
@@ -38,6 +40,7 @@ __all__ = [
     "override_attention_mask",
     "placed_reference",
     "reference_entropy",
+    "replace_attention",
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",

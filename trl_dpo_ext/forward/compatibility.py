@@ -1,4 +1,4 @@
-"""Find out whether a model gives its own log-probs from rows with several branches or several sequences."""
+"""Find out whether a model gives its own log-probs from rows of several sequences."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 from transformers.utils.generic import is_flash_attention_requested
 
-from .masks import MASKED_ATTENTION
+from .. import _trl
+from .masks import layer_kinds
 
 # How far back a layer attends: to everything, within a sliding window, or within its own chunk.
 _LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
-_KNOWN_ATTENTION = "sdpa, flex_attention or eager"
+_KNOWN_ATTENTION = ("sdpa", "flex_attention", "eager")
 
 
-def branch_problems(model: Any, longest: int | None = None) -> list[str]:
-    """List the reasons why rows with several branches do not give this model's own log-probs.
+def packing_problems(model: Any, longest: int | None = None) -> list[str]:
+    """List the reasons why several sequences in one row do not give this model's own log-probs.
 
-    The model and its configuration are asked. Rows of one branch each are exact for every causal model.
+    The model and its configuration are asked. Rows of one sequence each are exact for every causal model.
 
     Args:
         model: a causal language model, or a PEFT model around one.
@@ -25,12 +26,6 @@ def branch_problems(model: Any, longest: int | None = None) -> list[str]:
 
     Returns:
         One sentence per problem, with what to change; empty if there is none.
-    """
-    return [*_mask_problems(model), *packing_problems(model, longest)]
-
-
-def packing_problems(model: Any, longest: int | None = None) -> list[str]:
-    """List the reasons why several sequences in one row do not give this model's own log-probs; see `branch_problems`.
 
     Seam: transformers' models name their attention in `config._attn_implementation` and hold their backbone as
     `base_model`.
@@ -50,8 +45,16 @@ def packing_problems(model: Any, longest: int | None = None) -> list[str]:
         )
         return problems
     attention = config._attn_implementation
-    if attention not in MASKED_ATTENTION and not is_flash_attention_requested(config):
-        problems.append(f"attn_implementation={attention!r} is not supported; use {_KNOWN_ATTENTION}")
+    flash = is_flash_attention_requested(config)
+    if attention not in _KNOWN_ATTENTION and not flash:
+        problems.append(f"attn_implementation={attention!r} is not supported; use {', '.join(_KNOWN_ATTENTION)}")
+    elif not _trl.has_interface(causal) or getattr(config, "reorder_and_upcast_attn", False):
+        problems.append(
+            f"{name} does not call its attention through transformers' interface; use another model, or a transformers "
+            "in which it does"
+        )
+    elif flash and "chunked_attention" in layer_kinds(config):
+        problems.append(f"{name} attends in chunks, which {attention} does not know; use sdpa")
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         problems.append(f"{name} has bidirectional attention, so one sequence would change another; use a causal model")
     problems += _state_problems(causal, config, name)
@@ -59,33 +62,22 @@ def packing_problems(model: Any, longest: int | None = None) -> list[str]:
     return problems
 
 
-def _mask_problems(model: Any) -> list[str]:
-    config = _causal(model).config.get_text_config()
-    if not is_flash_attention_requested(config):
-        return []
-    return [
-        f"attn_implementation={config._attn_implementation!r} supports only causal masks; use {_KNOWN_ATTENTION} "
-        "(model_init_kwargs or --attn_implementation)"
-    ]
-
-
 def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _state_problems(causal: Any, config: Any, name: str) -> list[str]:
-    """List the layers that read a row in order, and so carry one branch into the next.
+    """List the layers that read a row in order, and so carry one sequence into the next.
 
     Seam: transformers marks a model that has a recurrent state with `_is_stateful`, or names such layers in
     `config.layer_types`.
     """
     other = sorted(set(getattr(config, "layer_types", None) or []) - set(_LAYER_KINDS))
     if other:
-        return [
-            f"{name} has {', '.join(other)} layers, which carry state from one branch into the next; use another model"
-        ]
+        layers = ", ".join(other)
+        return [f"{name} has {layers} layers, which carry state from one sequence into the next; use another model"]
     if getattr(causal, "_is_stateful", False):
-        return [f"{name} has a recurrent state, which one branch passes on to the next; use another model"]
+        return [f"{name} has a recurrent state, which one sequence passes on to the next; use another model"]
     return []
 
 
@@ -94,7 +86,7 @@ def _position_problems(backbone: Any, config: Any, name: str, longest: int | Non
     problems = []
     takes = inspect.signature(type(backbone).forward).parameters
     if not {"position_ids", "attention_mask"} <= set(takes):
-        problems.append(f"{name} takes no position_ids, so branches would get wrong positions; use another model")
+        problems.append(f"{name} takes no position_ids, so sequences would get wrong positions; use another model")
     if getattr(config, "alibi", False):
         problems.append(f"{name} measures distances in the row (alibi=True); use a checkpoint without ALiBi")
     if getattr(config, "attention_types", None):

@@ -19,8 +19,8 @@ class ForwardOptions:
     Args:
         > Forward pass
 
-        share_prompt: Run policy and live reference on one row per pair that holds the prompt once: the same loss and
-            gradients from fewer tokens. Batches that would not gain from it are run without padding instead.
+        share_prompt: Run policy and live reference on one row per batch, which holds each prompt once and no padding:
+            the same loss and gradients from fewer tokens.
         verify_share_prompt: Compare the first batch of `share_prompt` or `padding_free` with the model's plain forward
             pass; a difference beyond rounding is an error.
     """
@@ -36,12 +36,6 @@ def forward_problems(args: Any, mixture: LossMixture) -> list[str]:
     if chosen and args.torch_compile:
         problems.append(
             f"{' and '.join(chosen)} cannot be used with torch_compile=True: a compiled model ignores the hooks that "
-            "set its attention mask. Remove one of them."
-        )
-    attention = str((args.model_init_kwargs or {}).get("attn_implementation") or "")
-    if args.share_prompt and "flash" in attention:
-        problems.append(
-            f"share_prompt=True cannot be used with attn_implementation={attention!r}, which supports only "
-            "causal masks. Use sdpa or flex_attention, or padding_free=True instead of share_prompt."
+            "give it the layout of its rows. Remove one of them."
         )
     return problems

@@ -1,4 +1,4 @@
-"""Compare every way of feeding a model with its plain forward, on the first batch."""
+"""Compare a model on packed rows with its plain forward, on the first batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 
 from .. import _trl
 from ..errors import InputError
-from .packed_model import PackedModel
-from .tree_rows import UNSCORED
+from .packed_model import UNSCORED, PackedModel
 
 # Mean difference per token, in nats, that rounding alone does not exceed: TF32 and another kernel on an accelerator,
 # 8 bits of mantissa in half precision. A wrong mask shows as 0.1 to 5.
@@ -23,7 +22,7 @@ def check_first_batch(
     half: bool,
     gather: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """Compare the log-probs of each model in each of its ways with those of its plain forward.
+    """Compare the log-probs of each model on packed rows with those of its plain forward.
 
     Args:
         models: by what messages call them.
@@ -32,30 +31,28 @@ def check_first_batch(
         gather: values of all processes, so that all of them stop or none does.
 
     Raises:
-        InputError: naming the model, the way and the difference.
+        InputError: naming the model and the difference.
     """
     problems = []
     for name, model in models.items():
         with torch.no_grad(), _trl.evaluation_mode(model.causal):
             found = torch.stack(_differences(model, inputs))
-        *differences, noise = gather(found.unsqueeze(0)).amax(dim=0).tolist()
+        difference, noise = gather(found.unsqueeze(0)).amax(dim=0).tolist()
         kind = "half" if half else "cpu" if inputs["input_ids"].device.type == "cpu" else "accelerator"
         allowed = _FLOORS[kind] + _TIMES_NOISE * noise
-        for way, difference in zip(model.ways, differences, strict=True):
-            if not difference <= allowed:  # NaN is not
-                flags = " and ".join(["share_prompt"] * way.share + ["padding_free"] * way.pack) or "share_prompt"
-                problems.append(
-                    f"{flags}: on the first batch the {name}'s log-probs are off by {difference:.2g} per token "
-                    f"(allowed: {allowed:.2g}): {type(model.causal).__name__} does not use its attention mask or "
-                    f"positions as other models do. Drop --{flags.replace(' and ', ' or --')}, or set "
-                    "verify_share_prompt=False to train anyway."
-                )
+        if not difference <= allowed:  # NaN is not
+            problems.append(
+                f"On the first batch, the {name}'s log-probs in a packed row are off by {difference:.2g} per token "
+                f"(allowed: {allowed:.2g}): {type(model.causal).__name__} does not use its attention mask or positions "
+                "as other models do. Drop --share_prompt and --padding_free, or set verify_share_prompt=False to train "
+                "anyway."
+            )
     if problems:
         raise InputError(*problems)
 
 
 def _differences(model: PackedModel, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Mean absolute difference per scored token: of every way, and of the plain forward on half of the batch."""
+    """Mean absolute difference per scored token: of the packed row, and of the plain forward on half of the batch."""
     inputs = dict(inputs)
     scored = inputs["labels"][:, 1:] != UNSCORED
     pairs = scored.size(0) // 2
@@ -64,8 +61,7 @@ def _differences(model: PackedModel, inputs: Mapping[str, torch.Tensor]) -> list
     def mean(found: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return ((found - expected).abs() * mask).sum() / mask.sum().clamp(min=1)
 
-    ways = [PackedModel(model.model, model.causal, [way]) for way in model.ways]
-    differences = [mean(way(**inputs, fused_lm_head=True).log_probs, plain, scored) for way in ways]
+    packed = model(**inputs, fused_lm_head=True).log_probs
     chosen = {name: tensor[:pairs] for name, tensor in inputs.items()}
     again = model.model(**chosen, fused_lm_head=True, use_cache=False).log_probs
-    return [*differences, mean(again, plain[:pairs], scored[:pairs])]
+    return [mean(packed, plain, scored), mean(again, plain[:pairs], scored[:pairs])]

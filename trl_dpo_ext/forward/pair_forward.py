@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .compatibility import branch_problems, packing_problems
+from .compatibility import packing_problems
 from .equivalence_check import check_first_batch
-from .packed_model import PackedModel, candidate_layouts
+from .packed_model import PackedModel, PairPacker
 
 
 class PairForward:
     """The forward that the options ask for.
 
     Args:
-        share: `share_prompt`, one row per pair.
-        pack: `padding_free`, all of a batch in one row.
+        share: `share_prompt`, a packed row in which what both sequences of a pair begin with stands once.
+        pack: `padding_free`, a packed row.
         verify: whether the first batch is to be compared with the plain forward.
     """
 
     def __init__(self, share: bool, pack: bool, verify: bool) -> None:
         self.share, self.pack = share, pack
-        self.ways = candidate_layouts(share, pack)
+        self._packer = PairPacker(share)
         self.to_verify = verify and self.active
 
     @property
@@ -39,7 +39,7 @@ class PairForward:
             model: the model as distributed training has wrapped it.
             causal_model: finds the causal language model inside it.
         """
-        return PackedModel(model, causal_model(model), self.ways) if self.active else model
+        return PackedModel(model, causal_model(model), self._packer) if self.active else model
 
     def check_supported(self, models: Mapping[str, Any], longest: int | None, other: list[str]) -> None:
         """Check that the models can be fed this way.
@@ -54,9 +54,8 @@ class PairForward:
         """
         if not self.active:
             return
-        find = branch_problems if self.share else packing_problems
         flags = " and ".join(["share_prompt"] * self.share + ["padding_free"] * self.pack)
-        found = [*other, *(f"{name}: {p}" for name, model in models.items() for p in find(model, longest))]
+        found = [*other, *(f"{name}: {p}" for name, model in models.items() for p in packing_problems(model, longest))]
         if found:
             raise InputError(*[f"{flags} cannot be used here. {each}. Or drop {flags}." for each in found])
 
@@ -71,5 +70,5 @@ class PairForward:
 
         `models` gives what to call and the causal model inside it, by name.
         """
-        calls = {name: PackedModel(*model, self.ways) for name, model in models.items()}
+        calls = {name: PackedModel(*model, self._packer) for name, model in models.items()}
         check_first_batch(calls, inputs, half, gather)

@@ -1,66 +1,86 @@
-"""Run a model on rows with branches; the LM head works only on scored positions."""
+"""Run a model on packed or padded rows; the LM head works only on scored positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import _trl
-from .masks import attention_mask
-from .tree_rows import UNSCORED, TreeRows
+from ..errors import InputError
+from .masks import FLEX, tree_masks
+from .packing import Packed
+from .tree_attention import TreeAttention
 
 
-def row_logps(model: Callable[..., Any], causal: Any, rows: TreeRows) -> torch.Tensor:
-    """Compute the log-prob of every label of `rows`, in row-major order.
+def sequence_logps(
+    model: Callable[..., Any], causal: Any, packed: Packed, labels: Sequence[np.ndarray], starts: Sequence[int]
+) -> torch.Tensor:
+    """Compute the log-prob of every label of the packed sequences, one sequence after the other.
 
     Args:
         model: the module to call: the model itself, or the wrapper of DDP, FSDP, DeepSpeed or PEFT around it.
         causal: the causal model inside, with TRL's fused head.
-        rows: on any device; `branch_problems` tells which models cannot take rows with several branches.
+        packed: the sequences; `packing_problems` tells which models cannot take them in one row.
+        labels: for each sequence, the tokens to predict, (labels,).
+        starts: for each sequence, the index of the token that predicts its first label.
 
     Returns:
-        Shape (scored,), float32, with a gradient if gradients are enabled.
+        Shape (labels of all sequences,), float32, with a gradient if gradients are enabled.
     """
-    trees = rows.has_trees
-    device = causal.device
-    input_ids, labels = rows.input_ids.to(device), rows.labels.to(device).flatten()
-    position_ids = rows.position_ids.to(device) if trees else None
-    branch = rows.branch.to(device) if trees else None
-    scored = (labels != UNSCORED).nonzero().squeeze(1)
-    return run_rows(model, causal, input_ids, labels[scored], scored, position_ids, branch).log_probs[0]
+    scored = [
+        places[start : start + len(wanted)] for places, wanted, start in zip(packed.places, labels, starts, strict=True)
+    ]
+    return run_rows(model, causal, packed, np.concatenate(labels), np.concatenate(scored)).log_probs[0]
 
 
 def run_rows(
     model: Callable[..., Any],
     causal: Any,
-    input_ids: torch.Tensor,
-    labels: torch.Tensor,
-    scored: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-    branch: torch.Tensor | None = None,
-    segment: torch.Tensor | None = None,
-    router_tokens: torch.Tensor | None = None,
+    packed: Packed,
+    labels: np.ndarray,
+    scored: np.ndarray,
+    router_tokens: np.ndarray | None = None,
     **keywords: Any,
 ) -> Any:
     """Call `model` on rows and return the fused head's output, whose per-token fields have shape (1, scored).
 
     Args:
-        model, causal: see `row_logps`.
-        input_ids: (rows, width).
+        model, causal, packed: see `sequence_logps`.
         labels, scored: (scored,) the token to predict, and the flat index in (rows x width) at which it is predicted.
-        position_ids, branch, segment: (rows, width); without a branch and a segment, rows are ordinary causal ones.
         router_tokens: see `_trl.override_attention_mask`.
         **keywords: for the model.
+
+    Raises:
+        InputError: the model's attention has not looked at the layout of the row.
     """
-    mask = None
-    if position_ids is not None:
-        keywords["position_ids"] = position_ids
-    if branch is not None and position_ids is not None:
+    device, trees = causal.device, packed.trees
+
+    def on_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64, copy=False)).to(device, non_blocking=True)
+
+    mask, reads = None, 0
+    if trees is not None:
         config = causal.config.get_text_config()
-        mask = attention_mask(config, branch, position_ids, causal.dtype, segment)
-    with _trl.override_attention_mask(causal, mask, scored, router_tokens):
-        return model(
-            input_ids=input_ids, shift_labels=labels.unsqueeze(0), fused_lm_head=True, use_cache=False, **keywords
+        if config._attn_implementation != FLEX:
+            _trl.replace_attention(causal, TreeAttention)
+        keywords["position_ids"] = on_device(trees.positions[None])
+        reads, mask = trees.reads, tree_masks(config, trees, device)
+    with _trl.override_attention_mask(
+        causal, mask, on_device(scored), None if router_tokens is None else on_device(router_tokens)
+    ):
+        output = model(
+            input_ids=on_device(packed.input_ids),
+            shift_labels=on_device(labels)[None],
+            fused_lm_head=True,
+            use_cache=False,
+            **keywords,
         )
+    if trees is not None and trees.reads == reads:
+        raise InputError(
+            f"share_prompt and padding_free cannot be used here: no layer of {type(causal).__name__} has asked for the "
+            "layout of the row, so another library has replaced its attention. Drop both flags."
+        )
+    return output

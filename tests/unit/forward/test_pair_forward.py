@@ -1,131 +1,18 @@
-"""Pairs through shared prompts and packed rows: the same output, gradients, losses and logs as the plain forward."""
+"""Training with packed rows: the same losses, logs and weights as with the plain forward, from fewer tokens."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, TaskType
-from trl.trainer.utils import add_fused_lm_head
 
-from tests.support import architectures, runs, tiny
+from tests.support import architectures, kernels, runs, tiny
 from trl_dpo_ext import DPOExtTrainer
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.forward import masks
-from trl_dpo_ext.forward.layouts import LayoutKind, build_layout, measure_lengths, rows_of, shapes
-from trl_dpo_ext.forward.masks import TreeMask
-from trl_dpo_ext.forward.packed_model import PackedModel, candidate_layouts, cost
-
-WAYS = candidate_layouts(share=True, pack=True)
-FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
-
-
-def batch(*pairs: tuple[list[int], list[int], list[int]]) -> dict[str, torch.Tensor]:
-    """What TRL's collator makes of (prompt, chosen, rejected), and the labels that TRL gives a model."""
-    sides = [[(p, c) for p, c, _ in pairs], [(p, r) for p, _, r in pairs]]
-    rows = [row for side in sides for row in side]
-    width = max(len(p) + len(c) for p, c in rows)
-    ids = [p + c + [0] * (width - len(p) - len(c)) for p, c in rows]
-    attention = [[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows]
-    labels = [[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows]
-    return {
-        "input_ids": torch.tensor(ids),
-        "attention_mask": torch.tensor(attention),
-        "labels": torch.tensor(labels),
-    }
-
-
-# Completions that begin alike, one that is the start of the other, identical ones; prompts of one token and of none.
-PAIRS = batch(
-    ([5, 6, 7, 8, 9, 10], [21, 22, 23, 2], [21, 31, 2]),
-    ([12], [24, 2], [32, 33, 34, 35, 36, 37, 2]),
-    ([13, 14, 15], [25, 26], [25, 26, 27, 28]),
-    ([16, 17], [40, 2], [40, 2]),
-    ([], [41, 42, 2], [43, 2]),
-)
-
-
-def random_batch(seed: int) -> dict[str, torch.Tensor]:
-    draw = random.Random(seed)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return [draw.randint(3, 6) for _ in range(draw.randint(low, high))]  # few ids, so that prefixes meet
-
-    return batch(*((tokens(0, 6), tokens(1, 5), tokens(1, 5)) for _ in range(draw.randint(1, 4))))
-
-
-@pytest.mark.parametrize("with_last", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-def test_every_token_sees_its_own_sequence_and_nothing_else(way: LayoutKind, with_last: bool) -> None:
-    for seed in range(40):
-        given = random_batch(seed)
-        ids, labels = given["input_ids"], given["labels"]
-        measured = measure_lengths(ids, given["attention_mask"], with_last)
-        (width,) = torch.stack(shapes([way], measured)).tolist()
-        laid = build_layout(way, max(width, 1), measured, ids, labels)
-        assert laid.input_ids.size(0) == rows_of(way, len(ids) // 2)
-        sight = TreeMask(laid.branch, laid.position_ids, laid.segment).as_tensor()[:, 0]
-        flat_ids, flat_positions = laid.input_ids.flatten(), laid.position_ids.flatten()
-        for row, length in enumerate(given["attention_mask"].sum(1).tolist()):
-            for token in range(length if with_last else length - 1):
-                slot = int(laid.token_index[row, token])
-                start = slot // laid.input_ids.size(1) * laid.input_ids.size(1)
-                seen = start + sight[slot // laid.input_ids.size(1), slot - start].nonzero().squeeze(1)
-                assert flat_ids[seen].tolist() == ids[row, : token + 1].tolist()
-                assert flat_positions[seen].tolist() == list(range(token + 1))
-        assert laid.labels.tolist() == labels[:, 1:][labels[:, 1:] != -100].tolist()
-        padding = laid.input_ids.numel() - int((laid.branch >= 0).sum())
-        assert not way.pack or padding <= 1  # one place stays where nothing at all is fed
-
-
-def shifted(output: Any, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {name: getattr(output, name) * mask for name in FIELDS}
-
-
-@pytest.mark.parametrize("case", sorted(architectures.EXACT))
-def test_every_architecture_answers_as_in_its_plain_forward(case: str) -> None:
-    with architectures.double_precision():
-        model = architectures.build(case, torch.float64)
-        add_fused_lm_head(model, outputs=FIELDS)
-        routing = {"output_router_logits": True} if hasattr(model.config, "num_experts") else {}  # as TRL reads it
-        weights = torch.linspace(-1.0, 2.0, PAIRS["labels"][:, 1:].numel()).view(PAIRS["labels"][:, 1:].shape)
-        mask = PAIRS["labels"][:, 1:] != -100
-
-        def run(call: Any) -> tuple[Any, list[torch.Tensor]]:
-            model.zero_grad()
-            output = call(**PAIRS, fused_lm_head=True, use_cache=False, **routing)
-            loss = (output.log_probs * weights).sum() + (output.aux_loss if routing else 0.0)
-            loss.backward()
-            return output, [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-
-        plain, before = run(model)
-        for way in WAYS:
-            output, after = run(PackedModel(model, model, [way]))
-            for name in FIELDS:
-                found, expected = getattr(output, name), getattr(plain, name)
-                assert found.shape == expected.shape
-                torch.testing.assert_close(found.double(), expected.double(), rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(output.label_mask, mask)
-            if routing:
-                torch.testing.assert_close(output.aux_loss, plain.aux_loss, rtol=1e-9, atol=1e-9)
-            for ours, theirs in zip(after, before, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_each_batch_is_fed_in_the_cheapest_way() -> None:
-    config = architectures.build("llama").config
-    share, plain = LayoutKind(True, False), LayoutKind(False, False)
-    config.hidden_size, config.intermediate_size = 512, 1536
-    assert cost(config, share, pairs=4, width=250) < cost(config, plain, pairs=4, width=200)
-    # A prompt of 4 tokens before completions of 1000: one row is twice as long, and its mask is looked at in full.
-    assert cost(config, share, pairs=4, width=2004) > cost(config, plain, pairs=4, width=1004)
-    config._attn_implementation = "flash_attention_2"
-    assert cost(config, LayoutKind(False, True), pairs=4, width=1000) < cost(config, plain, pairs=4, width=150)
-
-
-# ---------------------------------------------------------------------------------------------------- in the trainer
+from trl_dpo_ext.forward.trees import Trees
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
 RUNS: dict[str, dict[str, Any]] = {
@@ -208,20 +95,24 @@ def test_trl_is_called_with_fewer_tokens(tmp_path) -> None:
     run.compute_loss(run.model, inputs)
     rows, tokens = inputs["input_ids"].shape
     assert len(seen) == 2
-    assert all(shape[0] == rows // 2 and shape.numel() < rows * tokens for shape in seen)
+    assert all(shape[0] == 1 and shape.numel() < rows * tokens for shape in seen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_mask_that_is_not_heeded_is_found_on_the_first_batch(tmp_path, monkeypatch, dtype: torch.dtype) -> None:
-    whole = TreeMask.__call__
-    monkeypatch.setattr(TreeMask, "__call__", lambda sight, row, head, query, key: key <= query)
+def test_a_wrong_layout_is_found_on_the_first_batch(tmp_path, monkeypatch, dtype: torch.dtype) -> None:
+    blocks = Trees.blocks
+
+    def one_block(trees: Trees) -> list[Any]:  # every token sees all that stand before it
+        return [type(blocks.func(trees)[0])(slice(0, trees.width), ())]
+
+    monkeypatch.setattr(Trees, "blocks", property(one_block))
     models = [architectures.build("llama", dtype, seed) for seed in (0, 1)]
     settings = {"model": models[0], "ref_model": models[1], "share_prompt": True}
-    with pytest.raises(InputError, match=r"policy's log-probs are off by [^!]*--share_prompt") as error:
+    with pytest.raises(InputError, match=r"policy's log-probs in a packed row are off by [^!]*--share_prompt") as error:
         runs.trained(tmp_path, **settings)
     assert len(error.value.problems) == 2  # policy and reference
     runs.trained(tmp_path, **settings, verify_share_prompt=False)
-    monkeypatch.setattr(TreeMask, "__call__", whole)
+    monkeypatch.setattr(Trees, "blocks", blocks)
     runs.trained(tmp_path, **settings)
 
 
@@ -234,7 +125,7 @@ def test_the_comparison_leaves_dropout_as_it_was(tmp_path) -> None:
 
 def test_windows_are_folded_into_the_mask(tmp_path, monkeypatch) -> None:
     model, reference = (architectures.build("mistral-window", seed=seed) for seed in (0, 1))
-    monkeypatch.setattr(masks, "_reach", lambda config, kind: (None, None))
+    monkeypatch.setattr(masks, "reach_of", lambda config, kind: (None, None))
     with pytest.raises(InputError, match="share_prompt"):
         runs.trained(tmp_path, model=model, ref_model=reference, share_prompt=True)
 
@@ -242,11 +133,6 @@ def test_windows_are_folded_into_the_mask(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("flag", "change", "words"),
     [
-        (
-            "share_prompt",
-            {"attention": "flash_attention_2"},
-            "supports only causal masks; use sdpa, flex_attention or eager",
-        ),
         ("share_prompt", {"attention": "paged|eager"}, "is not supported; use sdpa"),
         ("padding_free", {"rope": True}, "max_length to at most 16"),
         ("padding_free", {"stateful": True}, "recurrent state"),
@@ -264,38 +150,30 @@ def test_models_that_cannot_are_refused_by_the_trainer(tmp_path, flag: str, chan
     assert f"Or drop {flag}." in str(error.value)
 
 
-def test_flash_attention_takes_packed_rows(tmp_path) -> None:
-    model = tiny.model()
-    run = runs.trainer(tmp_path, model=model, ref_model=tiny.model(1), padding_free=True)
-    model.config._attn_implementation = "flash_attention_2"
-    seen = []
-    model.base_model.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
-    run.pair_forward.to_verify = False
-    with pytest.raises(Exception, match=r"(?i)flash|cuda|mask|kernel|attn"):  # no such kernel here
-        run.compute_loss(run.model, next(iter(run.get_train_dataloader())))
-    assert seen[0]["attention_mask"] is None
-    assert seen[0]["input_ids"].size(0) == 1
-    assert (seen[0]["position_ids"] == 0).sum() == 8  # 4 pairs: every sequence begins at 0
+@pytest.mark.parametrize("flag", ["share_prompt", "padding_free"])
+def test_flash_attention_is_given_sequences_of_different_lengths(tmp_path, monkeypatch, flag: str) -> None:
+    model, reference = (tiny.model(seed=seed) for seed in (0, 1))
+    run = runs.trainer(tmp_path, model=model, ref_model=reference, **{flag: True})
+    inputs = next(iter(run.get_train_dataloader()))
+    expected = run.compute_loss(run.model, inputs)
+    calls = [kernels.use_emulated_flash(monkeypatch, each) for each in (model, reference)]
+    found = run.compute_loss(run.model, inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    of_policy = calls[-1][0]  # the kernel that was put in place last is called for both
+    fed = int((inputs["attention_mask"].sum(1) - 1).sum())
+    assert int(of_policy["keys"][-1]) == fed
+    assert (int(of_policy["queries"][-1]) < fed) == (flag == "share_prompt")
 
 
-def test_virtual_tokens_and_other_inputs_are_refused(tmp_path) -> None:
+def test_virtual_tokens_are_refused(tmp_path) -> None:
     prefix = PrefixTuningConfig(num_virtual_tokens=2, task_type=TaskType.CAUSAL_LM)
     with pytest.raises(InputError, match="virtual tokens"):
         runs.trainer(tmp_path, peft_config=prefix, share_prompt=True)
-    model = architectures.build("llama")
-    add_fused_lm_head(model)
-    with pytest.raises(InputError, match="pixel_values"):
-        PackedModel(model, model, WAYS)(**PAIRS, fused_lm_head=True, pixel_values=torch.zeros(1))
-    left = {name: tensor.flip(1) for name, tensor in PAIRS.items()}
-    with pytest.raises(InputError, match="padded on the right"):
-        PackedModel(model, model, WAYS)(**left, fused_lm_head=True)
 
 
 def test_flags_that_exclude_each_other_are_named_before_a_model_is_loaded(tmp_path) -> None:
     with pytest.raises(InputError, match="torch_compile"):
         runs.config(tmp_path, share_prompt=True, torch_compile=True)
-    with pytest.raises(InputError, match="padding_free=True instead of share_prompt"):
-        runs.config(tmp_path, share_prompt=True, model_init_kwargs={"attn_implementation": "flash_attention_2"})
 
 
 def test_padding_free_is_neither_warned_of_nor_ignored(tmp_path, caplog) -> None:

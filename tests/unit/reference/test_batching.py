@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.reference.precompute.batching import Batch, PromptRow, make_batches
+from trl_dpo_ext.reference.precompute.batching import make_batches
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence, batch_sequences
 
 
@@ -81,28 +81,25 @@ def test_a_fully_truncated_row_asks_for_nothing():
     assert list(batch_sequences(batch)) == [None, None]
 
 
-def test_completions_of_one_prompt_share_a_row():
-    (batch,) = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=True)
-    (row,) = batch.rows
-    assert row.width == 3 + 1 + 2
-    assert (batch.positions, batch.tokens, batch.scored) == (6, 6, 3)
+def test_completions_of_one_prompt_share_it():
+    (batch,) = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, share=True)
+    assert (batch.positions, batch.tokens, batch.scored) == (5, 5, 3)
+    assert batch.packed().input_ids.tolist() == [[1, 2, 3, 4, 6]]
 
 
-def test_models_that_take_no_shared_rows_get_a_row_for_each():
-    batches = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, 64, share=False)
-    assert [len(row.keys) for batch in batches for row in batch.rows] == [1, 1]
+def test_models_that_take_no_packed_rows_get_a_row_for_each_sequence():
+    (batch,) = make_batches(work(([1, 2, 3, 4], [5]), ([1, 2, 3, 4], [6, 7])), 100, share=False)
+    assert batch.packed().input_ids.tolist() == [[1, 2, 3, 4, 6], [1, 2, 3, 4, 0]]
+    assert (batch.positions, batch.tokens) == (10, 9)
 
 
-def test_long_completions_after_a_short_prompt_do_not_share_where_attention_costs_more_than_the_prompt():
-    long = [list(range(100, 4100)), list(range(5000, 9000))]
-    batches = make_batches(work(*((([1, 2], completion)) for completion in long)), 10_000, 64, share=True)
-    assert [len(row.keys) for batch in batches for row in batch.rows] == [1, 1]
-
-
-def test_rows_with_and_without_branches_keep_apart():
-    items = work(([1, 2, 3], [4]), ([1, 2, 3], [5]), ([7, 8, 9], [10]))
-    batches = make_batches(items, 1000, 64, share=True)
-    assert sorted(len({len(row.keys) for row in batch.rows}) for batch in batches) == [1, 1]
+def test_turns_of_one_conversation_are_computed_once():
+    start = list(range(100, 130))
+    turns = [(start, [1, 2, 3]), ([*start, 1, 2, 4], [5, 6]), ([*start, 1, 2, 4, 5, 7], [8, 9])]
+    other = (list(range(200, 230)), [1, 2, 3])
+    (batch,) = make_batches(work(turns[2], other, turns[0], turns[1]), 1000, share=True)
+    # 30 tokens of the start; 1, 2; then 4, 5 and 7, 8: what is predicted last is not fed.
+    assert batch.tokens == 30 + 2 + 4 + 32
 
 
 @given(
@@ -119,24 +116,25 @@ def test_rows_with_and_without_branches_keep_apart():
 @settings(max_examples=100, deadline=None)
 def test_every_sequence_is_computed_once_within_the_limit(items, limit, share):
     wanted = work(*items)
-    batches = make_batches(wanted, limit, 8, share)
-    keys = [key for batch in batches for row in batch.rows for key in row.keys]
-    assert sorted(keys) == sorted(wanted)
+    batches = make_batches(wanted, limit, share)
+    assert sorted(key for batch in batches for key in batch.keys) == sorted(wanted)
     for batch in batches:
-        assert batch.positions <= limit or len(batch.rows) == 1
-        for row in batch.rows:
-            assert len({one.prompt.tobytes() for one in row.sequences}) == 1
-            assert len(row.keys) == 1 or row.width <= limit
-    widths = [max(row.width for row in batch.rows) for batch in batches]
-    assert widths == sorted(widths, reverse=True)
+        assert [wanted[key] for key in batch.keys] == list(batch.sequences)
+        assert batch.positions <= limit or len(batch.keys) == 1
+        packed = batch.packed()
+        assert packed.input_ids.size == batch.positions
+        for sequence, places in zip(batch.sequences, packed.places, strict=True):
+            fed = [*sequence.prompt, *sequence.completion[:-1]]
+            assert packed.input_ids.flatten()[places].tolist() == fed
+    longest = [batch.longest for batch in batches]
+    assert longest == sorted(longest, reverse=True)
 
 
-def test_halves_hold_the_same_work():
+@pytest.mark.parametrize("share", [True, False])
+def test_halves_hold_the_same_work(share):
     wanted = work(([1, 2], [3]), ([1, 2], [4, 5]), ([6], [7]))
-    (first, second) = (sequence([1, 2], [3]), sequence([1, 2], [4, 5]))
-    shared = PromptRow((first.key, second.key), (first, second))
-    alone = sequence([6], [7])
-    batch = Batch((shared, PromptRow((alone.key,), (alone,))))
-    assert [half.rows for half in batch.halves()] == [(batch.rows[0],), (batch.rows[1],)]
-    assert [half.rows[0].keys for half in Batch((shared,)).halves()] == [(first.key,), (second.key,)]
-    assert {key for half in batch.halves() for row in half.rows for key in row.keys} == set(wanted)
+    (batch,) = make_batches(wanted, 100, share)
+    first, second = batch.halves()
+    assert (*first.keys, *second.keys) == batch.keys
+    assert (len(first.keys), len(second.keys)) == (1, 2)
+    assert first.halves() == [first]

@@ -70,13 +70,12 @@ def run(
     def process(index: int) -> PrecomputeStats:
         def score(batch: Batch) -> list[np.ndarray]:
             forwards[index] += 1
-            return [logps(sequence) for row in batch.rows for sequence in row.sequences]
+            return [logps(sequence) for sequence in batch.sequences]
 
         store = Store.open(folders[index], IDENTITY)
         mine = ReferencePass(
             store,
             score,
-            8,
             max_tokens[index],
             synchronous_forward=synchronous_forward,
             communicator=meeting.of(index),
@@ -162,9 +161,9 @@ def alone(store: Store, max_tokens: int, before: Any) -> ReferencePass:
 
     def score(batch: Batch) -> list[np.ndarray]:
         before(batch)
-        return [logps(sequence) for row in batch.rows for sequence in row.sequences]
+        return [logps(sequence) for sequence in batch.sequences]
 
-    return ReferencePass(store, score, 8, max_tokens, disable_tqdm=True)
+    return ReferencePass(store, score, max_tokens, disable_tqdm=True)
 
 
 OUT_OF_MEMORY = [
@@ -213,7 +212,7 @@ def test_other_errors_of_the_model_are_raised_and_what_was_computed_is_kept(tmp_
     store = Store.open(tmp_path / "refs", IDENTITY)
     with pytest.raises(RuntimeError, match="device-side assert"):
         alone(store, 30, fail).run(work(0, 41))
-    assert len(store) == sum(len(row.keys) for batch in tried[:2] for row in batch.rows)
+    assert len(store) == sum(len(batch.keys) for batch in tried[:2])
 
 
 def test_one_sequence_that_does_not_fit_is_refused_with_the_flag_and_the_librarys_words(tmp_path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ..store.store import Store
 from ..store.writer import PartWriter
-from .batching import Batch, PromptRow, make_batches
+from .batching import Batch, make_batches
 from .sequences import TokenSequence
 
 _FLUSH_SHARE = 0.1
@@ -87,12 +87,11 @@ class ReferencePass:
 
     store: Store
     score_batch: Callable[[Batch], list[np.ndarray]]
-    """Gives the log-probs of every sequence of a batch, row by row, (completion tokens,) float32 each."""
-    hidden_size: int
+    """Gives the log-probs of every sequence of a batch, in its order, (completion tokens,) float32 each."""
     max_tokens: int
     """Token positions per batch. `run` lowers it to the smallest value of all processes, and where memory runs out."""
     share: bool = True
-    """Whether completions of one prompt may share a row."""
+    """Whether the model can take several sequences in one row."""
     synchronous_forward: bool = False
     """Whether a forward waits for those of the other processes, as under FSDP and ZeRO-3."""
     communicator: Communicator = field(default_factory=Communicator)
@@ -124,7 +123,7 @@ class ReferencePass:
         visible = _ranks_sharing(self.store.folder, self.communicator)
         of_all = self.communicator.gather(missing)
         peers = [rank for rank in visible if of_all[rank] == missing]
-        batches = make_batches({key: wanted[key] for key in missing}, self.max_tokens, self.hidden_size, self.share)
+        batches = make_batches({key: wanted[key] for key in missing}, self.max_tokens, self.share)
         return batches[peers.index(self.communicator.rank) :: len(peers)]
 
     def _compute_all(self, batches: list[Batch], fillers: int) -> PrecomputeStats:
@@ -137,7 +136,7 @@ class ReferencePass:
             disable=self.disable_tqdm or self.communicator.rank > 0 or not batches,
         )
         writer = self.store.writer(
-            expected_sequences=sum(len(row.keys) for batch in batches for row in batch.rows),
+            expected_sequences=sum(len(batch.keys) for batch in batches),
             expected_tokens=sum(batch.scored for batch in batches),
         )
         started = flushed = time.perf_counter()
@@ -155,7 +154,7 @@ class ReferencePass:
         return stats
 
     def _compute(self, batch: Batch, writer: PartWriter, stats: PrecomputeStats) -> None:
-        if batch.positions > self.max_tokens and len(batch.rows) > 1 and not self.synchronous_forward:
+        if batch.positions > self.max_tokens and len(batch.keys) > 1 and not self.synchronous_forward:
             for half in batch.halves():  # the limit was lowered after the batches were made
                 self._compute(half, writer, stats)
             return
@@ -170,11 +169,11 @@ class ReferencePass:
             stats.tokens += batch.tokens
             stats.positions += batch.positions
             stats.scored += batch.scored
-            for (key, sequence), logps in zip(_items(batch.rows), values, strict=True):
+            for key, sequence, logps in zip(batch.keys, batch.sequences, values, strict=True):
                 writer.add(key, len(sequence.prompt), logps)
             return
         # Outside the except clause, so that the tensors of the failed forward are free by now.
-        if self.synchronous_forward or (len(batch.rows) == 1 and len(batch.rows[0].keys) == 1):
+        if self.synchronous_forward or len(batch.keys) == 1:
             raise InputError(_out_of_memory(batch, self.max_tokens, failure))
         gc.collect()
         if torch.cuda.is_available():
@@ -208,20 +207,15 @@ def _ranks_sharing(folder: Path, communicator: Communicator) -> list[int]:
     return visible
 
 
-def _items(rows: Iterable[PromptRow]) -> Iterable[tuple[bytes, TokenSequence]]:
-    for row in rows:
-        yield from zip(row.keys, row.sequences, strict=True)
-
-
 # For a process without batches left while the others' forwards wait for its own.
-_FILLER = Batch((PromptRow((b"",), (TokenSequence(np.zeros(1, np.int32), np.zeros(1, np.int32), 0),)),))
+_FILLER = Batch((TokenSequence(np.zeros(1, np.int32), np.zeros(1, np.int32), 0),), (b"",), shared=False)
 
 
 def _out_of_memory(batch: Batch, max_tokens: int, error: str) -> str:
     return (
         f"The reference pass ran out of memory on a batch of {batch.positions} token positions. Set "
         f"--precompute_ref_max_tokens below {min(max_tokens, batch.positions)} (the longest sequence needs "
-        f"{max(row.width for row in batch.rows)} here), or lower max_length. Finished sequences are stored. ({error})"
+        f"{batch.longest} here), or lower max_length. Finished sequences are stored. ({error})"
     )
 
 

@@ -9,9 +9,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ... import _trl
-from ...forward.compatibility import branch_problems
-from ...forward.run_rows import row_logps
-from ...forward.tree_rows import build_tree_rows
+from ...forward.compatibility import packing_problems
+from ...forward.run_rows import sequence_logps
 from ..store.store import Store
 from .batching import Batch
 from .collator import ReferenceCollator
@@ -86,9 +85,8 @@ class StoredLogps:
             run = ReferencePass(
                 self.store,
                 _scorer(self.host, model, causal),
-                hidden_size=config.hidden_size,
                 max_tokens=self.max_tokens or default_max_tokens(accelerator.device, config, causal.dtype),
-                share=not branch_problems(causal),
+                share=not packing_problems(causal),
                 synchronous_forward=self.host.is_sharded,
                 communicator=communicator,
                 label=name,
@@ -99,17 +97,11 @@ class StoredLogps:
 
 
 def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
-    pad = host.trainer.processing_class.pad_token_id or 0
-
     def run(batch: Batch) -> list[Any]:
-        rows = build_tree_rows(
-            [row.sequences[0].prompt.tolist() for row in batch.rows],
-            [[sequence.completion.tolist() for sequence in row.sequences] for row in batch.rows],
-            pad,
-        )
-        logps = host.as_reference(lambda: row_logps(model, causal, rows))
-        lengths = [len(sequence.completion) for row in batch.rows for sequence in row.sequences]
-        return split_by_length(logps.float().cpu().numpy(), lengths)
+        completions = [sequence.completion for sequence in batch.sequences]
+        starts = [len(sequence.prompt) - 1 for sequence in batch.sequences]
+        logps = host.as_reference(lambda: sequence_logps(model, causal, batch.packed(), completions, starts))
+        return split_by_length(logps.float().cpu().numpy(), [len(completion) for completion in completions])
 
     return run
 

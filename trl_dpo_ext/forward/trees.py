@@ -1,0 +1,190 @@
+"""A row of token trees: what several sequences begin with stands there once, and each continues it as a branch.
+
+    row       p p p p c c c r r | p p c c r r r | ...        one row, no padding
+    block 1   q: p p p p c c c       k: the same             causal, square: a node and its first child stand together
+    block 2   q: r r                 k: p p p p r r          causal from the bottom right
+    rows      p p p p c c c / p p p p r r / p p c c / ...    one plain row for each sequence
+
+An index into the keys of a block is a position in its sequence, so windows and chunks need nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Reach = tuple[int | None, int | None]
+"""Window and chunk size of a layer; None where it attends to everything before a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Places in a row that attend as one: to the places before them in their sequences, and causally to themselves."""
+
+    own: slice
+    ahead: tuple[slice, ...]
+
+    @property
+    def num_own(self) -> int:
+        """Number of queries."""
+        return self.own.stop - self.own.start
+
+    @property
+    def num_ahead(self) -> int:
+        """Number of keys before the first query."""
+        return sum(each.stop - each.start for each in self.ahead)
+
+
+class Trees:
+    """Where the sequences of a packed row stand. Made once for a batch, read by every layer, never changed.
+
+    Args:
+        lengths: number of tokens of each node, depth first.
+        parents: index of each node's parent; -1 for a root.
+    """
+
+    def __init__(self, lengths: Sequence[int], parents: Sequence[int]) -> None:
+        self.lengths, self.parents = list(lengths), list(parents)
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        self.starts = (ends - self.lengths).tolist()
+        self.width = int(ends[-1]) if len(ends) else 0
+        self.reads = 0
+        """How often an attention function has asked for the layout."""
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to `node`."""
+        path: list[int] = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return path[::-1]
+
+    def places(self, node: int) -> np.ndarray:
+        """The places of the tokens from the root to the end of `node`, (tokens,)."""
+        spans = [np.arange(self.starts[n], self.starts[n] + self.lengths[n]) for n in self.path(node)]
+        return np.concatenate(spans)
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """Position of each place in its sequence, (width,)."""
+        offsets: list[int] = []
+        for parent in self.parents:
+            offsets.append(0 if parent < 0 else offsets[parent] + self.lengths[parent])
+        shift = np.array(offsets, dtype=np.int64) - self.starts
+        return np.arange(self.width) + np.repeat(shift, self.lengths)
+
+    @functools.cached_property
+    def subtree_ends(self) -> np.ndarray:
+        """Where the subtree of each place's node ends, (width,): only places before that may attend to it."""
+        ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+        for node in reversed(range(len(ends))):
+            if self.parents[node] >= 0:
+                ends[self.parents[node]] = max(ends[self.parents[node]], ends[node])
+        return np.repeat(np.array(ends, dtype=np.int64), self.lengths)
+
+    @functools.cached_property
+    def blocks(self) -> list[Block]:
+        """The row cut into blocks, from its start to its end."""
+        cut: list[tuple[int, int, list[tuple[int, int]]]] = []
+        for node, (parent, start, length) in enumerate(zip(self.parents, self.starts, self.lengths, strict=True)):
+            if parent >= 0 and parent == node - 1:  # a first child continues its parent's block
+                begin, _, ahead = cut[-1]
+                cut[-1] = (begin, start + length, ahead)
+            else:
+                cut.append((start, start + length, _joined(self, self.path(parent))))
+        return [
+            Block(slice(start, end), tuple(slice(*each) for each in ahead)) for start, end, ahead in cut if end > start
+        ]
+
+    @functools.cached_property
+    def sequences(self) -> list[np.ndarray]:
+        """The places of each sequence, from its root to its leaf."""
+        inner = set(self.parents)
+        return [self.places(node) for node in range(len(self.parents)) if node not in inner]
+
+    def on(self, device: torch.device) -> Indices:
+        """The layout as tensors on a device."""
+        return self._indices(device)
+
+    @functools.cached_property
+    def _indices(self) -> Any:
+        return functools.cache(lambda device: Indices(self, device))
+
+    @functools.cached_property
+    def visible(self) -> Any:
+        """Make or find the mask of a block; see `visible_keys`."""
+        return functools.cache(visible_keys)
+
+
+class Indices:
+    """Index tensors of `Trees` on one device, each made when it is first asked for."""
+
+    def __init__(self, trees: Trees, device: torch.device) -> None:
+        self._trees, self._device = trees, device
+
+    def _tensor(self, values: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=dtype).to(self._device, non_blocking=True)
+
+    @functools.cached_property
+    def keys(self) -> torch.Tensor:
+        """The place of each key of each block, block after block, (keys,)."""
+        spans = [span for block in self._trees.blocks for span in (*block.ahead, block.own)]
+        return self._tensor(np.concatenate([np.arange(span.start, span.stop) for span in spans]))
+
+    @functools.cached_property
+    def cumulative(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Cumulative number of queries and keys of the blocks, (blocks + 1,) int32 each, and the largest of both."""
+        blocks = self._trees.blocks
+        sizes = np.array([(block.num_own, block.num_ahead + block.num_own) for block in blocks])
+        queries, keys = np.concatenate([np.zeros((1, 2), dtype=np.int64), sizes.cumsum(axis=0)]).T
+        most = sizes.max(axis=0)
+        return self._tensor(queries, torch.int32), self._tensor(keys, torch.int32), int(most[0]), int(most[1])
+
+    @functools.cached_property
+    def rows(self) -> torch.Tensor:
+        """The place of each token of each sequence, padded on the right with place 0, (sequences, longest)."""
+        sequences = self._trees.sequences
+        rows = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
+        for row, places in zip(rows, sequences, strict=True):
+            row[: len(places)] = places
+        return self._tensor(rows)
+
+    @functools.cached_property
+    def back(self) -> torch.Tensor:
+        """Flat index into `rows` at which each place stands first, (width,)."""
+        sequences = self._trees.sequences
+        longest = max(map(len, sequences))
+        back = np.empty(self._trees.width, dtype=np.int64)
+        for number, places in reversed([*enumerate(sequences)]):
+            back[places] = number * longest + np.arange(len(places))
+        return self._tensor(back)
+
+
+def visible_keys(queries: int, keys: int, reach: Reach, device: torch.device) -> torch.Tensor:
+    """The causal mask of the last `queries` tokens of a sequence of `keys`, (1, 1, queries, keys) bool."""
+    window, chunk = reach
+    there = torch.arange(keys, device=device)
+    here = there[keys - queries :, None]
+    seen = there <= here
+    if window is not None:
+        seen &= here - there < window
+    if chunk is not None:
+        seen &= here // chunk == there // chunk
+    return seen[None, None]
+
+
+def _joined(trees: Trees, path: Sequence[int]) -> list[tuple[int, int]]:
+    """The spans of nodes, those that follow one another in the row as one."""
+    spans: list[tuple[int, int]] = []
+    for node in path:
+        start, end = trees.starts[node], trees.starts[node] + trees.lengths[node]
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], end)
+        elif end > start:
+            spans.append((start, end))
+    return spans
