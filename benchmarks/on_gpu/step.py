@@ -15,7 +15,6 @@ import torch
 
 from .attention import cudnn
 from .book import Book, free, spread
-from .prototype import running, tree_of
 
 
 @dataclass
@@ -26,8 +25,6 @@ class Contestant:
     cudnn: bool = True
     causal: bool = False
     """Without the mask of right-padded rows, as flash attention runs them: the same losses, another kernel."""
-    tree: bool = False
-    """The prototype's attention."""
     cold: list[float] = field(default_factory=list)
     warm: list[list[float]] = field(default_factory=list)
 
@@ -52,11 +49,10 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
     both = build(options, folder)
     trl, ours = both["TRL"].trainer, both["ours"].trainer
     settings = {"bf16": False, "use_cpu": options.device == "cpu", "report_to": "none", "max_length": None}
-    packing = DPOExtConfig(f"{folder}/packing", share_prompt=True, padding_free=True, **settings)
+    packing = DPOExtConfig(f"{folder}/packing", padding_free=True, **settings)
     data = {"train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
-    packed, prototype = (DPOExtTrainer(trl.model, trl.ref_model, packing, **data) for _ in range(2))
-    prototype.pair_forward.ways = prototype.pair_forward.ways[:1]  # to share and to pack
-    for one in (ours, packed, prototype):
+    packed = DPOExtTrainer(trl.model, trl.ref_model, packing, **data)
+    for one in (ours, packed):
         one.pair_forward.to_verify = False  # runs once in a training, so it is no part of a step's cost
     if options.gradient_checkpointing:
         trl.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -65,10 +61,8 @@ def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestan
         "TRL again": Contestant(trl),
         "TRL, cuDNN off": Contestant(trl, cudnn=False),
         "TRL, causal kernel": Contestant(trl, cudnn=False, causal=True),
-        "ours": Contestant(ours),
-        "ours, cuDNN off": Contestant(ours, cudnn=False),
-        "ours and padding_free, cuDNN off": Contestant(packed, cudnn=False),
-        "prototype: shared, packed, varlen": Contestant(prototype, tree=True),
+        "ours, share_prompt": Contestant(ours),
+        "ours, padding_free": Contestant(packed),
     }
 
 
@@ -160,7 +154,7 @@ def ratio(per_batch: list[float], base: list[float], own: list[float]) -> dict[s
 
 
 @contextlib.contextmanager
-def settings_of(one: Contestant, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+def settings_of(one: Contestant) -> Iterator[None]:
     """Inside, kernels are those of this contestant."""
     models = (one.trainer.model, one.trainer.ref_model)
 
@@ -170,11 +164,8 @@ def settings_of(one: Contestant, inputs: dict[str, torch.Tensor]) -> Iterator[No
     handles = []
     if one.causal:
         handles = [each.base_model.register_forward_pre_hook(unmasked, with_kwargs=True) for each in models]
-    tree: Any = contextlib.nullcontext()
-    if one.tree:
-        tree = running(one.trainer, tree_of(inputs))
     try:
-        with cudnn(one.cudnn), tree:
+        with cudnn(one.cudnn):
             yield
     finally:
         for handle in handles:
@@ -190,7 +181,7 @@ def step(one: Contestant, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def timed(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
-    with settings_of(one, inputs):
+    with settings_of(one):
         taken = book.once(lambda: step(one, inputs))
     one.trainer.model.zero_grad()
     return taken
@@ -201,7 +192,7 @@ def agreement(book: Book, all_of_them: dict[str, Contestant], inputs: dict[str, 
     found: dict[str, Any] = {}
     base: list[torch.Tensor] = []
     for name, one in all_of_them.items():
-        with settings_of(one, inputs):
+        with settings_of(one):
             loss = float(step(one, inputs))
         parameters = list(one.trainer.model.parameters())
         norm = sum(float(p.grad.float().square().sum()) for p in parameters) ** 0.5
@@ -217,7 +208,7 @@ def agreement(book: Book, all_of_them: dict[str, Contestant], inputs: dict[str, 
 
 def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int) -> dict[str, float]:
     found = {}
-    for name in ("TRL", "ours", "ours and padding_free, cuDNN off", "prototype: shared, packed, varlen"):
+    for name in ("TRL", "ours, share_prompt", "ours, padding_free"):
         fed, one = [0], all_of_them[name]
 
         def count(_module: Any, _args: Any, keywords: dict[str, Any], fed: list[int] = fed) -> None:
@@ -226,7 +217,7 @@ def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int
         models = (one.trainer.model, one.trainer.ref_model)
         handles = [each.base_model.register_forward_pre_hook(count, with_kwargs=True) for each in models]
         for inputs in batches:
-            with torch.no_grad(), settings_of(one, inputs):
+            with torch.no_grad(), settings_of(one):
                 one.trainer.compute_loss(one.trainer.model, dict(inputs))
         for handle in handles:
             handle.remove()
@@ -241,7 +232,7 @@ def peak(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
     free()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with settings_of(one, inputs):
+    with settings_of(one):
         step(one, inputs)
     torch.cuda.synchronize()
     most = torch.cuda.max_memory_allocated() - before
@@ -263,17 +254,10 @@ def launches(book: Book) -> None:
         for micro_batch in (2, 4):
             examples = pairs("hh", micro_batch, trl.model.config.vocab_size, seed=1)
             inputs = {n: t.to(book.device) for n, t in trl.data_collator(examples).items()}
-            for name in (
-                "TRL",
-                "TRL, causal kernel",
-                "ours",
-                "ours, cuDNN off",
-                "ours and padding_free, cuDNN off",
-                "prototype: shared, packed, varlen",
-            ):
+            for name in ("TRL", "TRL, causal kernel", "ours, share_prompt", "ours, padding_free"):
                 one = all_of_them[name]
                 taken = [timed(book, one, inputs) for _ in range(2 if book.dry else 8)][1:]
-                with settings_of(one, inputs), profile(activities=kinds) as seen:
+                with settings_of(one), profile(activities=kinds) as seen:
                     step(one, inputs)
                     book.sync()
                 one.trainer.model.zero_grad()

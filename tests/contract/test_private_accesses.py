@@ -58,6 +58,8 @@ OVERRIDES = {
     "_precompute_ref_logps": "test_trl.py::test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone",
     "_get_help_string": "test_argparse.py::test_the_help_of_one_option_is_made_by_a_method",
     "error": "test_argparse.py::test_errors_go_through_a_method",
+    "to": "test_attention.py::test_the_inputs_of_a_layer_are_moved_by_their_own_method",
+    "detach": "test_attention.py::test_reentrant_checkpointing_detaches_what_a_layer_is_given_by_position",
     # public, and called by users or by documented parts of the base class
     "compute_loss": None,
     "evaluate": None,
@@ -74,6 +76,7 @@ DEEP_IMPORTS = {
     "peft.utils.other": "test_peft.py::test_a_saved_module_keeps_what_it_wraps_as_original_module",
     "transformers.integrations": "test_transformers.py::test_zero3_is_known_by_a_weak_reference_in_the_integrations_module",
     "transformers.integrations.deepspeed": "test_transformers.py::test_zero3_is_known_by_a_weak_reference_in_the_integrations_module",
+    "transformers.modeling_utils": "test_attention.py::test_a_registered_function_is_looked_up_at_each_call",
     "transformers.pytorch_utils": "test_transformers.py::test_the_linear_layer_of_gpt2_is_a_class_of_its_own",
     "transformers.quantizers.quantizers_utils": "test_transformers.py::test_skipped_modules_are_the_start_or_the_end_of_a_name",
     "transformers.utils": "test_transformers.py::test_a_file_of_a_local_folder_is_found_under_its_name",

@@ -223,7 +223,8 @@ def test_loading_on_one_process_alone_is_asked_for_by_an_environment_variable(mo
 def test_the_attention_in_use_stands_in_the_configuration() -> None:
     eager = tiny.model(attn_implementation="eager")
     assert eager.config._attn_implementation == "eager", seam(
-        "config._attn_implementation", "forward/masks.py, forward/compatibility.py, reference/identity/identity.py"
+        "config._attn_implementation",
+        "_trl/attention.py, forward/masks.py, forward/compatibility.py, reference/identity/identity.py",
     )
     assert eager.config.get_text_config()._attn_implementation == "eager", seam(
         "the text configuration has it too", "forward/packed_model.py"

@@ -55,8 +55,7 @@ class TreeMask(torch.Tensor):
                 "share_prompt and padding_free cannot be used with this model: its attention is not called through "
                 f"transformers' interface, or another library has replaced it (asked for {func}). Drop both flags."
             )
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class TreeAttention:
