@@ -18,12 +18,12 @@ from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
 from .data.lengths import length_column
 from .distributed.eval_padding import EvalPadding
-from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
 from .first_step import FirstStepChecks
 from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, pair_weights
 from .forward.pair_forward import PairForward
 from .logging_setup import show_messages
+from .model_card import ModelCardMixin
 from .preflight import RunSpec, checked_datasets, loss_columns
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
 
 
-class DPOExtTrainer(DistributedTrainerMixin, DPOTrainer):
+class DPOExtTrainer(ModelCardMixin, DPOTrainer):
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:

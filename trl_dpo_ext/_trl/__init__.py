@@ -13,6 +13,7 @@ from .constructor import (
 from .host import Host
 from .internals import TrainerInternals
 from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
+from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
@@ -27,6 +28,9 @@ __all__ = [
     "HostLoss",
     "Recorder",
     "TrainerInternals",
+    "badges",
+    "card_made_by",
+    "citation_of_trl",
     "default_output_dir",
     "evaluation_mode",
     "free_memory",
@@ -39,6 +43,7 @@ __all__ = [
     "no_reference_model",
     "override_attention_mask",
     "placed_reference",
+    "quick_start",
     "reference_entropy",
     "replace_attention",
     "scatter_to_batch",

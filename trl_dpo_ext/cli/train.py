@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from .. import _trl
 from ..data.loading import load_preferences
 from ..distributed.checkpoints import checkpoint_to_resume
 from ..errors import InputError
+from ..model_card import Origin
 from ..trainer import DPOExtTrainer
 from .arguments import Arguments, TrainParser, adapter_config
 from .run_summary import print_run_summary
@@ -25,6 +27,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     args = arguments.args
     checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir))
     trainer = build_trainer(arguments)
+    trainer.origin = Origin.of_command(argv, arguments, os.environ)
     print_run_summary(trainer, arguments.model, arguments.recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
@@ -32,7 +35,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     if trainer.accelerator.is_main_process:  # one process of all machines, not one on each
         print(f"Saved to {args.output_dir}.", flush=True)
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
+        trainer.push_to_hub()
     trainer.end()
     return 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from .._trl import temporarily
 from ..core.mixture import LossMixture
 from ..errors import InputError
 
@@ -114,13 +115,10 @@ def names_without_wrappers(model: Any) -> Iterator[None]:
     the state dict that FSDP1 gives it has no wrappers in its keys.
     """
     adapted = [module for module in model.modules() if module is model or hasattr(module, "peft_config")]
-    for module in adapted:
-        module.named_modules = functools.partial(_plain_names, module)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as patches:  # pushing to the hub saves again inside of saving
         for module in adapted:
-            del module.named_modules
+            patches.enter_context(temporarily(module, named_modules=functools.partial(_plain_names, module)))
+        yield
 
 
 def _plain_names(

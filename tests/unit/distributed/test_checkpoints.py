@@ -102,6 +102,9 @@ def test_an_adapter_is_found_in_a_model_whose_layers_fsdp1_has_wrapped() -> None
     with names_without_wrappers(model):
         assert set(peft.get_peft_model_state_dict(model, state)) == expected
         assert len(expected) == 4
+        with names_without_wrappers(model):  # saving pushes to the hub, which saves
+            pass
+        assert set(peft.get_peft_model_state_dict(model, state)) == expected
     assert "named_modules" not in vars(model)
     assert any("_fsdp_wrapped_module" in name for name, _ in model.named_modules())
     around = Wrapper(model)
