@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reference.config import ReferenceModelOptions
-from ..reference.source import NoReference
+from ..reference.source import DatasetReference, NoReference
 from .names import Named, named, without_paths
 
 _SHOWN_APART = ("ref_model_name_or_path", "ref_model_revision", "ref_drift_num_pairs")
@@ -33,6 +33,10 @@ def reference_lines(trainer: Any) -> list[str]:
 
 def _model(trainer: Any, identity: Any) -> str:
     args = trainer.args
+    if isinstance(trainer.reference, DatasetReference):
+        return "the one that made the dataset's columns, which do not name it"
+    if args.sync_ref_model:
+        return f"the policy before training, mixed with the policy every {args.ref_model_sync_steps} steps"
     if trainer.reference.is_initial_policy or (args.describes_reference and not args.changes_checkpoint):
         return "the policy before training"
     revision = args.ref_model_revision

@@ -130,6 +130,19 @@ def test_a_reference_model_that_was_stored_and_released_is_named(tmp_path) -> No
     assert "- Model: [someone/reference](https://huggingface.co/someone/reference)\n" in text
 
 
+def test_columns_of_the_dataset_do_not_name_their_reference(tmp_path) -> None:
+    sums = {f"ref_{side}_logps": [-5.0] * 8 for side in ("chosen", "rejected")}
+    _, text = made(tmp_path, precompute_ref_log_probs=True, train_dataset=tiny.preferences(8, **sums))
+    assert "- Model: the one that made the dataset's columns, which do not name it\n" in text
+    assert "- Log-probs: the dataset's own columns\n" in text
+
+
+def test_a_moving_reference_is_called_one(tmp_path) -> None:
+    _, text = made(tmp_path / "out", model=tiny.saved_model(str(tmp_path / "m")), sync_ref_model=True)
+    assert "- Model: the policy before training, mixed with the policy every 512 steps\n" in text
+    assert "`sync_ref_model`: [arXiv:2404.09656]" in text
+
+
 def test_reference_free_and_a_stream(tmp_path) -> None:
     data = tiny.preferences().to_iterable_dataset()
     _, text = made(tmp_path, reference_free=True, train_dataset=data)
