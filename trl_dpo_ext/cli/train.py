@@ -36,7 +36,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
         print(f"Saved to {args.output_dir}.", flush=True)
     if args.push_to_hub:
         trainer.push_to_hub()
-    trainer.end()
+    trainer.accelerator.end_training()
     return 0
 
 
