@@ -47,6 +47,15 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"loss_state": run.mixture.state_dict() if isinstance(run, DPOExtTrainer) else {}}
 
 
+def train_both(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train with TRL's trainer and then with ours, in the same processes; record what TRL's became."""
+    host = trainer(folder, {**settings, "kind": "trl", "output": "host"})
+    host.train()
+    weights = {name: tensor.tolist() for name, tensor in host.model.state_dict().items()}
+    trainer(folder, settings).train()
+    return {"host_weights": weights, "host_logs": runs.logs(host)}
+
+
 def train_plain(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train as if accelerate had not been asked to split the model."""
     os.environ.pop("ACCELERATE_USE_FSDP")

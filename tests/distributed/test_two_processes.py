@@ -15,19 +15,22 @@ from trl_dpo_ext import Need, list_losses
 MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
 
 
-def train(folder: Path, processes: int, rows: int = 8, **settings: Any) -> Record:
+def train(folder: Path, processes: int, rows: int = 8, function: str = "train", **settings: Any) -> Record:
     """Train the tiny model data-parallel, or alone."""
     config = "multi_gpu" if processes > 1 else "single_gpu"
     prepared(folder, rows)
-    return launch(folder, config, "tests.distributed.launched:train", settings, processes=processes, flags=FLOAT32)
+    return launch(
+        folder, config, f"tests.distributed.launched:{function}", settings, processes=processes, flags=FLOAT32
+    )
 
 
 def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": False, **MPO}
-    host = train(tmp_path / "host", 2, kind="trl", **settings)
-    ours = train(tmp_path / "ours", 2, **settings)
-    assert all(torch.equal(tensor, ours.weights[name]) for name, tensor in host.weights.items())
-    for theirs, mine in zip(host.logs, ours.logs, strict=True):
+    ours = train(tmp_path / "both", 2, function="train_both", **settings)
+    assert ours["processes"] == 2
+    assert ours.weights.keys() == ours["host_weights"].keys()
+    assert all(torch.equal(torch.tensor(host), ours.weights[name]) for name, host in ours["host_weights"].items())
+    for theirs, mine in zip(ours["host_logs"], ours.logs, strict=True):
         assert {key: mine[key] for key in theirs} == theirs
 
 

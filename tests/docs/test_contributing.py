@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 from tests.architecture import rooms
+from tests.support.golden_run import written_vectors
 from trl_dpo_ext import preflight
 from trl_dpo_ext.core.verification import Verification
 from trl_dpo_ext.reference import producer, source
@@ -66,24 +63,8 @@ def test_the_modules_that_are_run_exist() -> None:
         assert importlib.util.find_spec(module) is not None, module
 
 
-def test_the_oracle_writes_the_vectors_that_are_in_the_repository(tmp_path) -> None:
-    shutil.copytree(
-        ROOT / "tests" / "golden", tmp_path / "tests" / "golden", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    (tmp_path / "tests" / "__init__.py").touch()
-    vectors = tmp_path / "tests" / "golden" / "vectors.json"
-    vectors.unlink()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.golden.cases"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert vectors.read_bytes() == (ROOT / "tests" / "golden" / "vectors.json").read_bytes()
+def test_the_oracle_writes_the_vectors_that_are_in_the_repository(tmp_path_factory) -> None:
+    assert written_vectors(tmp_path_factory) == (ROOT / "tests" / "golden" / "vectors.json").read_bytes()
 
 
 def test_the_oracle_imports_neither_torch_nor_the_package() -> None:

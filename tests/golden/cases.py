@@ -78,19 +78,26 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+WORDS = {
+    "chosen": "pi_w",
+    "rejected": "pi_l",
+    "ref_chosen": "ref_w",
+    "ref_rejected": "ref_l",
+    "chosen_lengths": "n_w",
+    "rejected_lengths": "n_l",
+    "ref_entropy": "H",
+}
+
+
+def numbers_of(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each row of a batch is made of."""
+    numbers = {short: inputs[word] for word, short in WORDS.items()} | inputs["columns"]
+    return [dict(zip(numbers, values, strict=True)) for values in zip(*numbers.values(), strict=True)]
+
+
 def rows_of(inputs: dict[str, Any], f_divergence: dict[str, Any] | None = None) -> list[Row]:
     """A batch as the oracle reads it."""
-    words = {
-        "chosen": "pi_w",
-        "rejected": "pi_l",
-        "ref_chosen": "ref_w",
-        "ref_rejected": "ref_l",
-        "chosen_lengths": "n_w",
-        "rejected_lengths": "n_l",
-        "ref_entropy": "H",
-    }
-    numbers = {short: inputs[word] for word, short in words.items()} | inputs["columns"]
-    rows = [Row(**dict(zip(numbers, values, strict=True))) for values in zip(*numbers.values(), strict=True)]
+    rows = [Row(**numbers) for numbers in numbers_of(inputs)]
     if f_divergence:
         for row in rows:
             row.z_w = oracle_transforms.f_divergence_score(row.lr_w, **f_divergence)
@@ -105,15 +112,16 @@ def gradient(name: str, inputs: dict[str, Any], given: dict[str, Any]) -> dict[s
     A policy log-prob is moved to either side by 1e-20, while stop-gradients (`row.still`) keep reading the batch as it
     was.
     """
-    still = rows_of(inputs)
+    still = rows_of(inputs)  # each is its own `still`
     at_rest = mean(VARIANTS[name](still, **given))
 
+    numbers = numbers_of(inputs)
+
     def slope(side: str, pair: int, step: mpf) -> mpf:
-        values = list(map(mpf, inputs[side]))
-        values[pair] += step
-        moved = rows_of({**inputs, side: values})
-        for row, row_at_rest in zip(moved, still, strict=True):
-            row.still = row_at_rest
+        word = WORDS[side]
+        moved = [*still]
+        moved[pair] = Row(**{**numbers[pair], word: mpf(numbers[pair][word]) + step})
+        moved[pair].still = still[pair]
         return (mean(VARIANTS[name](moved, **given)) - at_rest) / step
 
     def derivative(side: str, pair: int) -> float | None:
