@@ -19,6 +19,7 @@ from .core.mixture import LossMixture, MixtureParser
 from .core.pairs import NEEDS, Need
 from .core.registry import list_losses
 from .core.transforms import F_DIVERGENCES
+from .data.config import DataOptions, dataset_column_problems
 from .errors import InputError
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
@@ -59,6 +60,7 @@ class _MixtureSettings(NamedTuple):
 @dataclass
 class DPOExtConfig(
     DPOConfig,
+    DataOptions,
     StoreOptions,
     ReferenceModelOptions,
     ForwardOptions,
@@ -170,6 +172,7 @@ class DPOExtConfig(
             *reference_model_problems(self, mixture),
             *forward_problems(self, mixture),
             *pitfall_problems(self),
+            *dataset_column_problems(self),
         ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
-from .data.layouts import one_layout
-from .data.validation import check_preferences
+from .data.prepare import checked_datasets
 from .distributed.launch import check_launch
 from .errors import InputError
 from .forward.pair_forward import PairForward
@@ -77,7 +76,7 @@ class RunSpec:
                 check_folder(Path(args.ref_store))
         datasets: dict[str, Any] = {}
         with _collecting(problems):
-            datasets = checked_datasets(columns, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            datasets = checked_datasets(columns, args, train_dataset=train_dataset, eval_dataset=eval_dataset)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference:
@@ -155,32 +154,6 @@ def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
     if args.weight_column:
         columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
     return columns
-
-
-def checked_datasets(columns: Mapping[str, Column], **datasets: Any) -> dict[str, Any]:
-    """Each dataset, or dictionary of them, in a layout that TRL takes.
-
-    Raises:
-        InputError: listing the problems of all datasets.
-    """
-    problems: list[str] = []
-
-    def checked(dataset: Any, name: str) -> Any:
-        report = check_preferences(dataset, name, columns)
-        problems.extend(report.problems)
-        for warning in report.warnings:
-            warnings.warn(warning, stacklevel=5)
-        return dataset if report.problems else one_layout(dataset)
-
-    prepared = {}
-    for name, dataset in datasets.items():
-        if isinstance(dataset, dict):
-            prepared[name] = {key: checked(part, f"{name}[{key!r}]") for key, part in dataset.items()}
-        else:  # TRL names a missing train_dataset itself, and eval_dataset is optional
-            prepared[name] = None if dataset is None else checked(dataset, name)
-    if problems:
-        raise InputError(*problems)
-    return prepared
 
 
 def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:

@@ -16,7 +16,7 @@ from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
-from .data.lengths import length_column
+from .data.tokenized import tokenized
 from .distributed.eval_padding import EvalPadding
 from .errors import InputError
 from .first_step import FirstStepChecks
@@ -234,14 +234,14 @@ class DPOExtTrainer(ModelCardMixin, DPOTrainer):
         self._signature_columns += [name for name in wanted if name not in self._signature_columns]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        # Transformers groups rows by a column of lengths, which preference data has not.
-        return length_column(super()._prepare_dataset(dataset, processing_class, args, dataset_name), args)
+        # What becomes of rows is told, and transformers groups them by a column of lengths.
+        return tokenized(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
-        eval_dataset = checked_datasets(self.extra_columns, eval_dataset=eval_dataset)["eval_dataset"]
+        eval_dataset = checked_datasets(self.extra_columns, self.args, eval_dataset=eval_dataset)["eval_dataset"]
         if self.reference.is_stored:
             eval_dataset = self.host.prepared(eval_dataset)
             for name, part in eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval", eval_dataset)]:

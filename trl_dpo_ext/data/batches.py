@@ -37,6 +37,16 @@ class DatasetBatch:
         for values in zip(*(values_of[name] for name in columns), strict=True):
             yield dict(zip(columns, values, strict=True))
 
+    def rows_at(self, places: Sequence[int], columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Iterate over some columns of some rows, decoded to Python values; `places` count from the batch's start."""
+        if len(places) == len(self.table):
+            yield from self.rows(*columns)
+            return
+        plain = self.dataset.select_columns(list(columns)).with_format(None)
+        values_of = plain[[self.start + place for place in places]]
+        for values in zip(*(values_of[name] for name in columns), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
 
 def read_batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[DatasetBatch]:
     """Read some columns of a dataset from the first row to the last, whatever its format."""

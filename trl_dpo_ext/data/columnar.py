@@ -6,6 +6,7 @@ gives, in a few Arrow calls; a layout that it does not know raises `UnknownLayou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ..core.columns import Column
+from .messages import ANSWER_FIELDS
 
 Mask = npt.NDArray[np.bool_]
 ArrowColumn = Any
 """A `pyarrow.Array`."""
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, so type checkers miss them
-
-ANSWER_FIELDS = ("content", "tool_calls", "thinking")
-"""A message with any of these says something."""
 
 
 class UnknownLayoutError(TypeError):
@@ -35,23 +34,33 @@ def empty_completions(column: ArrowColumn) -> Mask:
     Returns:
         True where the text is empty or null, or where the last message has nothing to say; shape (rows,).
     """
+    return ~_has_any(column, ANSWER_FIELDS) if _is_list(column.type) else ~is_truthy(column)
+
+
+def only_in_fields(column: ArrowColumn, names: Sequence[str]) -> Mask:
+    """Mark the rows of `chosen` or `rejected` whose last message has nothing to say but in these fields; (rows,)."""
     if not _is_list(column.type):
-        return ~_truthy(column)
+        return np.zeros(len(column), dtype=bool)
+    return _has_any(column, names) & ~_has_any(column, ("content", "tool_calls"))
+
+
+def _has_any(column: ArrowColumn, names: Sequence[str]) -> Mask:
+    """Mark the rows whose last message says something in one of the fields."""
     lengths = _lengths(column)
     spoken = np.zeros(len(column), dtype=bool)
     messages = column.flatten()
     if not pa.types.is_struct(messages.type):
         raise UnknownLayoutError(f"messages of type {messages.type}")
     last = messages.take(pa.array(lengths.cumsum()[lengths > 0] - 1))
-    fields = _fields(last)
-    answers = [_truthy(fields[name]) for name in ANSWER_FIELDS if name in fields]
+    given = fields(last)
+    answers = [is_truthy(given[name]) for name in names if name in given]
     spoken[lengths > 0] = np.logical_or.reduce(answers) if answers else False
-    return ~spoken
+    return spoken
 
 
 def equal_rows(left: ArrowColumn, right: ArrowColumn) -> Mask:
     """Mark the rows in which both columns hold the same value; nulls are the same, NaN is not; shape (rows,)."""
-    null_left, null_right = _is_null(left), _is_null(right)
+    null_left, null_right = is_null(left), is_null(right)
     both_null = null_left & null_right
     if pa.types.is_null(left.type) or pa.types.is_null(right.type):
         return both_null
@@ -59,7 +68,7 @@ def equal_rows(left: ArrowColumn, right: ArrowColumn) -> Mask:
         return both_null | (_equal_lists(left, right) & ~null_left & ~null_right)
     if pa.types.is_struct(left.type) and pa.types.is_struct(right.type):
         return both_null | (_equal_structs(left, right) & ~null_left & ~null_right)
-    if not (_is_plain(left.type) and (left.type == right.type or (_is_text(left.type) and _is_text(right.type)))):
+    if not (_is_plain(left.type) and (left.type == right.type or (is_text(left.type) and is_text(right.type)))):
         raise UnknownLayoutError(f"columns of types {left.type} and {right.type}")
     right = right if left.type == right.type else right.cast(left.type)
     return both_null | _as_mask(pc.equal(left, right))
@@ -93,6 +102,34 @@ def list_lengths(column: ArrowColumn) -> npt.NDArray[np.int64]:
     return _lengths(column)
 
 
+_LAST_BYTES = 8
+
+
+def may_start_with(texts: ArrowColumn, starts: ArrowColumn) -> Mask:
+    """Mark the rows in which a text may begin with the other column's text, by a few bytes at that text's end.
+
+    No row is missed: where the answer is False, the text begins otherwise; shape (rows,).
+    """
+    (data, begins, ends), (others, other_begins, other_ends) = _bytes(texts), _bytes(starts)
+    lengths = other_ends - other_begins
+    may = (lengths > 0) & (lengths <= ends - begins)
+    rows = np.flatnonzero(may)
+    for back in range(1, _LAST_BYTES + 1):
+        offsets = np.maximum(lengths[rows] - back, 0)
+        rows = rows[data[begins[rows] + offsets] == others[other_begins[rows] + offsets]]
+    may = np.zeros(len(may), dtype=bool)
+    may[rows] = True
+    return may
+
+
+def _bytes(texts: ArrowColumn) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+    """The bytes of all texts, and where each begins and ends in them; (rows,)."""
+    kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    _, offsets, data = texts.buffers()
+    places = np.frombuffer(offsets, dtype=kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data or b"", dtype=np.uint8), places[:-1], places[1:]
+
+
 def _equal_lists(left: ArrowColumn, right: ArrowColumn) -> Mask:
     lengths, others = _lengths(left), _lengths(right)
     equal = lengths == others
@@ -106,26 +143,26 @@ def _equal_lists(left: ArrowColumn, right: ArrowColumn) -> Mask:
 
 
 def _equal_structs(left: ArrowColumn, right: ArrowColumn) -> Mask:
-    fields, others = _fields(left), _fields(right)
-    if set(fields) != set(others):
+    ours, others = fields(left), fields(right)
+    if set(ours) != set(others):
         return np.zeros(len(left), dtype=bool)
-    parts = [equal_rows(field, others[name]) for name, field in fields.items()]
+    parts = [equal_rows(field, others[name]) for name, field in ours.items()]
     return np.logical_and.reduce([np.ones(len(left), dtype=bool), *parts])
 
 
-def _truthy(column: ArrowColumn) -> Mask:
-    """As Python's bool() of every value."""
+def is_truthy(column: ArrowColumn) -> Mask:
+    """Mark values whose bool() is True in Python; shape (rows,)."""
     if pa.types.is_null(column.type):
         return np.zeros(len(column), dtype=bool)
-    if _is_text(column.type):
+    if is_text(column.type):
         return _as_mask(pc.greater(pc.binary_length(column), 0))
     if _is_list(column.type):
         return _lengths(column) > 0
     raise UnknownLayoutError(f"completions of type {column.type}")
 
 
-def _fields(structs: ArrowColumn) -> dict[str, ArrowColumn]:
-    """By name; a null struct has null fields."""
+def fields(structs: ArrowColumn) -> dict[str, ArrowColumn]:
+    """Return the fields of structs by name; a null struct has null fields."""
     names = [structs.type.field(index).name for index in range(structs.type.num_fields)]
     return dict(zip(names, structs.flatten(), strict=True))
 
@@ -134,7 +171,8 @@ def _lengths(column: ArrowColumn) -> npt.NDArray[np.int64]:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _is_null(column: ArrowColumn) -> Mask:
+def is_null(column: ArrowColumn) -> Mask:
+    """Mark nulls; shape (rows,)."""
     return column.is_null().to_numpy(zero_copy_only=False)
 
 
@@ -146,9 +184,10 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)

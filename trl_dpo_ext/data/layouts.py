@@ -1,29 +1,256 @@
-"""Turn layouts of preference data that TRL rejects into ones that it takes."""
+"""Bring preference data to layouts that TRL takes: rows are converted where there is no doubt, and named otherwise."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, Features, IterableDataset, Json, List, Value
+
+from ..errors import InputError
+from .batches import DatasetBatch, on_main_process, read_batches
+from .layout_columns import find_layout
+from .plain_rows import READ, WITHOUT_PROMPT, row_codes
+from .rows import EMPTY_KWARGS, NO_START, SIDES, Layout, Reading, read_row
 
 AnyDataset = Dataset | IterableDataset
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Part of a conversion's fingerprint: to be raised when rows are converted in another way."""
+_BESIDE = ("system", "chat_template_kwargs")
+_CONFUSING = ("messages", "completion")
+"""Columns that TRL may look at, in place of prompt and sides, to tell messages from text."""
+
+
+@dataclass
+class Survey:
+    """What the rows of a dataset are like."""
+
+    total: int = 0
+    texts: int = 0
+    messages: int = 0
+    without_prompt: int = 0
+    changed: int = 0
+    problems: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """By text: the first row, the number of rows, and what the first row has."""
+    doubts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def add_batch(self, batch: DatasetBatch, layout: Layout) -> None:
+        """Count rows: by column where that tells enough, one by one where it does not."""
+        codes, is_messages = row_codes(batch, layout)
+        to_read = np.flatnonzero(codes == READ)
+        plain = len(codes) - len(to_read)
+        self.total += plain
+        self.messages += plain * is_messages
+        self.texts += plain * (not is_messages)
+        dropped = int((codes == WITHOUT_PROMPT).sum())
+        if dropped:
+            self.without_prompt += dropped
+            self._note("prompt: repeated by whole conversations -> dropped", dropped)
+        if len(to_read):
+            for index, row in zip(to_read.tolist(), batch.rows_at(to_read.tolist(), layout.columns), strict=True):
+                self.add(read_row(row, layout), batch.start + index)
+
+    def add(self, reading: Reading, index: int) -> None:
+        """Count one row."""
+        self.total += 1
+        self.messages += reading.is_messages
+        self.texts += not reading.is_messages
+        self.without_prompt += reading.without_prompt
+        self.changed += bool(reading.values)
+        for text, detail in reading.problems.items():
+            place, count, shown = self.problems.get(text, (index, 0, detail))
+            self.problems[text] = (place, count + 1, shown)
+        for text in reading.doubts:
+            place, count = self.doubts.get(text, (index, 0))
+            self.doubts[text] = (place, count + 1)
+        for text in reading.notes:
+            self._note(text, 1)
+
+    def _note(self, text: str, count: int) -> None:
+        self.notes[text] = self.notes.get(text, 0) + count
+
+    def problem_lines(self, name: str) -> list[str]:
+        """Return one line for each kind of problem, by the first row that has it."""
+        lines = []
+        for text, (first, count, detail) in sorted(self.problems.items(), key=lambda item: item[1][:1]):
+            what, stop, remedy = text.partition(". ")
+            shown = f" ({detail})" if detail else ""
+            fix = f" {remedy}." if stop else ""
+            lines.append(f"{name}: {what}; wrong in {count} of {self.total} rows, first in row {first}{shown}.{fix}")
+        return lines
+
+    def warning_lines(self, name: str) -> list[str]:
+        """Return one line for each kind of doubt."""
+        return [
+            f"{name}: {text}, in {count} of {self.total} rows, first in row {first}. Change or filter these rows to "
+            "silence this."
+            for text, (first, count) in sorted(self.doubts.items(), key=lambda item: item[1])
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a dataset gets a layout that TRL takes; made on the main process for all."""
+
+    layout: Layout
+    problems: list[str]
+    warnings: list[str]
+    notes: dict[str, int] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+    """Columns that are removed."""
+    convert: bool = False
+    """Whether rows are rewritten."""
+
+
+def plan_layout(dataset: AnyDataset, name: str) -> Plan:
+    """Look at every row of a dataset, or at the first one of a stream, and decide what is done with it.
+
+    Every process has to call this; the main process reads the rows.
+
+    Args:
+        dataset: with the columns `chosen` and `rejected`, or those of another layout that is known.
+        name: what messages call it.
+    """
+    return on_main_process(lambda: _plan(dataset, name))
+
+
+def _plan(dataset: AnyDataset, name: str) -> Plan:
+    first = next(iter(dataset), None)
+    if first is None:
+        return Plan(Layout(()), [], [])  # reported by check_preferences
+    layout, problems, suspects = find_layout(dataset, first)
+    if problems:
+        return Plan(layout, [f"{name} {problem}" for problem in problems], [])
+    survey = Survey()
+    if isinstance(dataset, Dataset):
+        for batch in read_batches(dataset, layout.columns):
+            survey.add_batch(batch, layout)
+        if survey.texts and survey.messages:  # once more, with what texts are turned into
+            layout, survey = replace(layout, conversational=True), Survey()
+            for batch in read_batches(dataset, layout.columns):
+                survey.add_batch(batch, layout)
+    else:
+        survey.add(read_row(first, layout), 0)
+    problems, lines = survey.problem_lines(name), survey.warning_lines(name)
+    for suspect in suspects:
+        if suspect.stops(bool(survey.texts), NO_START in survey.doubts, bool(problems)):
+            problems.insert(0, f"{name}: {suspect.text}")
+        elif suspect.warns(bool(survey.texts)):
+            lines.insert(0, f"{name}: {suspect.text}")
+    if problems:
+        return Plan(layout, problems, lines)
+    drop = _confusing(first, bool(survey.messages))
+    if isinstance(dataset, IterableDataset):
+        layout = replace(layout, explicit=bool(survey.messages), conversational=bool(survey.messages))
+        return Plan(layout, [], lines, survey.notes, drop, convert=True)
+    if survey.without_prompt == survey.total and "prompt" in layout.columns:
+        return Plan(layout, [], lines, survey.notes, (*drop, "prompt"))
+    convert = bool(survey.changed or (survey.without_prompt and "prompt" in layout.columns))
+    layout = replace(layout, explicit=True, conversational=bool(survey.messages))
+    return Plan(layout, [], lines, survey.notes, drop, convert)
+
+
+def _confusing(first: Mapping[str, Any], is_messages: bool) -> tuple[str, ...]:
+    """The columns by which TRL may take messages for text, or text for messages, depending on Python's hash seed."""
+    return tuple(name for name in _CONFUSING if name in first and _looks_like_messages(first[name]) != is_messages)
+
+
+def _looks_like_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+def apply_layout(dataset: AnyDataset, plan: Plan, name: str = "the dataset") -> AnyDataset:
+    """Bring a dataset to the layout that was planned; unchanged data is returned as it is.
+
+    Args:
+        dataset: that the plan was made for.
+        plan: without problems.
+        name: what messages call it.
+    """
+    layout = plan.layout
+    for note, count in plan.notes.items() if isinstance(dataset, Dataset) else ():
+        logger.info("%s: %s (%d rows)", name, note, count)
+    used = {layout.context, layout.rejected} - {None} if plan.convert else set()
+    drop = [column for column in plan.drop if column not in used]
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.map(_convert_streamed, fn_kwargs={"layout": layout, "name": name})
+        return dataset.remove_columns(sorted({*drop, *used})) if drop or used else dataset
+    if drop:
+        dataset = dataset.remove_columns(drop)
+    if not plan.convert:
+        return dataset
+    with PartialState().local_main_process_first():  # the others read its cache
+        return dataset.map(
+            _convert,
+            fn_kwargs={"layout": layout, "version": _VERSION},
+            features=_features(dataset, plan),
+            remove_columns=sorted(used),
+            desc=f"Converting rows of {name}",
+        )
 
 
 def one_layout(dataset: AnyDataset) -> AnyDataset:
-    """Turn a string `prompt` beside message-list `chosen` and `rejected` into a layout that TRL takes.
+    """Return a dataset in a layout that TRL takes; it is the same object if it was in one.
 
-    HuggingFaceH4/ultrafeedback_binarized and its relatives are published in that layout; TRL raises TypeError for it.
-    Where the message lists hold the entire conversation, the prompt string repeats its start and is dropped; where they
-    hold only the answers, the string becomes a user message.
+    Raises:
+        InputError: listing the rows that cannot be converted.
     """
-    first = next(iter(dataset), None)
-    if first is None or not _string_beside_messages(first):
-        return dataset
-    if first["chosen"][0].get("role") == "assistant":
-        return dataset.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    return dataset.remove_columns("prompt")
+    plan = plan_layout(dataset, "the dataset")
+    if plan.problems:
+        raise InputError(*plan.problems)
+    return apply_layout(dataset, plan)
 
 
-def _string_beside_messages(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list) and bool(row["chosen"])
+def _convert(row: Mapping[str, Any], layout: Layout, version: int) -> dict[str, Any]:
+    return read_row(row, layout).values
+
+
+def _convert_streamed(row: Mapping[str, Any], layout: Layout, name: str) -> dict[str, Any]:
+    reading = read_row(row, layout)
+    if reading.is_messages and not layout.conversational:
+        reading.problems["there are messages, and the first row of the stream holds texts"] = ""
+    if reading.problems:
+        shown = {column: row[column] for column in layout.columns if column in row}
+        text = str(shown)
+        raise InputError(
+            *(
+                f"{name}: {problem.partition('. ')[0]}, in the streamed row {text[:200]}{'...' if text[200:] else ''}"
+                for problem in reading.problems
+            )
+        )
+    for doubt in sorted(reading.doubts):
+        warnings.warn(f"{name}: {doubt}, in at least one streamed row.", stacklevel=2)
+    return reading.values
+
+
+def _features(dataset: Dataset, plan: Plan) -> Features:
+    """The types of the converted columns: messages of role and content alone, or JSON, which adds no empty fields."""
+    layout, features = plan.layout, Features(dataset.features)
+    sources = [features[name] for name in layout.columns if name not in _BESIDE]
+    kind: Any = Value("string")
+    if layout.conversational:
+        plain = not layout.keep_parts and all(map(_has_no_other_fields, sources))
+        kind = List({"role": Value("string"), "content": Value("string")}) if plain else Json()
+    for column in ("prompt", *SIDES):
+        features[column] = kind
+    if EMPTY_KWARGS in plan.notes:
+        features["chat_template_kwargs"] = Json()
+    for name in {layout.context, layout.rejected} & set(features):
+        features.pop(name)
+    return features
+
+
+def _has_no_other_fields(kind: Any) -> bool:
+    if isinstance(kind, Value):
+        return kind.dtype in ("string", "large_string")
+    if isinstance(kind, List):
+        kind = kind.feature
+    return isinstance(kind, dict) and set(kind) <= {"role", "content", "from", "value"}

@@ -7,15 +7,17 @@ from typing import Any
 
 from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
 
-from ..config import DPOExtConfig
 from ..errors import InputError
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, args: DPOExtConfig) -> tuple[Any, Any]:
+def load_preferences(
+    script: ScriptArguments, mixture: DatasetMixtureConfig, args: TrainingArguments
+) -> tuple[Any, Any]:
     """Load the train split, and the evaluation split if the run evaluates.
 
     Args:
@@ -44,7 +46,7 @@ def load_preferences(script: ScriptArguments, mixture: DatasetMixtureConfig, arg
     return splits[wanted[0][1]], splits[wanted[1][1]] if len(wanted) > 1 else None
 
 
-def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: DPOExtConfig) -> Any:
+def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: TrainingArguments) -> Any:
     if mixture.datasets:
         return get_dataset(mixture)
     if not script.dataset_name:
@@ -55,6 +57,11 @@ def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: D
     if script.dataset_train_split not in splits:
         return splits  # the caller reports it
     train = splits[script.dataset_train_split]
+    if script.dataset_streaming:
+        raise InputError(
+            f"--test_split_size {mixture.test_split_size} cannot be used with --dataset_streaming: a stream has no "
+            "length to hold out a share of. Set --dataset_test_split to a split of the dataset, or remove one of them."
+        )
     return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
 
 

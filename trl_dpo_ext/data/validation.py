@@ -13,8 +13,9 @@ from ..core.columns import Column
 from . import columnar
 from .batches import DatasetBatch, on_main_process, read_batches
 from .columns import column_problem
-
-SIDES = ("chosen", "rejected")
+from .messages import ANSWER_FIELDS, is_set
+from .public_layouts import missing_sides
+from .rows import SIDES, no_answer
 
 
 @dataclass
@@ -25,7 +26,9 @@ class DataReport:
     warnings: list[str]
 
 
-def check_preferences(dataset: Any, name: str, columns: Mapping[str, Column]) -> DataReport:
+def check_preferences(
+    dataset: Any, name: str, columns: Mapping[str, Column], sides: Sequence[str] = SIDES
+) -> DataReport:
     """Check every row of a preference dataset before a model is loaded; of a streamed one, the first row.
 
     The main process reads the rows, and all processes return its report. Every process has to call this.
@@ -34,27 +37,31 @@ def check_preferences(dataset: Any, name: str, columns: Mapping[str, Column]) ->
         dataset: with `chosen` and `rejected`, texts or message lists.
         name: what messages call it, such as `train_dataset`.
         columns: extra columns that the losses read, with the values they may take.
+        sides: the columns `chosen` and `rejected`; nothing where they cannot be read, and the extra columns alone are
+            checked.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         problem = f"{name} must be a datasets.Dataset or IterableDataset; got {type(dataset).__name__}."
         return DataReport([problem], [])
-    return on_main_process(lambda: _check(dataset, name, columns))
+    return on_main_process(lambda: _check(dataset, name, columns, sides))
 
 
-def _check(dataset: Dataset | IterableDataset, name: str, columns: Mapping[str, Column]) -> DataReport:
+def _check(
+    dataset: Dataset | IterableDataset, name: str, columns: Mapping[str, Column], sides: Sequence[str]
+) -> DataReport:
     first = next(iter(dataset), None)
     if first is None:
         return DataReport([f"{name} is empty."], [])
-    missing = [column for column in (*SIDES, *columns) if column not in first]
-    problems = []
+    problems = [] if set(sides) <= set(first) else [f"{name} {missing_sides(first)}"]
+    missing = [column for column in columns if column not in first]
     if missing:
         problems.append(
             f"{name} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, first))}. "
-            "Rename yours with dataset.rename_column."
+            f"Name yours with --dataset_columns {missing[0]}=COLUMN, or rename it with dataset.rename_column."
         )
     findings = _Findings(
         {column: meaning for column, meaning in columns.items() if column in first},
-        SIDES if set(SIDES) <= set(first) else (),
+        sides if set(sides) <= set(first) else (),
     )
     if isinstance(dataset, IterableDataset):
         findings.add_rows([first], 0)
@@ -95,7 +102,7 @@ class _Findings:
             return
         for side, mask in empty.items():
             if mask.any():
-                self._add(_empty(side), side, batch.start + int(mask.argmax()), int(mask.sum()))
+                self._add(no_answer(side), side, batch.start + int(mask.argmax()), int(mask.sum()))
         self.identical += int(identical.sum())
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], start: int) -> None:
@@ -116,7 +123,7 @@ class _Findings:
         for index, row in enumerate(rows, start) if self.sides else ():
             for side in self.sides:
                 if _is_empty(row[side]):
-                    self._add(_empty(side), side, index)
+                    self._add(no_answer(side), side, index)
             self.identical += row["chosen"] == row["rejected"]
 
     def _add(self, text: str, column: str, first: int, count: int = 1) -> None:
@@ -147,12 +154,8 @@ def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:
         return False
 
 
-def _empty(side: str) -> str:
-    return f"the {side} completion is empty"
-
-
 def _is_empty(completion: Any) -> bool:
     if isinstance(completion, list):
         last = (completion[-1] if completion else None) or {}
-        return not any(last.get(name) for name in columnar.ANSWER_FIELDS)
+        return not (last if isinstance(last, str) else is_set(last, ANSWER_FIELDS))
     return not completion

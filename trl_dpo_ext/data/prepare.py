@@ -1,0 +1,74 @@
+"""Everything that happens to datasets before a model is loaded: columns named, layouts made one, rows checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from .. import _trl
+from ..core.columns import Column
+from ..errors import InputError
+from .dataset_columns import map_columns
+from .layouts import apply_layout, plan_layout
+from .validation import check_preferences
+
+
+def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) -> dict[str, Any]:
+    """Return each dataset, or dictionary of evaluation datasets, in a layout that TRL takes.
+
+    Args:
+        columns: extra columns that the losses read, with the values they may take.
+        args: the run's configuration; `dataset_columns` names columns that are called otherwise.
+        **datasets: by the name that messages call them.
+
+    Raises:
+        InputError: listing the problems of all datasets.
+    """
+    problems: list[str] = []
+
+    def checked(dataset: Any, name: str) -> Any:
+        try:
+            return _checked(dataset, name, columns, args.dataset_columns or {})
+        except InputError as error:
+            problems.extend(error.problems)
+
+    prepared: dict[str, Any] = {}
+    for name, dataset in datasets.items():
+        if isinstance(dataset, dict) and name == "train_dataset":
+            splits = ", ".join(map(str, dataset))
+            problems.append(
+                f"{name} is a {type(dataset).__name__} of {splits}. Pass one split, such as dataset['train']."
+            )
+        elif isinstance(dataset, dict):
+            prepared[name] = {key: checked(part, f"{name}[{key!r}]") for key, part in dataset.items()}
+        else:  # TRL names a missing train_dataset itself, and eval_dataset is optional
+            prepared[name] = None if dataset is None else checked(dataset, name)
+    if problems:
+        raise InputError(*problems)
+    return prepared
+
+
+def _checked(dataset: Any, name: str, columns: Mapping[str, Column], dataset_columns: Mapping[str, str]) -> Any:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise InputError(*check_preferences(dataset, name, columns).problems)
+    if not _is_tokenized(dataset):  # what is, has been here before
+        dataset = map_columns(dataset, name, dataset_columns)
+    plan = plan_layout(dataset, name)
+    for warning in plan.warnings:
+        warnings.warn(warning, stacklevel=6)
+    if plan.problems:
+        raise InputError(*plan.problems, *check_preferences(dataset, name, columns, sides=()).problems)
+    dataset = apply_layout(dataset, plan, name)
+    report = check_preferences(dataset, name, columns)
+    for warning in report.warnings:
+        warnings.warn(warning, stacklevel=6)
+    if report.problems:
+        raise InputError(*report.problems)
+    return dataset
+
+
+def _is_tokenized(dataset: Dataset | IterableDataset) -> bool:
+    return set(_trl.TOKEN_IDS) <= set(dataset.column_names or ())
