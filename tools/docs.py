@@ -51,6 +51,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "loss counts": tables.counts_as_markdown,
         "losses": tables.as_markdown,
+        "data options": lambda: options_as_markdown("DataOptions"),
         "loss options": lambda: options_as_markdown("DPOExtConfig"),
         "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),
         "store options": lambda: options_as_markdown("StoreOptions"),

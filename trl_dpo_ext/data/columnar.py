@@ -39,14 +39,14 @@ def empty_completions(column: ArrowColumn) -> Mask:
 
 def only_in_fields(column: ArrowColumn, names: Sequence[str]) -> Mask:
     """Mark the rows of `chosen` or `rejected` whose last message has nothing to say but in these fields; (rows,)."""
-    if not _is_list(column.type):
+    if is_text(column.type) or pa.types.is_null(column.type):
         return np.zeros(len(column), dtype=bool)
     return _has_any(column, names) & ~_has_any(column, ("content", "tool_calls"))
 
 
 def _has_any(column: ArrowColumn, names: Sequence[str]) -> Mask:
     """Mark the rows whose last message says something in one of the fields."""
-    lengths = _lengths(column)
+    lengths = list_lengths(column)
     spoken = np.zeros(len(column), dtype=bool)
     messages = column.flatten()
     if not pa.types.is_struct(messages.type):

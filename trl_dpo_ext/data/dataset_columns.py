@@ -35,7 +35,8 @@ def map_columns(dataset: Dataset | IterableDataset, name: str, mapping: Mapping[
     problems = _problems(wanted, first, name)
     if problems:
         raise InputError(*problems)
-    computed = {ours: source for ours, source in wanted.items() if source not in first or ours in _ANSWERS}
+    streamed = isinstance(dataset, IterableDataset)  # whose columns cannot change places by renaming
+    computed = {ours: source for ours, source in wanted.items() if streamed or source not in first or ours in _ANSWERS}
     renamed = {source: ours for ours, source in wanted.items() if ours not in computed and source != ours}
     if computed:
         dataset = _computed(dataset, name, first, computed, mapping.get("winner_is_b"), list(renamed))

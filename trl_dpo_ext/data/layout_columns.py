@@ -94,10 +94,11 @@ def _instead_of_prompt(first: Mapping[str, Any]) -> list[Suspect]:
     if len(prompts) > 1:
         flag += f", or prompt={','.join(prompts)} to join them"
     is_one = len(prompts) + len(others) == 1
+    which = f"column {names} is" if is_one else f"the columns {names} are"
     text = (
-        f"there is no column 'prompt', and {'column' if is_one else 'the columns'} {names} {'is' if is_one else 'are'} "
+        f"there is no column 'prompt', and {which} not read. If {'it' if is_one else 'one'} is the prompt, set {flag}; "
+        f"otherwise remove {'it' if is_one else 'them'}."
     )
-    text += f"not read. If {'it' if is_one else 'one'} is the prompt, set {flag}; otherwise remove {'it' if is_one else 'them'}."
     return [Suspect(text, instead=True, is_prompt=len(prompts) == 1)]
 
 
