@@ -56,7 +56,7 @@ def find_layout(dataset: Any, first: Mapping[str, Any]) -> tuple[Layout, list[st
         context = None
     wanted = ("prompt", *SIDES) if rejected is None else ()
     named = (*wanted, context, rejected, "system", "chat_template_kwargs")
-    columns = tuple(name for name in named if name in first)
+    columns = tuple(name for name in named if name is not None and name in first)
     layout = Layout(
         columns,
         context=context,

@@ -178,11 +178,11 @@ def apply_layout(dataset: AnyDataset, plan: Plan, name: str = "the dataset") -> 
     layout = plan.layout
     for note, count in plan.notes.items() if isinstance(dataset, Dataset) else ():
         logger.info("%s: %s (%d rows)", name, note, count)
-    used = {layout.context, layout.rejected} - {None} if plan.convert else set()
+    used = sorted(name for name in (layout.context, layout.rejected) if name and plan.convert)
     drop = [column for column in plan.drop if column not in used]
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(_convert_streamed, fn_kwargs={"layout": layout, "name": name})
-        return dataset.remove_columns(sorted({*drop, *used})) if drop or used else dataset
+        return dataset.remove_columns([*drop, *used]) if drop or used else dataset
     if drop:
         dataset = dataset.remove_columns(drop)
     if not plan.convert:
@@ -192,7 +192,7 @@ def apply_layout(dataset: AnyDataset, plan: Plan, name: str = "the dataset") -> 
             _convert,
             fn_kwargs={"layout": layout, "version": _VERSION},
             features=_features(dataset, plan),
-            remove_columns=sorted(used),
+            remove_columns=used,
             desc=f"Converting rows of {name}",
         )
 
@@ -242,9 +242,9 @@ def _features(dataset: Dataset, plan: Plan) -> Features:
     for column in ("prompt", *SIDES):
         features[column] = kind
     if EMPTY_KWARGS in plan.notes:
-        features["chat_template_kwargs"] = Json()
-    for name in {layout.context, layout.rejected} & set(features):
-        features.pop(name)
+        features |= {"chat_template_kwargs": Json()}
+    for name in (layout.context, layout.rejected):
+        features.pop(name, None)
     return features
 
 

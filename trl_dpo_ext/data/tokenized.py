@@ -95,7 +95,7 @@ class _Cut:
         rows = np.flatnonzero(either & (kept[0] == kept[1]))
         ids = [_values(batch.column(_trl.COMPLETION_IDS[side])) for side in SIDES]
         starts = [side.cumsum() - side for side in sides]
-        for row in rows:
+        for row in rows.tolist():
             left, right = (self._kept(ids[s], starts[s][row], sides[s][row], kept[s][row]) for s in (0, 1))
             self.same += bool(np.array_equal(left, right)) and not self._are_one(ids, starts, sides, row)
 
