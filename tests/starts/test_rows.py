@@ -310,7 +310,7 @@ REFUSED = [
         "messages with other keys than role and content",
         "error that names the keys",
         [{**ROW, "chosen": {"text": "yes", "score": 1.0}}],
-        "chosen has a message without a role; wrong in 1 of 1 rows, first in row 0 (its keys are 'text', 'score')",
+        "chosen has a message without a role; wrong in 1 of 1 rows, first in row 0 (its keys are 'score', 'text')",
     ),
     refused.case(
         "a message of the prompt without content",

@@ -114,7 +114,9 @@ def _message(message: Any, column: str, keep_parts: bool, notes: set[str]) -> di
         # Many templates add content to other text, which fails for None.
         content = None if message.get("tool_calls") else ""
     elif content is None and not _of_side(column, role):
-        raise LayoutError(f"a message of the {column} has no content", f"its keys are {', '.join(map(repr, message))}")
+        raise LayoutError(
+            f"a message of the {column} has no content", f"its keys are {', '.join(map(repr, sorted(message)))}"
+        )
     elif not (content is None or isinstance(content, (str, list, tuple))):
         raise LayoutError(f"the content of a message of {column} is no text", f"{type(content).__name__} there")
     rest = {key: value for key, value in message.items() if key not in (*_ROLE_KEYS, *_CONTENT_KEYS)}
@@ -140,7 +142,7 @@ def _role(message: Message, column: str, notes: set[str]) -> str:
         return _SENDERS[sender]
     raise LayoutError(
         f"{column} has a message without a role. Messages have the keys 'role' and 'content', or 'from' and 'value'",
-        f"its keys are {', '.join(map(repr, message))}",
+        f"its keys are {', '.join(map(repr, sorted(message)))}",
     )
 
 
