@@ -22,6 +22,7 @@ ROOMS = (
     Room("cli/", "Parses arguments and prints results; only `__main__.py` imports it."),
     Room("__init__.py", "Exports the public names; loads the trainer and its configuration on first use."),
     Room("trainer.py", "`DPOExtTrainer`: overrides of TRL's trainer."),
+    Room("evaluation.py", "`EvaluationMixin`: evaluates the same for every batch size and number of processes."),
     Room("preflight.py", "`RunSpec`: makes every decision and check before a model is loaded."),
     Room("first_step.py", "`FirstStepChecks`: what must hold once, on the first batch."),
     Room("data/", "Loads and validates datasets before they reach TRL."),
