@@ -205,12 +205,22 @@ class EvaluationMixin(Trainer):
             metrics[loss] += sum(weights[label] * more for label, more in seen.corrections().items())
         return type(output)(output.predictions, output.label_ids, metrics, int(seen.pairs))
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, training metrics in a line of training even where a callback has just evaluated.
+
+        Seam: `log` takes metrics of evaluation where the policy's `training` flag is off, as it is after an evaluation;
+        transformers passes `start_time` with the lines of training steps alone.
+        """
+        line_of_training = {} if start_time is None else {"training": True}
+        with _trl.temporarily(self.model, **line_of_training):
+            super().log(logs, start_time)
+
     def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
         """Run one evaluation step, in which every pair counts once for any number of processes and batches.
 
         Seam: the evaluation loop calls this once per batch, and TRL's override runs `compute_loss` and logs inside it.
         """
-        padding = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
+        padding = self._padding(inputs["input_ids"])
         with self.host.trim_gathered(padding.trim):
             result = super().prediction_step(model, inputs, *positional, **keywords)
         if self.evaluated is not None:
@@ -219,10 +229,13 @@ class EvaluationMixin(Trainer):
                 self.gather_function = RealRows(self.accelerator.gather, padding)
         return result
 
-    def _padding(self, mask: torch.Tensor) -> EvalPadding:
-        """Return which pairs of a batch with this mask, (rows, tokens), count."""
-        pairs = len(mask) // 2
-        return EvalPadding.absent(pairs) if self.host.is_training else EvalPadding.of(self.accelerator, pairs)
+    def _padding(self, rows: torch.Tensor) -> EvalPadding:
+        """Return which pairs of a batch count, of which a tensor with two rows for each pair is given.
+
+        Outside of an evaluation all do: what accelerate says then is about a loader that was left before its end.
+        """
+        evaluating = self.evaluated is not None and not self.host.is_training
+        return EvalPadding.of(self.accelerator, len(rows) // 2) if evaluating else EvalPadding.absent(len(rows) // 2)
 
     def _count_evaluated(self, pairs: Pairs, weights: torch.Tensor | None) -> None:
         """Count the real pairs of an evaluation batch, and what their losses average over tokens."""
