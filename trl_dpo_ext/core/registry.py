@@ -173,7 +173,7 @@ def register_loss(
         reward: `reward(side, **hyper)`, logged instead of beta times the log-ratio where no reference is used.
         token_sums: `sums(pairs, **hyper)`, (pairs,), if the value of every pair contains a mean over all chosen tokens
             of the batch: the total of these sums over the number of tokens. Evaluation then takes that mean over the
-            tokens of the whole dataset.
+            tokens of the whole dataset. It is given the value of every hyperparameter.
         from_trl: the name and the formula are TRL's own.
 
     Raises:
