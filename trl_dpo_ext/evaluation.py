@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
-from transformers import Trainer
 
 from . import _trl
-from .core.columns import Column
-from .core.mixture import LossMixture
 from .core.pairs import Pairs
 from .core.registry import get_loss
 from .distributed.eval_padding import EvalPadding, RealRows
+from .distributed.mixin import DistributedTrainerMixin
 from .preflight import checked_datasets
 from .reference.source import ReferenceSource
 
@@ -121,16 +119,13 @@ class Evaluated:
         return found
 
 
-class EvaluationMixin(Trainer):
-    """Overrides of transformers' `Trainer`, to inherit from in front of TRL's trainer.
+class EvaluationMixin(DistributedTrainerMixin):
+    """Overrides of what evaluates, to inherit from in front of TRL's trainer.
 
     Means over pairs or tokens are those of the whole dataset. What cannot be independent of the batches stays a mean
     over them: losses that compare the pairs of a batch, and the balancing loss of a mixture-of-experts model.
     """
 
-    host: _trl.Host
-    mixture: LossMixture
-    extra_columns: Mapping[str, Column]
     reference: ReferenceSource
     evaluated: Evaluated | None = None
     """What the evaluation that is running has seen; None outside of one."""

@@ -17,7 +17,6 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
 from .data.lengths import length_column
-from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
 from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     )
 
 
-class DPOExtTrainer(EvaluationMixin, DistributedTrainerMixin, DPOTrainer):
+class DPOExtTrainer(EvaluationMixin, DPOTrainer):
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:

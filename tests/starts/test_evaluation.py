@@ -265,7 +265,7 @@ class Between(TrainerCallback):
     "evaluate between two log lines, or predict in a callback", "the lines of training steps are what they were"
 )
 def test_lines_of_training_are_the_same_with_and_without_evaluations(tmp_path) -> None:
-    def lines(name: str, callback: TrainerCallback | None = None, **settings: Any) -> list[dict[str, Any]]:
+    def lines(name: str, callback: Between | None = None, **settings: Any) -> list[dict[str, Any]]:
         run = trainer(tmp_path / name, logging_steps=2, max_steps=2, gradient_checkpointing=False, **settings)
         if callback:
             callback.run = run

@@ -141,7 +141,7 @@ class RealRows:
     a batch of preference pairs has two rows for each pair, and cuts nothing off where the data has no length.
     """
 
-    def __init__(self, gather: Callable[[torch.Tensor], torch.Tensor], padding: EvalPadding) -> None:
+    def __init__(self, gather: Callable[[torch.Tensor], Any], padding: EvalPadding) -> None:
         self.gather, self.padding = gather, padding
         self._losses_come = True
 
