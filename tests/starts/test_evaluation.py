@@ -60,15 +60,15 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 MIXTURE = {"loss_type": ["sigmoid", "sft", "cpo", "dpo_nll:norm=token_mean"], "loss_weights": [1.0, 0.5, 0.3, 0.2]}
-SAME = "all metrics that are means over pairs or tokens, the loss among them, are those of the dataset as one batch"
+SAME = "every mean over pairs or tokens, the loss included, has the value of the dataset as one batch"
 
 
 @pytest.mark.parametrize(
     "losses",
     [
         evaluation.case("evaluate in batches of 1, 2, 3, 5 or 8 of 7 rows", SAME, {}),
-        evaluation.case("the same for `sft`, a mean over tokens", SAME, {"loss_type": "sft"}),
-        evaluation.case("the same for mixtures with means over tokens", SAME, MIXTURE),
+        evaluation.case("evaluate `sft`, a mean over tokens", SAME, {"loss_type": "sft"}),
+        evaluation.case("evaluate a mixture with means over tokens", SAME, MIXTURE),
     ],
 )
 def test_every_metric_is_the_same_for_every_batch_size(other: Any, losses: dict) -> None:
@@ -84,8 +84,8 @@ def test_every_metric_is_the_same_for_every_batch_size(other: Any, losses: dict)
     [
         evaluation.case("evaluate with `share_prompt`", SAME, {"share_prompt": True}),
         evaluation.case("evaluate with `padding_free`", SAME, {"padding_free": True}),
-        evaluation.case("the same for token-level losses", SAME, {"loss_type": ["tdpo1", "simpo", "sampo"]}),
-        evaluation.case("the same for losses left to TRL", SAME, {"loss_type": ["trl:sft", "sft"]}),
+        evaluation.case("evaluate token-level losses", SAME, {"loss_type": ["tdpo1", "simpo", "sampo"]}),
+        evaluation.case("evaluate losses left to TRL (`trl:sft`)", SAME, {"loss_type": ["trl:sft", "sft"]}),
         evaluation.case("evaluate with WPO's weights", SAME, {"use_weighting": True}),
         evaluation.case("evaluate with a weight for each pair", SAME, {"weight_column": "w"}),
         evaluation.case("evaluate with `ld_alpha`", SAME, {"ld_alpha": 0.5}),
@@ -150,9 +150,7 @@ def test_a_metric_of_one_dataset_finds_the_best_model(tmp_path) -> None:
     "metric",
     [
         evaluation.case("watch no dataset of several: `load_best_model_at_end`", "error: names the datasets", None),
-        evaluation.case(
-            "watch `rewards/accuracies` of several datasets", "error: names the datasets", "rewards/margins"
-        ),
+        evaluation.case("watch `rewards/margins` of several datasets", "error: names the datasets", "rewards/margins"),
         evaluation.case("watch a dataset that does not exist", "error: names the datasets", "eval_esy_loss"),
     ],
 )
@@ -188,7 +186,7 @@ def test_a_store_serves_evaluations_in_any_batches_and_predictions(run: Any, tmp
     assert untimed(stored.predict(tiny.preferences(7)).metrics) == close(renamed(evaluated(run), "test"))
 
 
-@evaluation("evaluate with `metric_key_prefix`", "all metrics have that prefix, logged and returned")
+@evaluation("evaluate with `metric_key_prefix`", "all metrics have that prefix, in the log and in what is returned")
 def test_a_prefix_is_that_of_all_metrics(run: Any) -> None:
     expected = renamed(evaluated(run), "mine")
     found = evaluated(run, metric_key_prefix="mine")
@@ -261,9 +259,7 @@ class Between(TrainerCallback):
         self.run.predict(self.run.eval_dataset)
 
 
-@evaluation(
-    "evaluate between two log lines, or predict in a callback", "the lines of training steps are what they were"
-)
+@evaluation("evaluate between two log lines, or predict in a callback", "the log lines of training steps do not change")
 def test_lines_of_training_are_the_same_with_and_without_evaluations(tmp_path) -> None:
     def lines(name: str, callback: Between | None = None, **settings: Any) -> list[dict[str, Any]]:
         run = trainer(tmp_path / name, logging_steps=2, max_steps=2, gradient_checkpointing=False, **settings)
