@@ -15,6 +15,7 @@ from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
+from .data.evaluation_sets import evaluation_problems
 from .data.prepare import checked_datasets
 from .distributed.launch import check_launch
 from .errors import InputError
@@ -68,7 +69,7 @@ class RunSpec:
         mixture = args.loss_mixture()
         columns = loss_columns(args, mixture)
         pair_forward = PairForward(args.share_prompt, args.padding_free, args.verify_share_prompt)
-        problems: list[str] = []
+        problems = evaluation_problems(args, eval_dataset)
         with _collecting(problems):
             check_launch(os.environ, args)
         if args.precompute_ref_log_probs and args.ref_store:

@@ -17,14 +17,14 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
 from .data.tokenized import tokenized
-from .distributed.eval_padding import EvalPadding
 from .errors import InputError
+from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
 from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, pair_weights
 from .forward.pair_forward import PairForward
 from .logging_setup import show_messages
 from .model_card import ModelCardMixin
-from .preflight import RunSpec, checked_datasets, loss_columns
+from .preflight import RunSpec, loss_columns
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
 
 
-class DPOExtTrainer(ModelCardMixin, DPOTrainer):
+class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
@@ -164,6 +164,7 @@ class DPOExtTrainer(ModelCardMixin, DPOTrainer):
     ) -> Any:
         """The mixture's loss on one batch, a scalar. TRL runs the model, adds its own terms and logs."""
         batch = PairBatch.take(inputs, self.extra_columns)
+        padding = self._padding(batch.mask)
         self.first_step.before(model, batch)
         reference = self.reference.logps(model, batch)
         host = self.host.loss(
@@ -175,17 +176,17 @@ class DPOExtTrainer(ModelCardMixin, DPOTrainer):
             capture=self.host.capture_projection(
                 model, batch.mask, Need.TOKEN_KL in self.mixture.needs, self.pair_forward.active
             ),
+            uncounted=padding.repeated_rows(batch.mask),
             return_outputs=return_outputs,
             num_items_in_batch=num_items_in_batch,
         )
         outputs = self._outputs(host, reference, batch)
         self.first_step.after(outputs)
         pairs = self._pairs(outputs, batch)
-        padding = None if pairs.training else EvalPadding.of(self.accelerator, len(pairs.margin))
-        weights = pair_weights(outputs, self.args, batch.columns)
-        counted, weights = padding.real_batch(pairs, weights) if padding else (pairs, weights)
+        counted, weights = padding.real_batch(pairs, pair_weights(outputs, self.args, batch.columns))
         loss, per_term = self.mixture(counted, weights)
-        self._log_terms(per_term, padding.share if padding else 1.0)
+        self._count_evaluated(counted, weights)
+        self._log_terms(per_term, padding.share)
         self._log_rewards(pairs)
         loss = loss + host.loss
         return (loss, host.outputs) if return_outputs else loss
@@ -236,18 +237,6 @@ class DPOExtTrainer(ModelCardMixin, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         # What becomes of rows is told, and transformers groups them by a column of lengths.
         return tokenized(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
-
-    def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
-        """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
-        eval_dataset = checked_datasets(self.extra_columns, self.args, eval_dataset=eval_dataset)["eval_dataset"]
-        if self.reference.is_stored:
-            eval_dataset = self.host.prepared(eval_dataset)
-            for name, part in eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval", eval_dataset)]:
-                self.reference.fill(part, name)
-        with self.host.no_precompute():
-            return super().evaluate(eval_dataset, *positional, **keywords)
 
     def precompute_reference(self) -> None:
         """Read the trainer's streamed datasets to their end and store their reference log-probs.

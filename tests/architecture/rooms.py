@@ -23,6 +23,7 @@ ROOMS = (
     Room("__init__.py", "Exports the public names; loads the trainer and its configuration on first use."),
     Room("trainer.py", "`DPOExtTrainer`: overrides of TRL's trainer."),
     Room("model_card/", "Writes the model card of a run: what was trained, on what, against what."),
+    Room("evaluation.py", "`EvaluationMixin`: evaluates the same for every batch size and number of processes."),
     Room("preflight.py", "`RunSpec`: makes every decision and check before a model is loaded."),
     Room("first_step.py", "`FirstStepChecks`: what must hold once, on the first batch."),
     Room("config.py", "`DPOExtConfig`, its checks, and what it makes of `loss_type`."),

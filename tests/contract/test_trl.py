@@ -414,37 +414,6 @@ def test_evaluate_runs_its_own_pass_only_where_precompute_ref_logps_is_set(host:
         host.evaluate(_trl.Host(host).prepared(tiny.preferences(2)))
 
 
-def test_pair_metrics_are_one_value_per_batch_gathered_by_the_accelerator_and_averaged(host: Any, batch: dict) -> None:
-    host.model.eval()
-    host._metrics["eval"].clear()
-    calls = []
-    with _trl.Host(host).trim_gathered(lambda values: calls.append(values) or (values[:1] if values.dim() else values)):
-        host.compute_loss(host.model, batch)
-    assert "gather" not in vars(host.accelerator)
-    values = host._metrics["eval"]
-    assert all(len(values[name]) == 1 for name in values), seam("each batch adds one value to each metric")
-    pairs = {
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/accuracies",
-        "rewards/margins",
-        "logps/chosen",
-        "logps/rejected",
-    }
-    assert {name for name in values if name.startswith(_trl.PAIR_METRICS)} == pairs, seam("names of metrics of pairs")
-    cut = dict(values)
-    host._metrics["eval"].clear()
-    host.compute_loss(host.model, {key: value[[0, 4]] for key, value in batch.items()})  # the first pair alone
-    first = host._metrics["eval"]
-    assert {name: cut[name] for name in pairs} == {
-        name: pytest.approx(first[name], abs=rounding(60)) for name in pairs
-    }, seam("accelerator.gather is what metrics of pairs go through")
-    _trl.Host(host).weight_metrics_by_pairs(3)
-    assert all(len(first[name]) == 3 for name in pairs)
-    host._metrics["eval"].clear()
-    host.model.train()
-
-
 def test_a_policy_by_name_is_loaded_through_a_function_that_can_be_stood_in_for(tmp_path) -> None:
     folder = tiny.saved_model(str(tmp_path / "model"))
     with _trl.stub_policy(), _trl.no_reference_model(policy_by_name=True):

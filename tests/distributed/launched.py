@@ -69,6 +69,14 @@ def evaluate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"metrics": run.evaluate()}
 
 
+def evaluate_and_predict(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate as `evaluate` does, and predict the same rows."""
+    run = trainer(folder, {**settings, "learning_rate": 0.0, "max_steps": 1})
+    run.train()
+    predicted = run.predict(run.eval_dataset)
+    return {"metrics": {**predicted.metrics, **run.evaluate()}, "predicted": len(predicted.label_ids)}
+
+
 def train_watching_precision(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, and record in which precision the layers computed and the policy's log-probs arrived."""
     run = trainer(folder, settings)

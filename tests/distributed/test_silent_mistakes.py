@@ -43,20 +43,34 @@ def test_fsdp2_in_bf16_computes_in_bf16_and_does_not_round_log_probs(tmp_path) -
     assert record["rounded"] < 0.1  # as many float32 numbers are bf16 ones by chance: one in 65536
 
 
-def test_evaluation_on_two_processes_counts_every_pair_once(tmp_path) -> None:
-    settings = {"loss_type": ["sigmoid", "dpop"], "loss_weights": [1.0, 0.5], "kind": "ours"}
+def test_evaluation_on_two_processes_counts_every_pair_and_every_token_once(tmp_path) -> None:
+    settings: dict[str, Any] = {"loss_type": ["sigmoid", "dpop", "sft", "cpo", "sampo"], "kind": "ours"}
+    settings |= {"loss_weights": [1.0, 0.5, 0.5, 0.2, 0.1], "reference": "reference"}
     folder = prepared(tmp_path / "job", held_out=7)
+    tiny.model(seed=3).save_pretrained(str(folder / "model"))
     tiny.model(seed=1).save_pretrained(str(folder / "reference"))
-    for config, processes, batch in (("single_gpu", 1, 7), ("multi_gpu", 2, 2), ("multi_gpu", 2, 3), ("fsdp2", 2, 4)):
-        run = {**settings, "per_device_eval_batch_size": batch, "reference": "reference"}
-        record = launch(folder, config, "tests.distributed.launched:evaluate", run, processes=processes, flags=FLOAT32)
-        metrics = record["metrics"]
-        per_pair = {k: v for k, v in metrics.items() if k.startswith(("eval_loss", "eval_rewards", "eval_logps"))}
-        if config == "single_gpu":
-            expected = per_pair
-            assert len(expected) == 1 + 2 + 4 + 2
+    expected: dict[str, float] = {}
+    for config, processes, batch, more in (
+        ("single_gpu", 1, 7, {}),
+        ("single_gpu", 1, 2, {}),
+        ("multi_gpu", 2, 2, {}),
+        ("multi_gpu", 2, 3, {"share_prompt": True}),
+        ("multi_gpu", 2, 8, {}),  # one process has no pair
+        ("fsdp2", 2, 4, {}),
+    ):
+        run = {**settings, **more, "per_device_eval_batch_size": batch}
+        target = "tests.distributed.launched:evaluate_and_predict"
+        record = launch(folder, config, target, run, processes=processes, flags=FLOAT32)
+        # The last two are about the step of training.
+        timed = ("runtime", "per_second", "preparation_time", "num_tokens", "epoch")
+        metrics = {k: v for k, v in record["metrics"].items() if not any(word in k for word in timed)}
+        if not expected:
+            expected = metrics
             assert expected["eval_loss"] != pytest.approx(0.6931 * 1.5, abs=1e-2)
-        assert per_pair == pytest.approx(expected, rel=1e-5, abs=rounding(0.1 * 60))
+            assert 0 < expected["eval_mean_token_accuracy"] < 1
+            assert len(expected) == 2 * (1 + 4 + 4 + 2 + 5)
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=rounding(0.1 * 60))
+        assert record["predicted"] == 2 * 7
 
 
 @pytest.mark.parametrize("held_out", [10, 15], ids=["one process has no pair", "one process is padded"])

@@ -13,7 +13,8 @@ from trl import DPOTrainer
 
 from tests.parity.test_values import PAIRS, batch, loss_and_gradient, set_host, set_ours
 from tests.support import runs, tiny
-from trl_dpo_ext import get_loss
+from tests.support.tolerances import rounding
+from trl_dpo_ext import DPOExtTrainer, get_loss
 
 
 @pytest.mark.parametrize("name", ["hinge", "sft"])
@@ -94,3 +95,33 @@ def test_a_string_prompt_beside_message_lists_raises_in_trl_and_trains_here(tmp_
 def test_bco_without_its_shift_is_what_trl_has_and_the_shift_has_a_name_of_its_own() -> None:
     assert get_loss("bco_pair").from_trl
     assert not get_loss("bco_pair_delta").from_trl
+
+
+def test_evaluation_depends_on_batches_and_on_what_ran_before_in_trl_and_on_its_data_alone_here(tmp_path) -> None:
+    def evaluations(kind: type) -> list[dict[str, float]]:
+        """In one batch, in three batches, and in one batch again, after two rows were predicted."""
+        run = runs.trainer(tmp_path, kind, ref_model=tiny.model(seed=1), eval_dataset=tiny.preferences(7))
+        found = []
+        for size in (7, 3, 7):
+            run.args.per_device_eval_batch_size = size
+            if len(found) == 2:
+                outputs = run.predict(run.eval_dataset.select(range(2)))
+                assert ("test_rewards/accuracies" in outputs.metrics) == (kind is DPOExtTrainer)
+            metrics = run.evaluate(metric_key_prefix="eval_mine")
+            found.append({name.removeprefix("eval_").removeprefix("mine_"): value for name, value in metrics.items()})
+        return found
+
+    averaged = ["entropy", "logits/chosen", "logits/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"]
+    (one, three, after), ours = evaluations(DPOTrainer), evaluations(DPOExtTrainer)
+    for name in averaged:
+        assert three[name] != pytest.approx(one[name], rel=1e-5)
+        assert after[name] != pytest.approx(one[name], rel=1e-5)
+        assert [other[name] for other in ours] == pytest.approx([one[name]] * 3, rel=1e-5, abs=rounding(0.1 * 60))
+
+
+def test_rows_of_an_incomplete_last_batch_are_not_predicted_in_trl_and_are_here(tmp_path) -> None:
+    def predicted(kind: type) -> int:
+        run = runs.trainer(tmp_path, kind, ref_model=tiny.model(seed=1), per_device_eval_batch_size=8)
+        return len(run.predict(run.train_dataset.select(range(7))).label_ids)
+
+    assert (predicted(DPOTrainer), predicted(DPOExtTrainer)) == (7, 2 * 7)

@@ -12,7 +12,8 @@ from .constructor import (
 )
 from .host import Host
 from .internals import TrainerInternals
-from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
+from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
+from .metrics import COUNTERS, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
@@ -21,9 +22,11 @@ from .reference import free_memory
 __all__ = [
     "COMPLETION_IDS",
     "COMPLETION_MASK",
+    "COUNTERS",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
     "TOKEN_IDS",
+    "TOKEN_METRICS",
     "Host",
     "HostLoss",
     "Recorder",

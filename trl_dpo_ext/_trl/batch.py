@@ -41,8 +41,11 @@ class BatchSeams(ModelSeams):
     def prepared(self, dataset: Any) -> Any:
         """Tokenize a dataset, or a dictionary of them, as TRL does.
 
-        Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenized data as it is.
+        Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenized data as it is. Data with
+        images is prepared by the collator instead.
         """
+        if self.trainer._is_vision_dataset:
+            return dataset
         if isinstance(dataset, dict):
             return {name: self._prepared(part, name) for name, part in dataset.items()}
         return self._prepared(dataset, "eval")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .batch import BatchSeams
 from .loss import LossSeams
+from .metrics import MetricSeams
 from .reference import ReferenceSeams
 
 
-class Host(BatchSeams, LossSeams, ReferenceSeams):
+class Host(BatchSeams, LossSeams, MetricSeams, ReferenceSeams):
     """Everything that this package asks of TRL's trainer or does to it.
 
     Each method that rests on a fact that TRL's documentation does not promise names that *seam*, and has a test in

@@ -1,4 +1,4 @@
-"""The loss: how TRL's `compute_loss` is called without adding a loss of its own, and what it logs."""
+"""The loss: how TRL's `compute_loss` is called without adding a loss of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from trl.trainer.utils import get_config_model_id
 
 from ..core.token_kl import Projection
-from .batch import REFERENCE_COLUMNS
+from .batch import COMPLETION_MASK, REFERENCE_COLUMNS, labels_of
 from .models import ModelSeams
 from .patching import temporarily
 
@@ -20,17 +20,24 @@ from .patching import temporarily
 class Recorder:
     """A callable that stands in a model's place where TRL calls it, and keeps the first scored output.
 
-    Seam: TRL's loss only ever *calls* the model, with `fused_lm_head=True` where it wants log-probs; the output then
-    carries `log_probs` of shape (rows, tokens - 1), zero outside the completion.
+    Args:
+        model: what is called.
+        labels: what the model is given in place of TRL's labels; None leaves them.
+
+    Seam: TRL's loss only ever *calls* the model, with `fused_lm_head=True` and `labels` where it wants log-probs; the
+    output then carries `log_probs` of shape (rows, tokens - 1), zero outside the completion.
     """
 
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
+    def __init__(self, model: Callable[..., Any], labels: torch.Tensor | None = None) -> None:
+        self.model, self.labels = model, labels
         self.output: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        scored = kwargs.get("fused_lm_head")
+        if scored and self.labels is not None:
+            kwargs["labels"] = self.labels
         output = self.model(*args, **kwargs)
-        if self.output is None and kwargs.get("fused_lm_head"):
+        if self.output is None and scored:
             self.output = output
         return output
 
@@ -65,20 +72,8 @@ class HostLoss:
     """What the policy's logits are made of, if wanted."""
 
 
-PAIR_METRICS = ("rewards/", "logps/", "loss/")
-"""Seam: how TRL's names of metrics begin that are means over the pairs of a batch; and ours."""
-
-
 class LossSeams(ModelSeams):
-    """How a trainer computes and logs its loss."""
-
-    @property
-    def is_training(self) -> bool:
-        """Whether a loss is being trained on rather than evaluated.
-
-        Seam: TRL tells the two apart by the policy's `training` flag.
-        """
-        return self.trainer.model.training
+    """How a trainer computes its loss."""
 
     def loss(
         self,
@@ -89,6 +84,7 @@ class LossSeams(ModelSeams):
         *,
         own_scores: bool,
         capture: AbstractContextManager[list[Projection]],
+        uncounted: torch.Tensor | None = None,
         **keywords: Any,
     ) -> HostLoss:
         """Run TRL's loss on a batch with given reference log-probs, and record the policy's output.
@@ -100,14 +96,19 @@ class LossSeams(ModelSeams):
             ref_logps: summed reference log-probs of both sides, each (pairs,).
             own_scores: whether TRL computes losses from scores of its own f-divergence.
             capture: from `capture_projection`.
+            uncounted: (rows,) bool, rows whose tokens TRL is not to count in its metrics; None if all count.
             **keywords: `return_outputs` and `num_items_in_batch`, as TRL takes them.
 
         Seam: `precompute_ref_logps` and `f_divergence_type` are read at each loss: with the former, reference log-probs
         are taken from the batch's `REFERENCE_COLUMNS` and no reference forward is run; scores of the latter go into
-        losses alone, not into metrics, and TRL knows fewer divergences than this package.
+        losses alone, not into metrics, and TRL knows fewer divergences than this package. Metrics of tokens are sums
+        over `COMPLETION_MASK`, gathered over processes.
         """
         recorder = Recorder(call)
         batch = {**inputs, **dict(zip(REFERENCE_COLUMNS, ref_logps, strict=True))}
+        if uncounted is not None:
+            recorder.labels = labels_of(inputs)
+            batch[COMPLETION_MASK] = batch[COMPLETION_MASK].masked_fill(uncounted.unsqueeze(1), 0)
         scores = nullcontext() if own_scores else self.with_reverse_kl()
         with self.reference_from_batch(), scores, capture as projections:
             result = compute_loss(recorder, batch, **keywords)
@@ -121,36 +122,3 @@ class LossSeams(ModelSeams):
     def with_reverse_kl(self) -> AbstractContextManager[None]:
         """Let TRL's loss compute no scores of an f-divergence; see `loss`."""
         return temporarily(self.trainer, f_divergence_type="reverse_kl")
-
-    def add_metric(self, name: str, value: float) -> None:
-        """Log a value, averaged over the batches between two log lines.
-
-        Seam: `_metrics[mode][name]` is a list that `log` averages, prefixes in evaluation, and clears.
-        """
-        self.trainer._metrics[self._mode][name].append(value)
-
-    def replace_metric(self, name: str, value: float) -> None:
-        """Replace what TRL has just logged for this batch."""
-        self.trainer._metrics[self._mode][name][-1] = value
-
-    def weight_metrics_by_pairs(self, pairs: int) -> None:
-        """Weight the evaluation batch just done by its number of pairs: TRL averages batches, whatever their size.
-
-        Seam: each batch adds one value to each list of `_metrics["eval"]`, and the lists are averaged.
-        """
-        for name, values in self.trainer._metrics["eval"].items():
-            if name.startswith(PAIR_METRICS):
-                values += [values[-1]] * (pairs - 1)
-
-    def trim_gathered(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
-        """Pass what TRL gathers over processes through `cut`.
-
-        Seam: what TRL logs per pair is gathered by `accelerator.gather`.
-        """
-        accelerator = self.trainer.accelerator
-        gather = accelerator.gather
-        return temporarily(accelerator, gather=lambda values: cut(gather(values)))
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.is_training else "eval"

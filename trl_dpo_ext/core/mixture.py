@@ -97,6 +97,13 @@ class LossMixture:
         term, reward = self.terms[0], self.terms[0].variant.reward
         return reward(pairs.chosen, **term.hyper).detach(), reward(pairs.rejected, **term.hyper).detach()
 
+    def token_sums(self, pairs: Pairs) -> dict[str, torch.Tensor]:
+        """Return what each term averages over the batch's chosen tokens, summed by pair, (pairs,), by label.
+
+        Terms without such a part are left out.
+        """
+        return {t.label: t.variant.token_sums(pairs, **t.hyper).detach() for t in self.terms if t.variant.token_sums}
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the running state of every stateful term, by label, as plain numbers."""
         return {term.label: term.loss.state_dict() for term in self.terms if term.variant.stateful}  # type: ignore[attr-defined]

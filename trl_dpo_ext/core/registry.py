@@ -27,6 +27,10 @@ PLUGIN_GROUP = "trl_dpo_ext.losses"
 Reward = Callable[..., torch.Tensor]
 """`reward(side, **hyperparameters) -> (pairs,)`: the reward a variant implies for one side."""
 
+TokenSums = Callable[..., torch.Tensor]
+"""`sums(pairs, **hyperparameters) -> (pairs,)`: what a variant averages over the chosen tokens of its batch, summed by
+pair."""
+
 LossFunction = TypeVar("LossFunction")
 
 
@@ -61,6 +65,8 @@ class LossVariant:
     aliases: tuple[str, ...]
     verification: Verification
     reward: Reward | None
+    token_sums: TokenSums | None
+    """For a variant with a part that is a mean over the chosen tokens of the batch, the same for every pair."""
     from_trl: bool
 
     @property
@@ -145,6 +151,7 @@ def register_loss(
     prefix: str | None = None,
     aliases: Iterable[str] = (),
     reward: Reward | None = None,
+    token_sums: TokenSums | None = None,
     from_trl: bool = False,
 ) -> Callable[[LossFunction], LossFunction]:
     """Declare the decorated function (or stateful class) as a loss variant.
@@ -164,6 +171,9 @@ def register_loss(
         prefix: what owned hyperparameters start with; the variant's name by default. Variants of one family may share.
         aliases: other names of the same loss.
         reward: `reward(side, **hyper)`, logged instead of beta times the log-ratio where no reference is used.
+        token_sums: `sums(pairs, **hyper)`, (pairs,), if the value of every pair contains a mean over all chosen tokens
+            of the batch: the total of these sums over the number of tokens. Evaluation then takes that mean over the
+            tokens of the whole dataset. It is given the value of every hyperparameter.
         from_trl: the name and the formula are TRL's own.
 
     Raises:
@@ -195,6 +205,7 @@ def register_loss(
                 aliases=tuple(aliases),
                 verification=verification,  # type: ignore[arg-type]  # None was refused above
                 reward=reward,
+                token_sums=token_sums,
                 from_trl=from_trl,
             )
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import recursively_apply
 
 from ..core.pairs import Pairs, Side
 
@@ -43,6 +44,11 @@ class EvalPadding:
         global_real = remainder if 0 < remainder < fed else fed
         local_real = min(max(global_real - rank * local_batch, 0), local_batch)
         return cls(local_batch, local_real, global_real, rank, processes)
+
+    @classmethod
+    def absent(cls, local_batch: int) -> EvalPadding:
+        """Return what counts every pair, for a batch of training."""
+        return cls(local_batch, local_batch, local_batch, rank=0, processes=1)
 
     @property
     def padded(self) -> bool:
@@ -82,10 +88,38 @@ class EvalPadding:
         """Return the real pairs' part of a tensor of this process, (pairs, ...)."""
         return per_pair[: self.local_real]
 
+    def repeated_rows(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """Return which rows of a batch belong to repeated pairs, (rows,) bool; None if all processes have real ones.
+
+        Args:
+            mask: any tensor of (rows, ...), chosen half first.
+        """
+        if not self.padded:
+            return None
+        return (torch.arange(self.local_batch, device=mask.device) >= self.local_real).repeat(2)
+
     def trim(self, gathered: torch.Tensor) -> torch.Tensor:
         """Return the real pairs' part of a tensor gathered over all processes; anything but pairs is left alone."""
         per_pair = gathered.dim() > 0 and gathered.size(0) == self.local_batch * self.processes
         return gathered[: self.global_real] if self.padded and per_pair else gathered
+
+    def keep(self, gathered: torch.Tensor, local: int, per_pair: bool = False) -> torch.Tensor:
+        """Return the real pairs' part of what each process gave `local` rows of, in the order of processes.
+
+        Args:
+            gathered: (processes x local, ...).
+            local: one row per pair, or one per completion with the chosen half first; anything else is left alone.
+            per_pair: one row per pair, even if there are more or fewer than pairs: the first ones are kept.
+        """
+        halves = 1 if per_pair else local // self.local_batch
+        if (not per_pair and local not in (self.local_batch, 2 * self.local_batch)) or gathered.dim() == 0:
+            return gathered
+        length = local // halves
+        kept = []
+        for start in range(0, gathered.size(0), length):
+            real = self.global_real - start // local * self.local_batch
+            kept.append(gathered[start : start + min(max(real, 0), self.local_batch)])
+        return torch.cat(kept)
 
     def _real_side(self, side: Side) -> Side:
         given = {field.name: getattr(side, field.name) for field in dataclasses.fields(side)}
@@ -97,3 +131,25 @@ class EvalPadding:
             return self.trim(gather(F.pad(values, (0, missing))))
 
         return gather_real
+
+
+class RealRows:
+    """Gathers what an evaluation step gave for its rows over processes, and keeps the rows of real pairs.
+
+    Seam: the evaluation loop calls `gather_function` once for each kind of output of a step, the losses first, which it
+    repeats to the length of a full batch. accelerate's function cuts all of them to the same number of rows, although
+    a batch of preference pairs has two rows for each pair, and cuts nothing off where the data has no length.
+    """
+
+    def __init__(self, gather: Callable[[torch.Tensor], Any], padding: EvalPadding) -> None:
+        self.gather, self.padding = gather, padding
+        self._losses_come = True
+
+    def __call__(self, values: Any) -> Any:
+        """Gather a tensor, or a tuple, list or dictionary of tensors."""
+        losses, self._losses_come = self._losses_come, False
+
+        def gather_real(tensor: torch.Tensor) -> torch.Tensor:
+            return self.padding.keep(self.gather(tensor), tensor.size(0) if tensor.dim() else 0, per_pair=losses)
+
+        return recursively_apply(gather_real, values)

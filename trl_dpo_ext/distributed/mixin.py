@@ -1,4 +1,4 @@
-"""Trainer mixin with fixes for distributed training: input casting, evaluation padding and checkpointing."""
+"""Trainer mixin with fixes for distributed training: input casting and checkpointing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from .. import _trl
 from ..core.columns import Column
 from ..core.mixture import LossMixture
 from . import checkpoints, precision
-from .eval_padding import EvalPadding
 
 
 class DistributedTrainerMixin(Trainer):
@@ -39,17 +38,6 @@ class DistributedTrainerMixin(Trainer):
         """
         uncast, rest = precision.split_uncast(inputs, self.extra_columns, self.args.device)
         return {**super()._prepare_inputs(rest), **uncast}
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *positional: Any, **keywords: Any) -> Any:
-        """Run one evaluation step, in which every pair counts once for any number of processes and batches.
-
-        Seam: the evaluation loop calls this once per batch, and TRL's override runs `compute_loss` and logs inside it.
-        """
-        padding = EvalPadding.of(self.accelerator, len(inputs["input_ids"]) // 2)
-        with self.host.trim_gathered(padding.trim):
-            result = super().prediction_step(model, inputs, *positional, **keywords)
-        self.host.weight_metrics_by_pairs(padding.global_real)
-        return result
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Train as transformers' `Trainer.train` does, restoring the losses' running state on resume.

@@ -22,12 +22,17 @@ def avg_logps_reward(side: Side, **_: float) -> torch.Tensor:
     return side.avg_logps
 
 
+def _token_nll(p: Pairs) -> torch.Tensor:
+    return -(p.chosen.token_logps * p.chosen.mask).sum(dim=1)
+
+
 @register_loss(
     paper=None,
     needs=Need.TOKENS,
     independent_pairs=False,
     verification="framework",
     reward=avg_logps_reward,
+    token_sums=_token_nll,
     from_trl=True,
 )
 def sft(p: Pairs) -> torch.Tensor:
@@ -66,11 +71,16 @@ DpoNllNorm = Annotated[
 ]
 
 
+def _dpo_nll_tokens(p: Pairs, *, dpo_nll_weight: float, dpo_nll_norm: str, **_: object) -> torch.Tensor:
+    return -dpo_nll_weight * (dpo_nll_norm == "token_mean") * p.chosen.logps
+
+
 @register_loss(
     paper="2404.19733",
     needs=Need.REFERENCE | Need.LENGTHS,
     independent_pairs=False,
     f_divergence=True,
+    token_sums=_dpo_nll_tokens,
     aliases=("irpo",),
     verification="framework",
 )
@@ -122,7 +132,12 @@ CpoAlpha = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 
 
 @register_loss(
-    paper="2401.08417", needs=Need.LENGTHS, independent_pairs=False, reward=_beta_logps_reward, verification="framework"
+    paper="2401.08417",
+    needs=Need.LENGTHS,
+    independent_pairs=False,
+    reward=_beta_logps_reward,
+    token_sums=lambda p, *, cpo_alpha, **_: -cpo_alpha * p.chosen.logps,
+    verification="framework",
 )
 def cpo(p: Pairs, *, beta: Beta, cpo_alpha: CpoAlpha = 1.0) -> torch.Tensor:
     """CPO: prefers the chosen side by its summed log-prob and adds a likelihood term on the chosen side.
@@ -158,7 +173,12 @@ ArpoEta2 = Annotated[
 
 
 @register_loss(
-    paper="2410.03115", needs=Need.LENGTHS, independent_pairs=False, reward=_beta_logps_reward, verification="authors"
+    paper="2410.03115",
+    needs=Need.LENGTHS,
+    independent_pairs=False,
+    reward=_beta_logps_reward,
+    token_sums=lambda p, *, arpo_alpha, **_: -arpo_alpha * p.chosen.logps,
+    verification="authors",
 )
 def arpo(
     p: Pairs,

@@ -114,9 +114,10 @@ class SamPO:
         """One value per pair; in training, the batch is counted first."""
         if p.training:
             self._batches += 1
+        rank = p.rank if p.training else 0  # so that an evaluation is the same on any number of processes
         lengths = list(zip(*(side.mask.sum(dim=1).tolist() for side in (p.chosen, p.rejected)), strict=True))
         chosen, rejected = (
-            (_token_logratios(side) * self._kept(side, index, lengths, p.rank)).sum(dim=1)
+            (_token_logratios(side) * self._kept(side, index, lengths, rank)).sum(dim=1)
             for index, side in enumerate((p.chosen, p.rejected))
         )
         return -F.logsigmoid(beta * (chosen - rejected))

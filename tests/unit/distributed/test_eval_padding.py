@@ -16,7 +16,7 @@ from tests.support.batches import SMOOTH, hypers_of, make_pairs, take
 from trl_dpo_ext import list_losses
 from trl_dpo_ext.core.mixture import LossMixture, Term
 from trl_dpo_ext.core.registry import LossVariant
-from trl_dpo_ext.distributed.eval_padding import EvalPadding
+from trl_dpo_ext.distributed.eval_padding import EvalPadding, RealRows
 
 
 def accelerator(rows: int, batch: int, processes: int, process: int, last: bool = True) -> SimpleNamespace:
@@ -34,6 +34,56 @@ def test_repeated_rows_stand_at_the_end_of_the_last_batch(rows: int, local_real:
     assert {padding.global_real for padding in last} == {sum(local_real)}
     before = EvalPadding.of(accelerator(rows, 8, 2, 1, last=False), 8)
     assert (before.local_real, before.global_real, before.padded) == (8, 16, False)
+
+
+def padding(real: int, batch: int = 2, processes: int = 3, process: int = 0) -> EvalPadding:
+    return EvalPadding.of(accelerator(real, batch, processes, process), batch)
+
+
+def test_the_rows_of_repeated_pairs_are_those_of_both_halves() -> None:
+    mask = torch.ones(4, 7)
+    found = [padding(3, process=process).repeated_rows(mask) for process in range(3)]
+    assert [None if rows is None else rows.tolist() for rows in found] == [
+        [False, False, False, False],
+        [False, True, False, True],
+        [True, True, True, True],
+    ]
+    assert padding(0).repeated_rows(mask) is None  # the last batch is full
+    assert EvalPadding.absent(2).repeated_rows(mask) is None
+
+
+# Each number is process * 10 + pair, negative for the rejected side.
+ROWS = torch.tensor([0, 1, 0, -1, 10, 11, -10, -11, 20, 21, -20, -21])
+PAIRS = torch.tensor([0, 1, 10, 11, 20, 21])
+
+
+@pytest.mark.parametrize(
+    ("gathered", "local", "kept"),
+    [
+        (ROWS, 4, [0, 1, 0, -1, 10, -10]),
+        (PAIRS, 2, [0, 1, 10]),
+        (torch.arange(3), 1, [0, 1, 2]),
+        (torch.tensor(5), 0, 5),
+    ],
+    ids=["rows", "pairs", "one of each process", "a scalar"],
+)
+def test_outputs_keep_the_rows_of_real_pairs(gathered: torch.Tensor, local: int, kept: Any) -> None:
+    assert padding(3).keep(gathered, local).tolist() == kept
+    assert padding(0).keep(gathered, local).tolist() == gathered.tolist()
+
+
+def test_of_repeated_losses_as_many_are_kept_as_there_are_pairs() -> None:
+    repeated = torch.tensor([1.0] * 4 + [2.0] * 4 + [3.0] * 4)  # to a batch of four, of three processes with two pairs
+    assert padding(3).keep(repeated, 4, per_pair=True).tolist() == [1.0, 1.0, 2.0]
+    assert padding(0).keep(repeated, 4, per_pair=True).tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+
+
+def test_the_first_outputs_of_a_step_are_its_losses_and_all_others_its_rows() -> None:
+    gather = RealRows(lambda values: values, padding(3, batch=4, processes=1))
+    assert gather(torch.ones(8)).tolist() == [1.0] * 3  # eight losses are not two rows for each of four pairs
+    nested = gather({"logits": torch.arange(8), "per pair": (torch.arange(4), torch.arange(5))})
+    assert nested["logits"].tolist() == [0, 1, 2, 4, 5, 6]
+    assert [values.tolist() for values in nested["per pair"]] == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_a_smaller_last_batch_of_one_process_is_not_padded() -> None:

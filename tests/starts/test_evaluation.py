@@ -1,0 +1,326 @@
+"""An evaluation's numbers are those of its dataset: of no other one, and for any batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations.integration_utils import rewrite_logs
+
+from tests.support import runs, tiny
+from tests.support.tolerances import rounding
+from trl_dpo_ext import InputError
+
+from .listing import Kind
+
+evaluation = Kind("Evaluation")
+
+TIMED = ("runtime", "per_second", "preparation_time")
+# Of seed 3 some tokens are the likeliest ones, so that the token accuracy is not zero.
+MODELS = {"model": 3, "ref_model": 1}
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+
+def trainer(folder: Any, **settings: Any) -> Any:
+    models = {name: tiny.model(seed) for name, seed in MODELS.items()}
+    return runs.trainer(folder, **{**models, "eval_dataset": tiny.preferences(7), **settings})
+
+
+def untimed(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not any(word in name for word in TIMED)}
+
+
+def evaluated(run: Any, *args: Any, size: int = 2, **keywords: Any) -> dict[str, float]:
+    run.args.per_device_eval_batch_size = size
+    return untimed(run.evaluate(*args, **keywords))
+
+
+def renamed(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.replace("eval_", f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
+
+
+def close(metrics: dict[str, float]) -> Any:
+    """Equal but for the rounding of sums over batches of other sizes: of log-probs to -60, and of them times beta."""
+    return pytest.approx(metrics, rel=1e-5, abs=rounding(0.1 * 60))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trainer that is evaluated in many ways and never trained."""
+    return trainer(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trainer whose losses are replaced."""
+    return trainer(tmp_path_factory.mktemp("other"))
+
+
+MIXTURE = {"loss_type": ["sigmoid", "sft", "cpo", "dpo_nll:norm=token_mean"], "loss_weights": [1.0, 0.5, 0.3, 0.2]}
+SAME = "every mean over pairs or tokens, the loss included, has the value of the dataset as one batch"
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        evaluation.case("evaluate in batches of 1, 2, 3, 5 or 8 of 7 rows", SAME, {}),
+        evaluation.case("evaluate `sft`, a mean over tokens", SAME, {"loss_type": "sft"}),
+        evaluation.case("evaluate a mixture with means over tokens", SAME, MIXTURE),
+    ],
+)
+def test_every_metric_is_the_same_for_every_batch_size(other: Any, losses: dict) -> None:
+    other.set_losses(**{"loss_weights": None, **losses})
+    one_batch = evaluated(other, size=8)
+    assert 0 < one_batch["eval_mean_token_accuracy"] < 1
+    for size in (1, 2, 3, 5):
+        assert evaluated(other, size=size) == close(one_batch)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        evaluation.case("evaluate with `share_prompt`", SAME, {"share_prompt": True}),
+        evaluation.case("evaluate with `padding_free`", SAME, {"padding_free": True}),
+        evaluation.case("evaluate token-level losses", SAME, {"loss_type": ["tdpo1", "simpo", "sampo"]}),
+        evaluation.case("evaluate losses left to TRL (`trl:sft`)", SAME, {"loss_type": ["trl:sft", "sft"]}),
+        evaluation.case("evaluate with WPO's weights", SAME, {"use_weighting": True}),
+        evaluation.case("evaluate with a weight for each pair", SAME, {"weight_column": "w"}),
+        evaluation.case("evaluate with `ld_alpha`", SAME, {"ld_alpha": 0.5}),
+    ],
+)
+def test_options_do_not_change_that(settings: dict, tmp_path) -> None:
+    data = {"train_dataset": tiny.preferences(8, w=[1.0] * 8)}
+    data["eval_dataset"] = tiny.preferences(7, w=[1.0, 2.0, 0.5, 0.0, 3.0, 1.0, 0.25])
+    run = trainer(tmp_path, **data, **(settings if "loss_type" in settings else {**MIXTURE, **settings}))
+    one_batch = evaluated(run, size=8)
+    for size in (1, 2, 5):
+        assert evaluated(run, size=size) == close(one_batch)
+
+
+def test_the_loss_of_sft_is_the_mean_over_all_tokens(other: Any) -> None:
+    other.set_losses(loss_type="sft", loss_weights=None)
+    tokens = sum(map(len, other.eval_dataset["chosen_ids"]))
+    metrics = evaluated(other)
+    assert metrics["eval_loss"] == pytest.approx(-7 * metrics["eval_logps/chosen"] / tokens, rel=1e-5)
+
+
+@evaluation("evaluate streamed data, whose length is not known", SAME)
+def test_streamed_data_has_the_metrics_of_its_rows(run: Any) -> None:
+    expected = evaluated(run)
+    streamed = tiny.preferences(7).to_iterable_dataset()
+    for size in (2, 5, 8):
+        assert evaluated(run, streamed, size=size) == close(expected)
+
+
+@evaluation("give several evaluation datasets", "each has all metrics, under its name: `eval_easy_rewards/accuracies`")
+def test_several_datasets_have_metrics_of_their_own(run: Any) -> None:
+    sets = {"easy": tiny.preferences(3), "hard": tiny.preferences(7)}
+    expected = renamed(evaluated(run, sets["easy"]), "eval_easy") | renamed(evaluated(run, sets["hard"]), "eval_hard")
+    found = evaluated(run, sets)
+    found.pop("epoch")
+    assert found == expected
+    assert found["eval_easy_rewards/accuracies"] != found["eval_hard_rewards/accuracies"]
+    logged = [untimed(line) for line in run.state.log_history[-2:]]
+    assert [{*line} - {"epoch", "step"} for line in logged] == [
+        {name for name in expected if name.startswith(prefix)} for prefix in ("eval_easy", "eval_hard")
+    ]
+    assert "eval/easy_rewards/accuracies" in rewrite_logs(logged[0])  # as trackers show it
+
+
+@evaluation(
+    "watch one of several evaluation datasets: `metric_for_best_model=eval_easy_rewards/accuracies`",
+    "the best model by that metric is kept and loaded, and `EarlyStoppingCallback` goes by it",
+)
+def test_a_metric_of_one_dataset_finds_the_best_model(tmp_path) -> None:
+    best = "eval_easy_rewards/accuracies"
+    sets = {"easy": tiny.preferences(3), "hard": tiny.preferences(4)}
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": best, "learning_rate": 0.0, **EVERY_STEP}
+    run = trainer(tmp_path, eval_dataset=sets, eval_on_start=True, max_steps=4, **settings)
+    run.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
+    run.train()
+    assert run.state.global_step == 2  # nothing improves without a learning rate
+    assert run.state.best_metric == untimed(run.evaluate())[best]
+    assert run.state.best_model_checkpoint.endswith("checkpoint-1")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        evaluation.case("watch no dataset of several: `load_best_model_at_end`", "error: names the datasets", None),
+        evaluation.case("watch `rewards/margins` of several datasets", "error: names the datasets", "rewards/margins"),
+        evaluation.case("watch a dataset that does not exist", "error: names the datasets", "eval_esy_loss"),
+    ],
+)
+def test_a_metric_that_no_dataset_has_is_refused_before_a_model_is_loaded(metric: str | None, tmp_path) -> None:
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": metric, **EVERY_STEP}
+    with pytest.raises(
+        InputError, match=r"does not name one of the evaluation datasets \(easy, hard\).*eval_easy_loss"
+    ):
+        trainer(
+            tmp_path,
+            model="no such model",
+            eval_dataset=dict.fromkeys(("easy", "hard"), tiny.preferences(2)),
+            **settings,
+        )
+    Accelerator(cpu=True)  # an unfinished constructor leaves accelerate's state empty, for `run` too
+
+
+@evaluation("call `predict`, on raw or prepared rows", "its metrics are those of its rows, under `test_` or its prefix")
+def test_predict_has_the_metrics_of_its_rows(run: Any) -> None:
+    expected = evaluated(run, tiny.preferences(3))
+    for rows in (tiny.preferences(3), run.eval_dataset.select(range(3))):
+        assert untimed(run.predict(rows).metrics) == renamed(expected, "test")
+        assert untimed(run.predict(rows, metric_key_prefix="held_out").metrics) == renamed(expected, "held_out")
+
+
+@evaluation("evaluate with a store", SAME)
+@evaluation("call `predict` on new rows with a store", "their reference log-probs are stored first")
+def test_a_store_serves_evaluations_in_any_batches_and_predictions(run: Any, tmp_path) -> None:
+    stored = trainer(tmp_path, precompute_ref_log_probs=True, eval_dataset=tiny.preferences(3))
+    expected = evaluated(run, tiny.preferences(3))
+    for size in (1, 2, 8):
+        assert evaluated(stored, size=size) == close(expected)
+    assert untimed(stored.predict(tiny.preferences(7)).metrics) == close(renamed(evaluated(run), "test"))
+
+
+@evaluation("evaluate with `metric_key_prefix`", "all metrics have that prefix, in the log and in what is returned")
+def test_a_prefix_is_that_of_all_metrics(run: Any) -> None:
+    expected = renamed(evaluated(run), "mine")
+    found = evaluated(run, metric_key_prefix="mine")
+    found.pop("epoch")
+    assert found == expected
+    assert untimed(run.state.log_history[-1]).keys() - {"epoch", "step"} == expected.keys()
+
+
+class Stopping(TrainerCallback):
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def interrupt(run: Any) -> None:
+    run.add_callback(Stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate()
+    run.remove_callback(Stopping)
+
+
+def loss_by_hand(run: Any) -> None:
+    batch = next(iter(run.get_train_dataloader()))  # left before its end
+    run.model.eval()
+    with torch.no_grad():
+        run.compute_loss(run.model, run._prepare_inputs(batch))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        evaluation.case(
+            "`predict`, then evaluate", "no metric of the former", lambda run: run.predict(tiny.preferences(2))
+        ),
+        evaluation.case("interrupt an evaluation, then evaluate", "no metric of the former", interrupt),
+        evaluation.case(
+            "evaluate other data, then evaluate",
+            "no metric of the former",
+            lambda run: run.evaluate(tiny.preferences(2)),
+        ),
+        evaluation.case("compute a loss in evaluation mode, then evaluate", "no metric of the former", loss_by_hand),
+    ],
+)
+def test_nothing_of_what_ran_before_is_in_an_evaluation(run: Any, before: Any) -> None:
+    expected = evaluated(run)
+    before(run)
+    assert evaluated(run) == expected
+    before(run)
+    assert untimed(run.predict(run.eval_dataset).metrics) == renamed(expected, "test")
+
+
+def test_a_loss_after_an_unfinished_evaluation_counts_all_pairs(run: Any) -> None:
+    """The last batch of a loader that was left says that it is padded."""
+    batch = run._prepare_inputs(next(iter(run.get_train_dataloader())))
+    run.model.eval()
+    expected = run.compute_loss(run.model, dict(batch))
+    run.args.per_device_eval_batch_size = 8
+    interrupt(run)  # in a batch of 7 of 8 rows
+    for remainder in (1, 3):
+        run.accelerator.gradient_state.active_dataloader.remainder = remainder
+        assert run.accelerator.gradient_state.end_of_dataloader
+        assert torch.equal(run.compute_loss(run.model, dict(batch)), expected)
+
+
+class Between(TrainerCallback):
+    """Predicts after each step, before its line is logged."""
+
+    run: Any
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.run.predict(self.run.eval_dataset)
+
+
+@evaluation("evaluate between two log lines, or predict in a callback", "the log lines of training steps do not change")
+def test_lines_of_training_are_the_same_with_and_without_evaluations(tmp_path) -> None:
+    def lines(name: str, callback: Between | None = None, **settings: Any) -> list[dict[str, Any]]:
+        run = trainer(tmp_path / name, logging_steps=2, max_steps=2, gradient_checkpointing=False, **settings)
+        if callback:
+            callback.run = run
+            run.add_callback(callback)
+        run.train()
+        return [line for line in runs.logs(run) if "grad_norm" in line]
+
+    plain = lines("plain")
+    assert ["rewards/margins" in line for line in plain] == [True]
+    assert lines("steps", eval_strategy="steps", eval_steps=1, eval_on_start=True) == plain
+    assert lines("callback", Between()) == plain
+
+
+@evaluation(
+    "evaluate other data with `dataloader_persistent_workers`", "other data is evaluated, not the former loader's"
+)
+def test_persistent_workers_do_not_evaluate_the_former_data(run: Any, monkeypatch) -> None:
+    expected, other, third = evaluated(run), evaluated(run, tiny.preferences(2)), evaluated(run, tiny.preferences(5))
+    monkeypatch.setattr(run.args, "dataloader_persistent_workers", True)
+    monkeypatch.setattr(run.args, "dataloader_num_workers", 1)
+    assert evaluated(run) == expected
+    assert evaluated(run, tiny.preferences(2)) == other
+    assert run.get_eval_dataloader() is run.get_eval_dataloader()
+    monkeypatch.setattr(run, "eval_dataset", run.eval_dataset.select(range(5)))
+    assert evaluated(run) == third
+    assert run.args.dataloader_persistent_workers
+
+
+@evaluation("`dataloader_drop_last` with fewer rows than a batch", "error: nothing would be evaluated")
+def test_an_evaluation_without_a_batch_is_refused(tmp_path) -> None:
+    settings = {"dataloader_drop_last": True, "per_device_eval_batch_size": 8}
+    with pytest.raises(InputError, match="eval_dataset has 7 rows, fewer than the 8 of one batch"):
+        trainer(tmp_path, **settings)
+    with pytest.raises(InputError, match=r"eval_dataset\['a'\] has 7 rows"):
+        trainer(tmp_path, eval_dataset={"a": tiny.preferences(7), "b": tiny.preferences(8)}, **settings)
+    whole = trainer(tmp_path, **{**settings, "per_device_eval_batch_size": 3})
+    metrics = whole.evaluate()
+    assert metrics["eval_samples_per_second"] * metrics["eval_runtime"] == pytest.approx(6, rel=0.02)  # of 7 rows
+    assert untimed(metrics) == close(evaluated(whole, whole.eval_dataset.select(range(6)), size=3))
+
+
+def rows_of(token_ids: Any) -> list[list[int]]:
+    return sorted([int(token) for token in row if token > 0] for row in token_ids)  # without padding
+
+
+@evaluation("`compute_metrics`, or the outputs of `predict`", "both rows of every pair, and one loss for each pair")
+@pytest.mark.filterwarnings("ignore:`return_outputs=True`")
+def test_every_row_is_predicted(run: Any, monkeypatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(run, "compute_metrics", lambda given: seen.append(given) or {"sum": float(given.losses.sum())})
+    monkeypatch.setattr(run.args, "include_for_metrics", ["loss", "inputs"])
+    one_batch = evaluated(run, size=7)
+    for size, accumulation in ((2, None), (5, 1), (8, 2)):
+        monkeypatch.setattr(run.args, "eval_accumulation_steps", accumulation)
+        found = evaluated(run, size=size)
+        given = seen[-1]
+        assert (len(given.predictions), len(given.label_ids), len(given.inputs), len(given.losses)) == (14, 14, 14, 7)
+        assert rows_of(given.label_ids) == rows_of(seen[0].label_ids)
+        assert found == close(one_batch)
+    monkeypatch.setattr(run.args, "prediction_loss_only", True)
+    one_batch.pop("eval_sum")
+    assert evaluated(run, size=7) == close(one_batch)
