@@ -23,6 +23,8 @@ from .forward.pair_forward import PairForward
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
+from .reference.moving.problems import reference_problems
+from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
 from .reference.source import (
     DatasetReference,
@@ -135,6 +137,12 @@ def _reference(
         producer = (AdapterBase if adapted else InitialPolicy)(name, revision)
     else:
         producer = PolicyCheckpoint()
+    if args.sync_ref_model:
+        adapter = given["peft_config"] or (model.active_peft_config if adapted else None)
+        problems = reference_problems(args, spec if spec is not None else ref_model, adapter)
+        if problems:
+            raise InputError(*problems)
+        return MovingReference(producer, settings, monitor, adapted=adapted)
     kind = StoredReference if args.precompute_ref_log_probs else LiveReference
     return kind(producer, settings, monitor)
 

@@ -15,6 +15,7 @@ from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_o
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
+from .second_adapter import SecondAdapter, hidden_adapter, without_sync
 
 __all__ = [
     "COMPLETION_IDS",
@@ -25,11 +26,13 @@ __all__ = [
     "Host",
     "HostLoss",
     "Recorder",
+    "SecondAdapter",
     "TrainerInternals",
     "default_output_dir",
     "evaluation_mode",
     "free_memory",
     "gather_object",
+    "hidden_adapter",
     "is_peft_model",
     "keeps_end",
     "labels_of",
@@ -45,4 +48,5 @@ __all__ = [
     "temporarily",
     "with_head",
     "without_losses",
+    "without_sync",
 ]

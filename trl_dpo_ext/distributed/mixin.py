@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import Trainer
 
@@ -15,12 +16,23 @@ from . import checkpoints, precision
 from .eval_padding import EvalPadding
 
 
+class _ReferenceState(Protocol):
+    """What a reference keeps in checkpoints; see `ReferenceSource`."""
+
+    def save_state(self, checkpoint: Path, writes: bool) -> None: ...
+
+    def load_state(self, checkpoint: Path) -> None: ...
+
+    def saving(self) -> AbstractContextManager[None]: ...
+
+
 class DistributedTrainerMixin(Trainer):
     """Overrides of transformers' `Trainer`, to inherit from in front of a trainer that is made for one process."""
 
     host: _trl.Host
     mixture: LossMixture
     extra_columns: Mapping[str, Column]
+    reference: _ReferenceState
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and keep FSDP2 from rounding log-probs.
@@ -61,6 +73,7 @@ class DistributedTrainerMixin(Trainer):
         checkpoint = checkpoints.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint:
             self.load_extra_state(Path(checkpoint))
+            self.reference.load_state(Path(checkpoint))
         return super().train(checkpoint, *positional, **keywords)
 
     def save_extra_state(self, checkpoint: Path) -> None:
@@ -79,10 +92,12 @@ class DistributedTrainerMixin(Trainer):
         state_dict)` writes weights that are given.
         """
         folder = str(output_dir or self.args.output_dir)
-        with checkpoints.names_without_wrappers(self.model):
+        with self.reference.saving(), checkpoints.names_without_wrappers(self.model):
             if _internal_call and self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 self.save_extra_state(Path(folder))
+            if _internal_call:
+                self.reference.save_state(Path(folder), self.args.should_save)
             weights = None if _internal_call else checkpoints.gathered_weights(self.accelerator, self.model)
             if weights is not None:
                 self._save(folder, state_dict=weights)
