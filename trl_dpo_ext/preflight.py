@@ -23,6 +23,7 @@ from .forward.pair_forward import PairForward
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
+from .reference.moving.config import unused_options
 from .reference.moving.problems import reference_problems
 from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
@@ -200,6 +201,8 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
+    for warning in unused_options(args):
+        warnings.warn(warning, stacklevel=4)
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(

@@ -74,5 +74,7 @@ def test_an_adapter_that_is_split_over_processes_is_replaced(tmp_path, on_one_pr
 
 
 def test_an_adapter_that_is_split_over_processes_cannot_grow(tmp_path) -> None:
-    with pytest.raises(JobFailed, match=r"ref_model_mixup_alpha=0.6 cannot be used with an adapter under FSDP and ZeRO"):
+    with pytest.raises(
+        JobFailed, match=r"ref_model_mixup_alpha=0.6 cannot be used with an adapter under FSDP and ZeRO"
+    ):
         launch(prepared(tmp_path / "job"), "fsdp2", TRAIN, {**SYNC, **LORA}, flags=FLOAT32)

@@ -85,7 +85,7 @@ class SecondAdapter:
     def _parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         found = {}
         for name, slot in self._slots().items():
-            part = slot[adapter] if adapter in slot else None
+            part = getattr(slot, adapter, None)
             if isinstance(part, nn.Parameter):
                 found[f"{name}.{adapter}"] = part
             elif part is not None:

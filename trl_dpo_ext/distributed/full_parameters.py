@@ -14,9 +14,12 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "module")
 Visit = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 
-def parameter_names(model: nn.Module) -> list[str]:
-    """Names of a model's parameters, without what distributed training has wrapped around its modules."""
-    return [_plain(model, name) for name, _ in model.named_parameters()]
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's whole parameters by name, without what distributed training has wrapped around its modules.
+
+    Every process has to call this.
+    """
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in _parameters(model)}
 
 
 @torch.no_grad()

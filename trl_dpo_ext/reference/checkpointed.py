@@ -38,8 +38,9 @@ class CheckpointedReference:
         """
         if not self.moves and (checkpoint / SYNCED_REFERENCE).is_file():
             raise InputError(
-                f"{checkpoint} was saved with sync_ref_model=True, and its reference had moved. Set sync_ref_model=True "
-                "to resume; to train against a fixed reference, start a new run from the checkpoint's weights."
+                f"{checkpoint} was saved with sync_ref_model=True, and its reference had moved. Set "
+                "sync_ref_model=True to resume; to train against a fixed reference, start a new run from the "
+                "checkpoint's weights."
             )
         if self.drift_monitor is not None:
             self.drift_monitor.resume(checkpoint)

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ...core.mixture import LossMixture
 from ..model.quantization import is_quantized
 
-
-def moving_problems(args: Any, mixture: LossMixture) -> list[str]:
-    """Return what is wrong with the options of a moving reference, given the losses."""
-    if not args.sync_ref_model or not mixture.needs_reference:
-        return []
-    problems, alpha, every = [], args.ref_model_mixup_alpha, args.ref_model_sync_steps
-    if not 0 < alpha <= 1:
-        problems.append(
-            f"ref_model_mixup_alpha must be above 0 and at most 1 (1 replaces the reference by the policy); got {alpha}."
-        )
-    if every < 1:
-        problems.append(f"ref_model_sync_steps must be at least 1; got {every}.")
-    if args.precompute_ref_log_probs:
-        problems.append(
-            "precompute_ref_log_probs=True cannot be used with sync_ref_model=True: the reference would change, "
-            "but not its stored log-probs."
-        )
-    if args.ref_quantization:
-        problems.append(
-            "sync_ref_model=True cannot be used with ref_quantization: the policy's weights cannot be copied into "
-            "quantized ones. Remove ref_quantization; ref_dtype='bfloat16' saves memory too and can be synchronized."
-        )
-    elif args.ref_calibrate:
-        problems.append(
-            "ref_calibrate=True cannot be used with sync_ref_model=True: the shift is measured once, and changes when "
-            "the reference moves. Remove ref_calibrate."
-        )
-    return problems
+Shapes = Mapping[str, tuple[int, ...]]
+"""Parameters by name."""
 
 
 def reference_problems(args: Any, reference: Any, adapter: Any) -> list[str]:
@@ -57,8 +31,8 @@ def reference_problems(args: Any, reference: Any, adapter: Any) -> list[str]:
 
 
 _QUANTIZED = (
-    "sync_ref_model=True cannot be used with a quantized ref_model: the policy's weights cannot be copied into quantized "
-    "ones. Pass it unquantized; bfloat16 saves memory too."
+    "sync_ref_model=True cannot be used with a quantized ref_model: the policy's weights cannot be copied into "
+    "quantized ones. Pass it unquantized; bfloat16 saves memory too."
 )
 
 
@@ -108,25 +82,20 @@ def variant_problems(variants: list[str], alpha: float) -> list[str]:
     if not variants or alpha == 1:
         return []
     return [
-        f"sync_ref_model=True with ref_model_mixup_alpha={alpha} cannot be used with {', '.join(variants)}, whose weight "
-        "changes are not low-rank products, so that mixing two of them is not an adapter. Set ref_model_mixup_alpha=1, "
-        "or use plain LoRA."
+        f"sync_ref_model=True with ref_model_mixup_alpha={alpha} cannot be used with {', '.join(variants)}, whose "
+        "weight changes are not low-rank products, so that mixing two of them is not an adapter. Set "
+        "ref_model_mixup_alpha=1, or use plain LoRA."
     ]
 
 
-def mismatches(policy: Any, reference: Any) -> list[str]:
+def mismatches(policy: Shapes, reference: Shapes) -> list[str]:
     """Return one problem if policy and reference do not have the same weights, by name and shape."""
-
-    def shapes(model: Any) -> dict[str, tuple[int, ...]]:
-        return {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters()}
-
-    mine, its = shapes(policy), shapes(reference)
-    if mine == its:
+    different = sorted(n for n in policy.keys() | reference.keys() if policy.get(n) != reference.get(n))
+    if not different:
         return []
-    different = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
     first = different[0]
     return [
-        f"sync_ref_model=True needs a reference with the policy's architecture: {len(different)} weights differ (first: "
-        f"{first}, {mine.get(first, 'absent')} in the policy and {its.get(first, 'absent')} in the reference). Leave "
-        "ref_model out, or remove sync_ref_model."
+        f"sync_ref_model=True needs a reference with the policy's architecture: {len(different)} weights differ "
+        f"(first: {first}, {policy.get(first, 'absent')} in the policy and {reference.get(first, 'absent')} in the "
+        "reference). Leave ref_model out, or remove sync_ref_model."
     ]

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from ... import _trl
-from ...distributed.full_parameters import forget_gathered, parameter_names, visit_parameters
+from ...distributed.full_parameters import forget_gathered, parameter_shapes, visit_parameters
 from ...errors import InputError
 from ..producer import Producer
 from ..source import Collator, LiveReference, ReferenceSettings
@@ -23,8 +23,8 @@ from .problems import mismatches, variant_problems
 class MovingReference(LiveReference):
     """A reference that every `ref_model_sync_steps` steps becomes `alpha * policy + (1 - alpha) * reference`.
 
-    A model is moved by TRL's callback. Of an adapter that trains, a second and frozen copy is the reference, and low-rank
-    products are mixed exactly. What has moved is saved in checkpoints, and restored on resume.
+    A model is moved by TRL's callback. Of an adapter that trains, a second and frozen copy is the reference, and
+    low-rank products are mixed exactly. What has moved is saved in checkpoints, and restored on resume.
 
     Args:
         producer: the reference before it moves.
@@ -60,7 +60,8 @@ class MovingReference(LiveReference):
             self._adapter = _trl.SecondAdapter(self.host.unwrapped(trainer.model))
             problems = variant_problems(self._adapter.variants(), self.alpha)
         else:
-            problems = mismatches(self.host.unwrapped(trainer.model), self.host.reference_module())
+            policy = parameter_shapes(self.host.unwrapped(trainer.model))
+            problems = mismatches(policy, parameter_shapes(self._module()))
         if problems:
             raise InputError(*problems)
         trainer.add_callback(_Follow(self))
@@ -145,7 +146,7 @@ class MovingReference(LiveReference):
     def _names(self) -> set[str]:
         if self._adapter is not None:
             return set(self._adapter.names.values())
-        return set(parameter_names(self._module()))
+        return set(parameter_shapes(self._module()))
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         """Keep the second adapter out of saved models; its weights are in the checkpoint's own file."""
