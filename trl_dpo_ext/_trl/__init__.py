@@ -15,7 +15,7 @@ from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_o
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
-from .second_adapter import SecondAdapter, hidden_adapter, without_sync
+from .second_adapter import SecondAdapter, SyncRefModelCallback, hidden_adapter, without_sync
 
 __all__ = [
     "COMPLETION_IDS",
@@ -27,6 +27,7 @@ __all__ = [
     "HostLoss",
     "Recorder",
     "SecondAdapter",
+    "SyncRefModelCallback",
     "TrainerInternals",
     "default_output_dir",
     "evaluation_mode",

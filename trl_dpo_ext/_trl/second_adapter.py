@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from trl import SyncRefModelCallback
 
 from ..errors import InputError
 from .patching import temporarily
@@ -18,6 +19,8 @@ NAME = "ref"
 """Seam: `compute_ref_log_probs` runs the policy with the adapter of this name, if it has one."""
 _LOW_RANK = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
 """Seam: where peft keeps the first factor of a product -> where it keeps the second."""
+
+__all__ = ["SecondAdapter", "SyncRefModelCallback", "hidden_adapter", "without_sync"]
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 

@@ -118,3 +118,18 @@ def forget_gathered(model: nn.Module) -> None:
         handle = unit._handle
         if handle is not None:
             handle.reshard(True)
+
+
+@torch.no_grad()
+def mix_partitions(policy: nn.Module, reference: nn.Module, alpha: float) -> None:
+    """Move each process's part of a reference toward the policy's, under ZeRO-3. Nothing is gathered.
+
+    TRL gathers both models on every process at once. Every process has to call this.
+
+    Seam: ZeRO-3 keeps a process's part of a parameter in `ds_tensor`; `partition()` drops a gathered copy of it.
+    """
+    for target, source in zip(reference.parameters(), policy.parameters(), strict=True):
+        part: Any = target.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]  (of DeepSpeed)
+        part.data.mul_(1.0 - alpha).add_(source.ds_tensor.data.to(part.device), alpha=alpha)  # pyright: ignore[reportAttributeAccessIssue]
+        if target.data.numel():  # small ones stay gathered
+            target.partition()  # pyright: ignore[reportAttributeAccessIssue]

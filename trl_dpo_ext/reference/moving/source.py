@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from ... import _trl
-from ...distributed.full_parameters import forget_gathered, parameter_shapes, visit_parameters
+from ...distributed.full_parameters import forget_gathered, mix_partitions, parameter_shapes, visit_parameters
 from ...errors import InputError
 from ..producer import Producer
 from ..source import Collator, LiveReference, ReferenceSettings
@@ -64,13 +64,17 @@ class MovingReference(LiveReference):
             problems = mismatches(policy, parameter_shapes(self._module()))
         if problems:
             raise InputError(*problems)
+        if self.host.zero_stage == 3 and self._adapter is None:
+            trainer.remove_callback(_trl.SyncRefModelCallback)  # gathers both models whole on every process
         trainer.add_callback(_Follow(self))
         return super().attach(collator)
 
     def move(self) -> None:
-        """Move the reference toward the policy; every process calls this. TRL's callback has moved a model already."""
+        """Move the reference toward the policy; every process calls this. Mostly, TRL's callback has moved a model."""
         self._has_moved = True
-        if self._adapter is None:
+        if self._adapter is None and self.host.zero_stage == 3:
+            mix_partitions(self.host.unwrapped(self.host.trainer.model), self._module(), self.alpha)
+        elif self._adapter is None:
             forget_gathered(self.host.trainer.ref_model)
         elif not self.host.is_sharded:
             self._adapter.move(self.alpha, mix_factors)
