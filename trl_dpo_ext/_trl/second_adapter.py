@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -150,15 +150,11 @@ def _second_factor(name: str) -> str | None:
     return None if at is None else ".".join([*parts[:at], _LOW_RANK[parts[at]], *parts[at + 1 :]])
 
 
-@contextlib.contextmanager
-def hidden_adapter(policy: Any, name: str = NAME) -> Iterator[None]:
-    """Keep an adapter out of what `save_pretrained` writes.
+def hidden_adapter(policy: Any, name: str = NAME) -> AbstractContextManager[None]:
+    """Keep an adapter out of what transformers saves.
 
-    Seam: `PeftModel.save_pretrained` writes the adapters that `peft_config` lists, in that order.
+    Seam: transformers calls `save_pretrained` of a PEFT model without `selected_adapters`, which stands for all that
+    `peft_config` lists.
     """
-    configs = policy.peft_config
-    hidden = configs.pop(name)
-    try:
-        yield
-    finally:
-        configs[name] = hidden
+    others = [adapter for adapter in policy.peft_config if adapter != name]
+    return temporarily(policy, save_pretrained=functools.partial(policy.save_pretrained, selected_adapters=others))

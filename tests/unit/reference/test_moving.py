@@ -118,7 +118,9 @@ def test_saved_weights_come_back_and_half_of_a_file_is_not_taken_for_one(tmp_pat
 @pytest.mark.parametrize("names", [{"a"}, {"a", "b", "c"}, {"a", "c"}])
 def test_weights_of_another_reference_are_refused(tmp_path, names: set[str]) -> None:
     state.save(tmp_path, {"a": torch.zeros(1), "b": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"holds 2 weights of another reference.*Resume with the model and the adapter"):
+    with pytest.raises(
+        InputError, match=r"holds 2 weights of another reference.*Resume with the model and the adapter"
+    ):
         state.SavedReference(tmp_path, names)
 
 
