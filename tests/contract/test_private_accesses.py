@@ -62,6 +62,8 @@ OVERRIDES = {
     "compute_loss": None,
     "evaluate": None,
     "filter": None,
+    "on_step_end": None,
+    "on_train_begin": None,
     "train": None,
 }
 """Method of a foreign base class that a class of ours overrides -> the test of who calls it, and with what."""

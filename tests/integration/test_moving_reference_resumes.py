@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DPOTrainer
 
@@ -153,6 +154,8 @@ def test_what_is_saved_is_the_policy_alone(tmp_path, folder: str) -> None:
     run = runs.trained(tmp_path, model=folder, peft_config=LORA, **SYNC, **more)
     run.save_model(str(tmp_path / "final"))
     assert not list(tmp_path.rglob("ref"))
+    for file in tmp_path.rglob("adapter_model.safetensors"):
+        assert not [name for name in load_file(file) if ".ref" in name]
     assert {*run.model.peft_config} == {"default", "ref"}
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "final"))
     torch.testing.assert_close(logits(loaded), logits(run.model), rtol=0, atol=0)
