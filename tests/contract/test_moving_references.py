@@ -21,7 +21,7 @@ MIXING = "reference/moving/source.py"
 LORA = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 
 
-def adapted(**settings: Any) -> peft.PeftModel:
+def adapted(**settings: Any) -> Any:
     return peft.get_peft_model(tiny.model(), peft.LoraConfig(**{**LORA, **settings}))
 
 

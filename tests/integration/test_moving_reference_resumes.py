@@ -139,7 +139,8 @@ def test_a_full_model_moves_as_trls_does(tmp_path, folder: str) -> None:
 
 def test_only_a_checkpoint_whose_reference_has_moved_holds_it_and_old_ones_go(tmp_path, folder: str) -> None:
     settings = {**SYNC, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
-    for more in ({}, {"peft_config": LORA}):
+    kinds: list[dict[str, Any]] = [{}, {"peft_config": LORA}]
+    for more in kinds:
         output = tmp_path / str(len(more))
         runs.trained(output, model=folder, **settings, **more)
         holders = sorted(file.parent.name for file in output.glob("*/synced_reference.safetensors"))

@@ -180,7 +180,7 @@ def test_a_reference_of_another_size_is_refused(tmp_path, model: str) -> None:
 
 @moving("LoRA with trained weights outside the adapter", "error: the reference shares them")
 def test_weights_that_are_shared_with_the_reference_are_refused(tmp_path) -> None:
-    policy = peft.get_peft_model(tiny.model(), peft.LoraConfig(**LORA))
+    policy: Any = peft.get_peft_model(tiny.model(), peft.LoraConfig(**LORA))
     policy.get_base_model().lm_head.weight.requires_grad_(True)
     with pytest.raises(InputError, match=r"1 trained weights outside the adapter 'default' are shared.*lm_head.weight"):
         runs.trainer(tmp_path, model=policy, **SYNC)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import Trainer
 
@@ -16,23 +15,14 @@ from . import checkpoints, precision
 from .eval_padding import EvalPadding
 
 
-class _ReferenceState(Protocol):
-    """What a reference keeps in checkpoints; see `ReferenceSource`."""
-
-    def save_state(self, checkpoint: Path, writes: bool) -> None: ...
-
-    def load_state(self, checkpoint: Path) -> None: ...
-
-    def saving(self) -> AbstractContextManager[None]: ...
-
-
 class DistributedTrainerMixin(Trainer):
     """Overrides of transformers' `Trainer`, to inherit from in front of a trainer that is made for one process."""
 
     host: _trl.Host
     mixture: LossMixture
     extra_columns: Mapping[str, Column]
-    reference: _ReferenceState
+    reference: Any
+    """The run's `ReferenceSource`, which keeps a part of checkpoints."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and keep FSDP2 from rounding log-probs.
