@@ -55,6 +55,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "loss options": lambda: options_as_markdown("DPOExtConfig"),
         "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),
         "store options": lambda: options_as_markdown("StoreOptions"),
+        "moving reference options": lambda: options_as_markdown("MovingReferenceOptions"),
         "reference options": lambda: options_as_markdown("ReferenceModelOptions"),
         "forward options": lambda: options_as_markdown("ForwardOptions"),
         "warning options": lambda: options_as_markdown("PitfallOptions"),

@@ -27,6 +27,7 @@ from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
 from .legacy_keys import explain_unknown_arguments
 from .option_docs import document_options
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
+from .reference.moving.config import MovingReferenceOptions, moving_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
@@ -59,6 +60,7 @@ class _MixtureSettings(NamedTuple):
 @document_options
 @dataclass
 class DPOExtConfig(
+    MovingReferenceOptions,  # in front: these are TRL's fields too
     DPOConfig,
     DataOptions,
     StoreOptions,
@@ -170,6 +172,7 @@ class DPOExtConfig(
             *_reference_problems(self, mixture),
             *store_problems(self, mixture),
             *reference_model_problems(self, mixture),
+            *moving_problems(self, mixture),
             *forward_problems(self, mixture),
             *pitfall_problems(self),
             *dataset_column_problems(self),

@@ -23,6 +23,9 @@ from .forward.pair_forward import PairForward
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
+from .reference.moving.config import unused_options
+from .reference.moving.problems import reference_problems
+from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
 from .reference.source import (
     DatasetReference,
@@ -135,6 +138,12 @@ def _reference(
         producer = (AdapterBase if adapted else InitialPolicy)(name, revision)
     else:
         producer = PolicyCheckpoint()
+    if args.sync_ref_model:
+        adapter = given["peft_config"] or (model.active_peft_config if adapted else None)
+        problems = reference_problems(args, spec if spec is not None else ref_model, adapter)
+        if problems:
+            raise InputError(*problems)
+        return MovingReference(producer, settings, monitor, adapted=adapted)
     kind = StoredReference if args.precompute_ref_log_probs else LiveReference
     return kind(producer, settings, monitor)
 
@@ -166,6 +175,8 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
+    for warning in unused_options(args):
+        warnings.warn(warning, stacklevel=4)
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -253,15 +252,3 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
         disable_cpu_repacking(self.model)
         self.reference.fill(dataset, name)
         return dataset
-
-    def save_extra_state(self, checkpoint: Path) -> None:
-        """Write the losses' running state and the reference's measured drift into a checkpoint."""
-        super().save_extra_state(checkpoint)
-        if self.reference.drift_monitor is not None:
-            self.reference.drift_monitor.save(checkpoint)
-
-    def load_extra_state(self, checkpoint: Path) -> None:
-        """Read what `save_extra_state` has written."""
-        super().load_extra_state(checkpoint)
-        if self.reference.drift_monitor is not None:
-            self.reference.drift_monitor.resume(checkpoint)

@@ -31,9 +31,11 @@ ROOMS = (
     Room("hyperparameter_fields.py", "Makes those fields: as source for ours, at run time for plug-ins'."),
     Room("legacy_keys.py", "Renamed and removed keys, each with its replacement."),
     Room("data/", "Loads and validates datasets before they reach TRL."),
+    Room("reference/moving/", "Moves a reference toward the policy during training (TR-DPO), and resumes that."),
     Room(
         "reference/source.py", "`ReferenceSource`: where a batch's reference log-probs come from, one class per kind."
     ),
+    Room("reference/checkpointed.py", "What a run's reference keeps in checkpoints."),
     Room("reference/producer.py", "Which model computes reference log-probs, and what becomes of it."),
     Room("reference/drift/", "Measures how far a reference is from the model that it stands for."),
     Room("reference/precompute/", "Computes reference log-probs once and looks them up during training."),

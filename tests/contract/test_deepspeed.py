@@ -39,6 +39,15 @@ def test_sharded_parameters_are_gathered_by_a_context_manager() -> None:
         assert hasattr(deepspeed.zero.GatheredParameters, name), seam("it is a context manager", "reference/")
 
 
+def test_a_process_keeps_its_part_of_a_parameter_in_ds_tensor() -> None:
+    from deepspeed.runtime.zero import partition_parameters
+
+    source = inspect.getsource(partition_parameters)
+    mend = "distributed/full_parameters.py (mix_partitions)"
+    for fact in ("param.ds_tensor", "param.ds_shape", "param.partition = partition"):
+        assert fact in source, seam(fact, mend)
+
+
 def test_an_engine_takes_its_hooks_off_a_model_when_it_is_destroyed() -> None:
     assert callable(deepspeed.DeepSpeedEngine.destroy), seam(
         "engine.destroy()", "the context manager that runs the reference for the pass"

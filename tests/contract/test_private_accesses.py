@@ -68,6 +68,8 @@ OVERRIDES = {
     "compute_loss": None,
     "evaluate": None,
     "filter": None,
+    "on_step_end": None,
+    "on_train_begin": None,
     "predict": None,
     "train": None,
 }

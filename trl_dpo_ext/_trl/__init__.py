@@ -18,6 +18,7 @@ from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
+from .second_adapter import SecondAdapter, SyncRefModelCallback, hidden_adapter, without_sync
 
 __all__ = [
     "COMPLETION_IDS",
@@ -30,6 +31,8 @@ __all__ = [
     "Host",
     "HostLoss",
     "Recorder",
+    "SecondAdapter",
+    "SyncRefModelCallback",
     "TrainerInternals",
     "badges",
     "card_made_by",
@@ -39,6 +42,7 @@ __all__ = [
     "free_memory",
     "gather_object",
     "has_interface",
+    "hidden_adapter",
     "is_peft_model",
     "keeps_end",
     "labels_of",
@@ -56,4 +60,5 @@ __all__ = [
     "temporarily",
     "with_head",
     "without_losses",
+    "without_sync",
 ]

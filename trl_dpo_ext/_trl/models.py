@@ -56,7 +56,7 @@ class ModelSeams:
     @property
     def is_sharded(self) -> bool:
         """Whether a forward gathers weights from all processes, so that all have to run it together."""
-        return self.trainer.is_fsdp_enabled or self._zero_stage == 3
+        return self.trainer.is_fsdp_enabled or self.zero_stage == 3
 
     @property
     def is_adapted(self) -> bool:
@@ -69,7 +69,8 @@ class ModelSeams:
         return self.trainer.state.global_step > 0
 
     @property
-    def _zero_stage(self) -> int:
+    def zero_stage(self) -> int:
+        """Stage of DeepSpeed's ZeRO; 0 without."""
         return getattr(self.trainer.args.deepspeed_plugin, "zero_stage", 0)
 
     def unwrapped(self, model: Any) -> Any:

@@ -20,6 +20,8 @@ class DistributedTrainerMixin(Trainer):
     host: _trl.Host
     mixture: LossMixture
     extra_columns: Mapping[str, Column]
+    reference: Any
+    """The run's `ReferenceSource`, which keeps a part of checkpoints."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and keep FSDP2 from rounding log-probs.
@@ -49,6 +51,7 @@ class DistributedTrainerMixin(Trainer):
         checkpoint = checkpoints.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint:
             self.load_extra_state(Path(checkpoint))
+            self.reference.load_state(Path(checkpoint))
         return super().train(checkpoint, *positional, **keywords)
 
     def save_extra_state(self, checkpoint: Path) -> None:
@@ -67,10 +70,12 @@ class DistributedTrainerMixin(Trainer):
         state_dict)` writes weights that are given.
         """
         folder = str(output_dir or self.args.output_dir)
-        with checkpoints.names_without_wrappers(self.model):
+        with self.reference.saving(), checkpoints.names_without_wrappers(self.model):
             if _internal_call and self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 self.save_extra_state(Path(folder))
+            if _internal_call:
+                self.reference.save_state(Path(folder), self.args.should_save)
             weights = None if _internal_call else checkpoints.gathered_weights(self.accelerator, self.model)
             if weights is not None:
                 self._save(folder, state_dict=weights)

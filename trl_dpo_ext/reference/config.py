@@ -50,11 +50,6 @@ def store_problems(args: Any, mixture: LossMixture) -> list[str]:
             for name, value in unused.items()
             if value is not None
         ]
-    elif args.sync_ref_model:
-        problems.append(
-            "precompute_ref_log_probs=True cannot be used with sync_ref_model=True: the reference would change, "
-            "but not its stored log-probs."
-        )
     if limit is not None and limit < 1:
         problems.append(f"precompute_ref_max_tokens must be at least 1; got {limit}.")
     return problems
@@ -116,11 +111,6 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
             if getattr(args, name) != unset
         ]
     problems = [*_precision_problems(args), *_drift_problems(args)]
-    if args.ref_quantization and args.sync_ref_model:
-        problems.append(
-            "sync_ref_model=True cannot be used with ref_quantization: the policy's weights cannot be copied into "
-            "quantized ones. Remove ref_quantization; ref_dtype='bfloat16' saves memory too and can be synchronized."
-        )
     if args.ref_quantization and not args.ref_calibrate:
         problems += absolute_reward_problems(mixture, f"ref_quantization={args.ref_quantization!r}")
     return problems

@@ -24,6 +24,7 @@ from ..core.pairs import Need
 from ..errors import InputError
 from ..forward.outputs import PairBatch, RefLogps
 from ..forward.pair_forward import PairForward
+from .checkpointed import CheckpointedReference
 from .columns import has_reference_columns, refuse_sums
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
@@ -49,7 +50,7 @@ class ReferenceSettings:
     """Whether TRL loads the policy."""
 
 
-class ReferenceSource(abc.ABC):
+class ReferenceSource(CheckpointedReference, abc.ABC):
     """The reference of one run.
 
     Args:
@@ -78,17 +79,17 @@ class ReferenceSource(abc.ABC):
     def _enter(self, patches: contextlib.ExitStack) -> Any:
         """Enter the patches of this kind; return the `ref_model` for TRL's constructor."""
 
-    def fill(self, dataset: Any, name: str) -> None:  # noqa: B027 (nothing is stored)
+    def fill(self, dataset: Any, name: str) -> None:
         """Take the place of TRL's `_precompute_ref_logps`, which TRL calls for each dataset at construction."""
 
     def attach(self, collator: Collator) -> Collator:
         """Finish after TRL's constructor: wrap the collator, free models that are not needed any more."""
         return collator
 
-    def read_streams(self, datasets: dict[str, Any]) -> None:  # noqa: B027 (nothing is stored)
+    def read_streams(self, datasets: dict[str, Any]) -> None:
         """Precompute the log-probs of streamed datasets, which `fill` leaves out."""
 
-    def training_begins(self) -> None:  # noqa: B027 (nothing is kept)
+    def training_begins(self) -> None:
         """Free what is only needed before training."""
 
     def logps(self, model: Any, batch: PairBatch) -> RefLogps:
@@ -125,6 +126,9 @@ class NoReference(ReferenceSource):
         ids = batch.inputs["input_ids"]
         zeros = torch.zeros(ids.size(0) // 2, device=ids.device)
         return RefLogps(zeros, zeros)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """Read nothing; whether the checkpoint's reference had moved does not matter."""
 
     def describe(self) -> str:
         """See `ReferenceSource.describe`."""

@@ -1,0 +1,1 @@
+"""References that follow the policy while it trains (TR-DPO)."""
