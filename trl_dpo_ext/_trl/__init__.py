@@ -1,6 +1,7 @@
 """The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
+from .compiled import without_compilation
 from .constructor import (
     no_model_hash,
     no_reference_model,
@@ -15,6 +16,7 @@ from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_o
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
+from .refusals import late_refusals
 
 __all__ = [
     "COMPLETION_IDS",
@@ -33,6 +35,7 @@ __all__ = [
     "is_peft_model",
     "keeps_end",
     "labels_of",
+    "late_refusals",
     "no_model_hash",
     "no_reference_model",
     "override_attention_mask",
@@ -44,5 +47,6 @@ __all__ = [
     "stub_policy",
     "temporarily",
     "with_head",
+    "without_compilation",
     "without_losses",
 ]
