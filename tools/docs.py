@@ -46,6 +46,13 @@ def starts_as_markdown() -> str:
     return listing.as_markdown()
 
 
+def features_as_markdown() -> str:
+    """The features that tests/features trains with."""
+    from tests.features import cases
+
+    return cases.as_markdown()
+
+
 FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperparameter_fields.source}
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
@@ -65,6 +72,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "accelerate configs": recipe_registry.accelerate_as_markdown,
     },
     "docs/what_stops_a_run.md": {"starts": starts_as_markdown},
+    "docs/features.md": {"features": features_as_markdown},
 }
 
 

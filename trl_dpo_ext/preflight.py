@@ -81,6 +81,7 @@ class RunSpec:
         datasets: dict[str, Any] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        problems += _trl.late_refusals(args, [model, ref_model], _parts([train_dataset, eval_dataset]), peft_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference:

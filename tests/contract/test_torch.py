@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from trl_dpo_ext._trl.compiled import is_compiled, is_compiled_by, without_compilation
 
 
 def test_changes_in_place_are_counted() -> None:
@@ -12,3 +17,31 @@ def test_changes_in_place_are_counted() -> None:
     assert layer.weight._version <= before, "a cast is no change of `_version`"
     layer.load_state_dict({name: torch.ones_like(value) for name, value in layer.state_dict().items()})
     assert layer.weight._version > before, "torch has moved `Tensor._version`: mend reference/identity/unchanged.py"
+
+
+def test_a_compiled_module_holds_the_original_and_has_no_truth() -> None:
+    layer = torch.nn.Linear(2, 2)
+    compiled = torch.compile(layer, backend="eager")
+    assert is_compiled(compiled)
+    assert without_compilation(compiled) is layer, "torch has moved `_orig_mod`: mend _trl/compiled.py"
+    with pytest.raises(TypeError, match="len"):
+        bool(compiled)  # so modules are compared with None
+
+
+def test_a_module_that_is_compiled_in_place_is_known() -> None:
+    layer = torch.nn.Linear(2, 2)
+    assert not is_compiled(layer)
+    layer.compile(backend="eager")
+    assert is_compiled(layer), "torch has moved `_compiled_call_impl`: mend _trl/compiled.py"
+
+
+def test_accelerate_says_whether_it_compiles() -> None:
+    assert not is_compiled_by(Accelerator(cpu=True))
+    AcceleratorState._reset_state()
+    try:
+        compiling = Accelerator(cpu=True, dynamo_backend="eager")
+        assert is_compiled_by(compiling), "accelerate has moved `state.dynamo_plugin`: mend _trl/compiled.py"
+        compiled = compiling.prepare_model(torch.nn.Linear(2, 2), evaluation_mode=True)
+        assert without_compilation(compiled) is not compiled
+    finally:
+        AcceleratorState._reset_state()

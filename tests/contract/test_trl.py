@@ -301,11 +301,20 @@ def test_policy_and_reference_are_found_and_are_text(host: Any) -> None:
     assert _trl.Host(host).models() == {"policy": host.model, "reference": host.ref_model}, seam("ref_model")
     assert _trl.Host(host).unsupported_inputs() == []
     parallel = SimpleNamespace(cp_size=2, sp_size=1)
-    vision = SimpleNamespace(_is_vision_dataset=True, accelerator=SimpleNamespace(parallelism_config=parallel))
+    real = host.accelerator
+    accelerator = SimpleNamespace(parallelism_config=parallel, state=real.state, unwrap_model=real.unwrap_model)
+    vision = SimpleNamespace(_is_vision_dataset=True, accelerator=accelerator, model=host.model, ref_model=None)
     images, parts = _trl.Host(vision).unsupported_inputs()
     assert "images" in images
     assert "cp_size=2" in parts
     assert host._is_vision_dataset is False, seam("_is_vision_dataset")
+
+
+def test_trl_asks_a_reference_for_its_truth_before_a_pass(tmp_path) -> None:
+    """So a compiled reference, which has none, is unwrapped for a store."""
+    settings = {"ref_model": torch.compile(tiny.model(1), backend="eager"), "precompute_ref_log_probs": True}
+    with pytest.raises(TypeError, match="len"):
+        runs.trainer(tmp_path, DPOTrainer, **settings)
 
 
 def test_virtual_tokens_stand_in_front() -> None:

@@ -30,10 +30,12 @@ def config(folder: Any, kind: type = DPOExtConfig, **settings: Any) -> Any:
 def trainer(folder: Any, kind: type = DPOExtTrainer, model: Any = None, **settings: Any) -> Any:
     """A trainer of TRL's or of ours; keywords of the trainer itself are taken out of `settings`."""
     names = ("ref_model", "train_dataset", "eval_dataset", "peft_config", "quantization_config", "data_collator")
+    names += ("compute_metrics", "callbacks", "optimizers", "processing_class")
     keywords = {name: settings.pop(name) for name in names if name in settings}
     keywords.setdefault("train_dataset", tiny.preferences())
     args = config(folder, DPOConfig if kind is DPOTrainer else DPOExtConfig, **settings)
-    return kind(tiny.model() if model is None else model, args=args, processing_class=tiny.tokenizer(), **keywords)
+    keywords.setdefault("processing_class", tiny.tokenizer())
+    return kind(tiny.model() if model is None else model, args=args, **keywords)
 
 
 def trained(folder: Any, kind: type = DPOExtTrainer, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from .attention import has_interface, replace_attention
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
+from .compiled import without_compilation
 from .constructor import (
     no_model_hash,
     no_reference_model,
@@ -18,6 +19,7 @@ from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
+from .refusals import late_refusals
 from .second_adapter import SecondAdapter, SyncRefModelCallback, hidden_adapter, without_sync
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "is_peft_model",
     "keeps_end",
     "labels_of",
+    "late_refusals",
     "no_model_hash",
     "no_reference_model",
     "override_attention_mask",
@@ -59,6 +62,7 @@ __all__ = [
     "stub_policy",
     "temporarily",
     "with_head",
+    "without_compilation",
     "without_losses",
     "without_sync",
 ]

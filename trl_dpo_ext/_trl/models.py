@@ -12,6 +12,7 @@ from peft import PeftModel
 from trl.trainer import dpo_trainer
 
 from ..core.token_kl import Projection
+from .compiled import is_compiled, is_compiled_by
 from .internals import TrainerInternals
 
 
@@ -74,8 +75,8 @@ class ModelSeams:
         return getattr(self.trainer.args.deepspeed_plugin, "zero_stage", 0)
 
     def unwrapped(self, model: Any) -> Any:
-        """The model without what distributed training has wrapped around it."""
-        return self.trainer.accelerator.unwrap_model(model)
+        """The model without what distributed training or `torch.compile` has wrapped around it."""
+        return self.trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def causal_model(self, model: Any) -> Any:
         """The model with an output layer, without what training or an adapter has wrapped around it."""
@@ -155,12 +156,28 @@ class ModelSeams:
         finally:
             handle.remove()
 
+    def compilation_problems(self) -> list[str]:
+        """Reasons why hooks on the backbone of policy or reference would be ignored.
+
+        Seam: `torch.compile` guards neither on the hooks of what it compiles nor on what they close over.
+        """
+        if is_compiled_by(self.trainer.accelerator):
+            return ["torch_compile, or the dynamo backend of accelerate, compiles models, which then ignore hooks"]
+        problems = []
+        given = {"policy": self.trainer.model, "reference": self.trainer.ref_model}
+        for name, model in ((name, model) for name, model in given.items() if model is not None):
+            causal = self.causal_model(model)
+            # A call passes these on its way to the backbone.
+            if any(map(is_compiled, (model, getattr(model, "base_model", None), causal, causal.base_model))):
+                problems.append(f"the {name} was compiled before it was given to the trainer, so it ignores hooks")
+        return problems
+
     def projection_problems(self) -> list[str]:
         """Reasons why the logits of policy or reference cannot be recomputed from hidden states and weights."""
-        problems = []
+        problems = self.compilation_problems()
         if self.is_sharded:
             problems.append("FSDP and ZeRO-3 split the output layer over processes")
-        for model in filter(None, (self.trainer.model, self.trainer.ref_model)):
+        for model in self.models().values():
             causal = self.causal_model(model)
             text = causal.config.get_text_config()
             problems += [

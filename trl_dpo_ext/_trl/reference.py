@@ -14,6 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from trl.trainer import dpo_trainer
 
 from .batch import COMPLETION_MASK
+from .compiled import without_compilation
 from .constructor import placed_reference
 from .loss import Recorder, scored_tokens
 from .models import ModelSeams
@@ -140,6 +141,7 @@ class ReferenceSeams(ModelSeams):
 
     @contextlib.contextmanager
     def _evaluated(self, model: Any) -> Iterator[tuple[Any, Any]]:
+        model = without_compilation(model)  # a pass adds hooks for each batch
         causal = self.causal_model(model)
         with evaluation_mode(causal):
             yield model, causal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core.pairs import Need
 from ..option_docs import document_options
 
 if TYPE_CHECKING:
@@ -37,5 +38,16 @@ def forward_problems(args: Any, mixture: LossMixture) -> list[str]:
         problems.append(
             f"{' and '.join(chosen)} cannot be used with torch_compile=True: a compiled model ignores the hooks that "
             "give it the layout of its rows. Remove one of them."
+        )
+    divergent = ", ".join(term.variant.name for term in mixture.terms if Need.TOKEN_KL in term.variant.needs)
+    if divergent and args.torch_compile:
+        problems.append(
+            f"{divergent} cannot be used with torch_compile=True: it reads hidden states through hooks, which a "
+            "compiled model ignores. Remove one of them."
+        )
+    if chosen and args.neftune_noise_alpha is not None:
+        problems.append(
+            f"{' and '.join(chosen)} cannot be used with neftune_noise_alpha={args.neftune_noise_alpha}: NEFTune "
+            "scales its noise by the length of a row, and these rows have another length. Remove one of them."
         )
     return problems

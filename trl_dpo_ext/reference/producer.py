@@ -188,7 +188,7 @@ class ReferenceModel(Producer):
 
     def load_unless_on_demand(self) -> Any:
         """See `Producer.load_unless_on_demand`: a checkpoint can be loaded at any time, a model in memory cannot."""
-        return None if self._by_name else self.load()
+        return None if self._by_name else _trl.without_compilation(self.load())
 
     def identity(self) -> Identity:
         """See `Producer.identity`. A described checkpoint is identified by its files, without loading it."""
