@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import GradientState
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
@@ -45,6 +47,15 @@ def renamed(metrics: dict[str, float], prefix: str) -> dict[str, float]:
 def close(metrics: dict[str, float]) -> Any:
     """Equal but for the rounding of sums over batches of other sizes: of log-probs to -60, and of them times beta."""
     return pytest.approx(metrics, rel=1e-5, abs=rounding(0.1 * 60))
+
+
+@pytest.fixture(autouse=True)
+def _no_loader_is_left_open() -> Iterator[None]:
+    """Let accelerate forget the loaders that a test has left before their end; it has one list for all trainers."""
+    state = GradientState()
+    before = state.dataloader_references
+    yield
+    state.dataloader_references = before
 
 
 @pytest.fixture(scope="module")
