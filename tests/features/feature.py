@@ -126,7 +126,7 @@ Outcome = Trained | Refused | Differs
 BIT_FOR_BIT = Trained("bit for bit")
 # Sums of absolute values: 2 behind a weight, 10 behind most of what is logged, where the log-probs are the exception.
 ROUNDING = Trained("to rounding", rounding(2.0), rounding(10.0), rounding(1.0))
-# Optimizers that divide by a small gradient turn its rounding error into a visible part of a step.
+# Adaptive optimizers divide by the gradient: where it is small, its rounding error is a visible part of a step.
 STEEP = Trained("to rounding", rounding(20.0), rounding(10.0), rounding(1.0))
 _HALF = torch.finfo(torch.bfloat16).eps
 HALF = Trained("to rounding (bfloat16)", _HALF, _HALF, _HALF)

@@ -97,3 +97,12 @@ def test_neftune_is_refused_where_rows_have_another_length(option: str, tmp_path
     with pytest.raises(InputError, match=f"{option} cannot be used with neftune_noise_alpha=5.0"):
         runs.config(tmp_path, neftune_noise_alpha=5.0, **{option: True})
     runs.config(tmp_path, neftune_noise_alpha=5.0)
+
+
+def test_a_policy_that_was_compiled_before_fills_a_store_with_its_own_log_probs(tmp_path) -> None:
+    sums = {}
+    for name, model in (("plain", tiny.model()), ("compiled", wrapped(tiny.model()))):
+        folder = tmp_path / name
+        run = runs.trainer(folder, model=model, precompute_ref_log_probs=True, ref_store=str(folder / "store"))
+        sums[name] = run.data_collator([run.train_dataset[row] for row in range(4)])["ref_token_logps"]
+    assert torch.equal(sums["plain"], sums["compiled"])

@@ -8,11 +8,15 @@ from accelerate.utils import is_compiled_module
 
 
 def without_compilation(model: Any) -> Any:
-    """What `torch.compile(model)` has compiled, to be called without compilation; any other model itself.
+    """The model to call in place of one that `torch.compile(model)` returned, so that nothing is compiled.
 
-    Seam: a compiled module holds the original as `_orig_mod`, which is called as it was before.
+    Seam: a compiled module holds the original as `_orig_mod`, which is called as it was before. TRL gives its head to
+    what it is handed by replacing `forward`: a policy that was compiled before has it on the wrapper, and is not
+    compiled any more.
     """
-    return model._orig_mod if is_compiled_module(model) else model
+    if not is_compiled_module(model):
+        return model
+    return model if getattr(vars(model).get("forward"), "__self__", None) is model else model._orig_mod
 
 
 def is_compiled_by(accelerator: Any) -> bool:
