@@ -25,6 +25,7 @@ from .forward.config import ForwardOptions, forward_problems
 from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
 from .legacy_keys import explain_unknown_arguments
 from .option_docs import document_options
+from .policy.config import PolicyOptions
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
@@ -59,6 +60,7 @@ class _MixtureSettings(NamedTuple):
 @dataclass
 class DPOExtConfig(
     DPOConfig,
+    PolicyOptions,
     StoreOptions,
     ReferenceModelOptions,
     ForwardOptions,

@@ -79,7 +79,8 @@ class DistributedTrainerMixin(Trainer):
         state_dict)` writes weights that are given.
         """
         folder = str(output_dir or self.args.output_dir)
-        with checkpoints.names_without_wrappers(self.model):
+        saved = _trl.saved_on_top(self.host.unwrapped(self.model), frozen=_internal_call)
+        with checkpoints.names_without_wrappers(self.model), saved:
             if _internal_call and self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 self.save_extra_state(Path(folder))
@@ -111,7 +112,7 @@ class DistributedTrainerMixin(Trainer):
         Seam: on resume transformers loads weights through this on every process, under FSDP with the wrapped model.
         """
         model = self.model if model is None else model
-        with checkpoints.names_without_wrappers(model):
+        with checkpoints.names_without_wrappers(model), _trl.loaded_from_top(self.host.unwrapped(model)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 
