@@ -53,6 +53,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "losses": tables.as_markdown,
         "loss options": lambda: options_as_markdown("DPOExtConfig"),
         "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),
+        "adapter options": lambda: options_as_markdown("PolicyOptions"),
         "store options": lambda: options_as_markdown("StoreOptions"),
         "reference options": lambda: options_as_markdown("ReferenceModelOptions"),
         "forward options": lambda: options_as_markdown("ForwardOptions"),

@@ -226,7 +226,7 @@ def loaded_from_top(model: Any) -> Iterator[None]:
     if not isinstance(model, PeftModel) or adapters_of(model)[1] == [TRAINED]:
         yield
         return
-    load, (configs, active) = model.load_adapter, adapters_of(model)
+    load, active = model.load_adapter, adapters_of(model)[1]
 
     def load_trained(folder: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if name == TRAINED and not os.path.isdir(os.path.join(folder, active[0])):

@@ -77,7 +77,7 @@ class SavedAdapter:
 
     @property
     def base_revision(self) -> str | None:
-        """The base's revision: the one that the adapter was trained on; for a local adapter, the one that is asked for."""
+        """The base's revision: that of the adapter's configuration; for a local adapter, the one that is asked for."""
         asked = self.load.get("revision")
         local = Path(self.name).is_dir() and asked != "main"
         return (asked if local else None) or getattr(self.config, "revision", None)
@@ -169,8 +169,8 @@ class SavedAdapter:
             )
         if merge and (quantized or self.load.get("quantization_config")):
             found.append(
-                f"merge_adapter=True cannot be used with a quantized base, because merging rounds the adapter's weights "
-                f"to its precision. Load {self.base} without quantization, or leave merge_adapter out to train the "
+                "merge_adapter=True cannot be used with a quantized base: merging would round the adapter's weights to "
+                f"its precision. Load {self.base} without quantization, or leave merge_adapter out to train the "
                 "adapter further."
             )
         return found

@@ -31,20 +31,18 @@ class Policy:
     """The adapter that the name stands for."""
 
     @classmethod
-    def of(
-        cls, args: Any, model: Any, ref_model: Any = None, peft_config: Any = None, quantization: Any = None
-    ) -> Policy:
+    def of(cls, args: Any, model: Any, ref_model: Any, peft_config: Any, quantization: Any) -> Policy:
         """Decide what the trainer's arguments ask for. Nothing is loaded.
 
         Raises:
             InputError: listing what is wrong with the adapters.
         """
-        load = {**(args.model_init_kwargs or {}), "trust_remote_code": args.trust_remote_code}
-        adapter = SavedAdapter.find(
-            model, load if quantization is None else {**load, "quantization_config": quantization}
-        )
+        load = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+        if quantization is not None:
+            load["quantization_config"] = quantization
+        adapter = SavedAdapter.find(model, load)
         if adapter is not None:
-            problems = _saved_problems(args, adapter, ref_model, peft_config)
+            problems = _saved_problems(args, adapter, peft_config)
         else:
             problems = _instance_problems(model, ref_model, peft_config)
             if args.merge_adapter:
@@ -89,7 +87,7 @@ class Policy:
 
     @property
     def source(self) -> tuple[str | None, str | None]:
-        """Name and revision of the files with the weights that the policy without adapters has; None where it differs."""
+        """Name and revision of the files that hold the policy without adapters; None where no files do."""
         if not isinstance(self.given, str):
             return None, None
         if self.adapter is None:
@@ -99,7 +97,7 @@ class Policy:
         return self.adapter.base, self.adapter.base_revision
 
     def described_args(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the configuration has the keywords of the model that is loaded: an adapter's revision is not its base's."""
+        """Inside, the configuration has the keywords to load the base with: its revision is not the adapter's."""
         load = self.args.model_init_kwargs if self.adapter is None else self._base_load
         return _trl.temporarily(self.args, model_init_kwargs=load)
 
@@ -179,24 +177,24 @@ def _is_adapter(name: str, revision: str | None) -> bool:
 def _nothing_to_merge(model: Any) -> str:
     if isinstance(model, str):
         return f"merge_adapter=True has no effect: {model} is not an adapter. Remove it."
-    return "merge_adapter=True is for an adapter that is given by name. Pass model.merge_and_unload() instead, or remove it."
+    return "merge_adapter=True is for an adapter that is given by name. Pass model.merge_and_unload(), or remove it."
 
 
-def _saved_problems(args: Any, adapter: SavedAdapter, ref_model: Any, peft_config: Any) -> list[str]:
+def _saved_problems(args: Any, adapter: SavedAdapter, peft_config: Any) -> list[str]:
     """What is wrong with a start from an adapter by name."""
     problems = adapter.problems(args.merge_adapter)
     if peft_config is not None and not args.merge_adapter:
         problems.append(
             f"{adapter.name} is an adapter, and peft_config (--use_peft) asks for a new one. Remove peft_config "
-            "(--use_peft) to train this adapter further, or set merge_adapter=True (--merge_adapter) to merge it into its "
-            "base and to train the new one on top."
+            "(--use_peft) to train this adapter further, or set merge_adapter=True (--merge_adapter) to train the new "
+            "one on top of the merged weights."
         )
     if args.describes_reference and not args.changes_checkpoint:
         chosen = ", ".join(name for name in ("ref_quantization", "ref_dtype") if getattr(args, name))
         problems.append(
-            f"{chosen} cannot be used with an adapter as the model ({adapter.name}): its base alone is not the policy's "
-            "start. Remove it (the frozen copy of the adapter takes little memory), or merge the adapter, save the "
-            "result, and start from that."
+            f"{chosen} cannot be used with an adapter as the model ({adapter.name}), since a reference is loaded "
+            "without it. Remove it (a frozen copy of the adapter is the reference, and takes little memory), or merge the "
+            "adapter, save the result, and start from that."
         )
     if args.merge_adapter and getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
         problems.append(
@@ -210,8 +208,8 @@ def _instance_problems(model: Any, ref_model: Any, peft_config: Any) -> list[str
     """What is wrong with the adapters of a model in memory."""
     if type(model).__name__ == "PeftMixedModel":
         return [
-            "The model is a PeftMixedModel, which TRL takes for a model without adapters. Pass a PeftModel with one active "
-            "adapter, or model.merge_and_unload()."
+            "The model is a PeftMixedModel, which TRL takes for a model without adapters. Pass a PeftModel with one "
+            "active adapter, or model.merge_and_unload()."
         ]
     inside, adapted = _trl.has_adapter_inside(model), _trl.is_peft_model(model)
     if not inside and not adapted:
@@ -223,7 +221,7 @@ def _instance_problems(model: Any, ref_model: Any, peft_config: Any) -> list[str
             "model.merge_and_unload()" if adapted else "PeftModel.from_pretrained(base, adapter).merge_and_unload()"
         )
         return [
-            f"The model is {kind} ({', '.join(configs)}), and peft_config asks for a new adapter. Pass {merged} to train "
+            f"The model is {kind} ({', '.join(configs)}), and peft_config asks for a new one. Pass {merged} to train "
             "the new one on top of the merged weights, or remove peft_config to train the present one further."
         ]
     problems = []
@@ -234,8 +232,8 @@ def _instance_problems(model: Any, ref_model: Any, peft_config: Any) -> list[str
         )
     elif inside and len(configs) > 1 and not any(parameter.requires_grad for parameter in model.parameters()):
         problems.append(
-            f"The model has several frozen adapters inside ({', '.join(configs)}). Pass PeftModel.from_pretrained(base, "
-            "adapter, is_trainable=True) with the one to train."
+            f"The model has several frozen adapters inside ({', '.join(configs)}). Pass the one to train as "
+            "PeftModel.from_pretrained(base, adapter, is_trainable=True)."
         )
     if _trl.are_switched_off(model):
         problems.append(
@@ -255,6 +253,6 @@ def _frozen_name_problems(model: Any, configs: dict[str, Any], active: str) -> l
         return []
     return [
         f"The model has an adapter named {_trl.FROZEN!r}, which is TRL's name for the reference, and it differs from "
-        f"{active!r}, which trains. Call model.delete_adapter({_trl.FROZEN!r}) to have a frozen copy of {active!r} as the "
-        "reference, or pass another reference as ref_model."
+        f"{active!r}, which trains. Call model.delete_adapter({_trl.FROZEN!r}) to have a frozen copy of {active!r} as "
+        "the reference, or pass another reference as ref_model."
     ]
