@@ -88,7 +88,7 @@ def as_peft_model(model: Any) -> PeftModel | None:
                 setattr(model.get_submodule(parent), child, inner)
     del model.peft_config
     model._hf_peft_config_loaded = False
-    config.inference_mode = False
+    config.inference_mode, config.base_model_name_or_path = False, model.name_or_path
     adapted = get_peft_model(model, config, adapter_name=name)
     wanted = _adapter_tensors(model)
     if {key: tensor.shape for key, tensor in wanted.items()} != {key: tensor.shape for key, tensor in held.items()}:

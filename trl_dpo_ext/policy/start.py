@@ -193,8 +193,8 @@ def _saved_problems(args: Any, adapter: SavedAdapter, peft_config: Any) -> list[
         chosen = ", ".join(name for name in ("ref_quantization", "ref_dtype") if getattr(args, name))
         problems.append(
             f"{chosen} cannot be used with an adapter as the model ({adapter.name}), since a reference is loaded "
-            "without it. Remove it (a frozen copy of the adapter is the reference, and takes little memory), or merge the "
-            "adapter, save the result, and start from that."
+            "without it. Remove it (a frozen copy of the adapter is the reference, and takes little memory), or merge "
+            "the adapter, save the result, and start from that."
         )
     if args.merge_adapter and getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
         problems.append(
