@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.support import runs, tiny
 from tests.support.references import IDS, logits
-from trl_dpo_ext import InputError
+from trl_dpo_ext import DPOExtTrainer, InputError
 from trl_dpo_ext.cli import main as cli
 
 from .listing import Kind
@@ -365,9 +365,7 @@ def test_the_tokenizer_that_was_saved_with_an_adapter_is_used_and_may_have_more_
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "adapter")
     run = runs.config(tmp_path / "out")
-    from trl_dpo_ext import DPOExtTrainer
-
-    trainer = DPOExtTrainer(str(tmp_path / "adapter"), args=run, train_dataset=tiny.preferences())
+    trainer: Any = DPOExtTrainer(str(tmp_path / "adapter"), args=run, train_dataset=tiny.preferences())
     assert len(trainer.processing_class) == len(tokenizer)
     torch.testing.assert_close(logits(trainer.model), logits(model))
     assert trainer.model.get_input_embeddings().weight.shape[0] == len(tokenizer) > IDS.max()

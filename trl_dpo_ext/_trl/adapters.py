@@ -34,7 +34,7 @@ def has_adapter_inside(model: Any) -> bool:
 
 def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
     """The configurations of a model's adapters by name, and the names of the active ones."""
-    active = model.active_adapters
+    active: Any = model.active_adapters
     return model.peft_config, list(active() if callable(active) else active)
 
 
@@ -169,7 +169,7 @@ def frozen_copy(model: PeftModel) -> Iterator[None]:
 def _add_copy(model: PeftModel, name: str, add_adapter: Callable[[str, Any], None]) -> None:
     """Add a copy of the active adapter under another name, without an initialization that moves the base."""
     (active,) = adapters_of(model)[1]
-    config = model.peft_config[active]
+    config: Any = model.peft_config[active]
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config = copy.copy(config)
         config.init_lora_weights = True
