@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
-from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
 from tests.support.seams import moved
@@ -42,14 +40,6 @@ def test_trl_copies_the_adapter_default_by_add_adapter_and_get_parameter(tmp_pat
     assert all(".ref." in name for name in asked[1:]), seam("trl", "each parameter of the copy has .ref. in its name")
 
 
-def test_trl_knows_no_other_name(tmp_path) -> None:
-    with pytest.raises(KeyError, match="default"):
-        runs.trainer(tmp_path, DPOTrainer, model=adapted("sft"))
-    with pytest.raises(ValueError, match="already exists"):
-        runs.trainer(tmp_path, DPOTrainer, model=adapted("default", "ref"))
-    assert "create_model_from_path" in vars(dpo_trainer), seam("trl", "models are loaded by create_model_from_path")
-
-
 def test_peft_saves_an_adapter_that_is_not_called_default_in_a_folder_of_its_name(tmp_path) -> None:
     adapted("default", "sft").save_pretrained(tmp_path / "all")
     found = {path.parent.name for path in (tmp_path / "all").rglob("adapter_config.json")}
@@ -67,7 +57,9 @@ def test_on_resume_transformers_takes_the_adapter_at_the_top_for_default(tmp_pat
     loaded: list[tuple[Any, Any]] = []
     run.model.load_adapter = lambda folder, name, **_: loaded.append((Path(folder).name, name))
     run._load_from_checkpoint(str(tmp_path / "checkpoint"), run.model)
-    assert loaded == [("checkpoint", "default"), ("ref", "ref")], seam("transformers", "load_adapter of each folder")
+    assert loaded[-1] == ("ref", "ref"), seam("transformers", "load_adapter of each folder, under its name")
+    # older versions of transformers leave the one at the top out
+    assert loaded[:-1] in ([], [("checkpoint", "default")]), seam("transformers", "load_adapter of the top as default")
 
 
 def test_an_adapted_layer_gives_its_layer_and_says_whether_it_is_switched_off() -> None:

@@ -35,7 +35,8 @@ def has_adapter_inside(model: Any) -> bool:
 def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
     """The configurations of a model's adapters by name, and the names of the active ones."""
     active: Any = model.active_adapters
-    return model.peft_config, list(active() if callable(active) else active)
+    names: Any = active() if callable(active) else active
+    return model.peft_config, list(names)
 
 
 def are_switched_off(model: Any) -> bool:
@@ -217,21 +218,27 @@ def _move_up(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def loaded_from_top(model: Any) -> Iterator[None]:
+def loaded_from_top(model: Any, checkpoint: str) -> Iterator[None]:
     """Let a `PeftModel` load the adapter at the top of a checkpoint into the one that trains.
 
-    Seam: for a checkpoint with further adapters in folders, transformers calls `load_adapter(checkpoint, "default",
-    ...)` whatever the name of the adapter at the top.
+    Seam: transformers loads adapters by `load_adapter(folder, name, ...)`. If a checkpoint has further ones in folders,
+    it takes the one at the top for "default", whatever trains; older versions do not load that one at all.
     """
-    if not isinstance(model, PeftModel) or adapters_of(model)[1] == [TRAINED]:
+    files = ("adapter_model.safetensors", "adapter_model.bin")
+    top = any(os.path.isfile(os.path.join(checkpoint, file)) for file in files)
+    if not isinstance(model, PeftModel) or not top or len(adapters_of(model)[1]) != 1:
         yield
         return
-    load, active = model.load_adapter, adapters_of(model)[1]
+    load, (active,), loaded = model.load_adapter, adapters_of(model)[1], []
 
-    def load_trained(folder: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == TRAINED and not os.path.isdir(os.path.join(folder, active[0])):
-            name, kwargs = active[0], {**kwargs, "is_trainable": True}
+    def load_each(folder: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if os.path.samefile(folder, checkpoint):
+            loaded.append(name)
+            name, kwargs = active, {**kwargs, "is_trainable": True}
         return load(folder, name, *args, **kwargs)
 
-    with temporarily(model, load_adapter=load_trained):
+    with temporarily(model, load_adapter=load_each):
         yield
+        if not loaded and FROZEN in model.peft_config and os.path.isdir(os.path.join(checkpoint, FROZEN)):
+            model.load_adapter(checkpoint, active)
+            model.set_adapter(active)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trl import ModelConfig
-
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 
 
-def saved_adapter(args: Any, model: ModelConfig) -> SavedAdapter | None:
-    """The adapter that --model_name_or_path stands for; None if it stands for a model."""
+def saved_adapter(args: Any, model: Any) -> SavedAdapter | None:
+    """The adapter that --model_name_or_path stands for; None if it stands for a model.
+
+    Args:
+        args: a `DPOExtConfig`.
+        model: TRL's `ModelConfig`, as parsed from the flags.
+    """
     load = {"revision": model.model_revision, **(args.model_init_kwargs or {})}
     return SavedAdapter.find(model.model_name_or_path, load)
 
 
-def as_new_adapter(args: Any, model: ModelConfig, peft_config: Any) -> tuple[ModelConfig, Any]:
+def as_new_adapter(args: Any, model: Any, peft_config: Any) -> tuple[Any, Any]:
     """The flags and the PEFT configuration of the run that trains as much on the same base, for the estimate.
 
     Raises:
@@ -39,7 +42,7 @@ def as_new_adapter(args: Any, model: ModelConfig, peft_config: Any) -> tuple[Mod
     return replace(model, use_peft=True, lora_dropout=dropout), adapter.config
 
 
-def describe_policy(trainer: Any, model: ModelConfig) -> str | None:
+def describe_policy(trainer: Any, model: Any) -> str | None:
     """Which adapter trains, and on what; None if no adapter is involved.
 
     Args:

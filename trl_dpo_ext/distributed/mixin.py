@@ -112,7 +112,8 @@ class DistributedTrainerMixin(Trainer):
         Seam: on resume transformers loads weights through this on every process, under FSDP with the wrapped model.
         """
         model = self.model if model is None else model
-        with checkpoints.names_without_wrappers(model), _trl.loaded_from_top(self.host.unwrapped(model)):
+        loaded = _trl.loaded_from_top(self.host.unwrapped(model), resume_from_checkpoint)
+        with checkpoints.names_without_wrappers(model), loaded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 
