@@ -417,3 +417,13 @@ def test_the_estimate_counts_a_saved_adapter(tmp_path, sft: Sft, capsys) -> None
     assert "all trained" in merged
     assert cli.main(["estimate", *flags(tmp_path, sft, "--use_peft")]) == 2
     assert "asks for a new one" in capsys.readouterr().err
+
+
+def test_precompute_fills_the_store_that_train_reads(tmp_path, sft: Sft, capsys) -> None:
+    given = [*flags(tmp_path, sft), "--ref_store", str(tmp_path / "store")]
+    for more in ([], ["--ref_model_name_or_path", sft.base]):  # which does not load the policy
+        given[-1] = str(tmp_path / f"store {len(more)}")
+        assert cli.main(["precompute", *given, *more]) == 0
+        assert "16 computed" in capsys.readouterr().out
+        trainer: Any = build_trainer(TrainParser().parse([*given, *more, "--precompute_ref_log_probs", "true"]))
+        assert trainer.reference.stored.stats.computed == 0
