@@ -61,6 +61,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "data options": lambda: options_as_markdown("DataOptions"),
         "loss options": lambda: options_as_markdown("DPOExtConfig"),
         "hyperparameters": lambda: options_as_markdown(hyperparameter_fields.CLASS_NAME),
+        "adapter options": lambda: options_as_markdown("PolicyOptions"),
         "store options": lambda: options_as_markdown("StoreOptions"),
         "moving reference options": lambda: options_as_markdown("MovingReferenceOptions"),
         "reference options": lambda: options_as_markdown("ReferenceModelOptions"),

@@ -26,6 +26,7 @@ from .forward.config import ForwardOptions, forward_problems
 from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
 from .legacy_keys import explain_unknown_arguments
 from .option_docs import document_options
+from .policy.config import PolicyOptions
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 from .reference.moving.config import MovingReferenceOptions, moving_problems
 
@@ -63,6 +64,7 @@ class DPOExtConfig(
     MovingReferenceOptions,  # in front: these are TRL's fields too
     DPOConfig,
     DataOptions,
+    PolicyOptions,
     StoreOptions,
     ReferenceModelOptions,
     ForwardOptions,

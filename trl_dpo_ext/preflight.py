@@ -20,6 +20,7 @@ from .data.prepare import checked_datasets
 from .distributed.launch import check_launch
 from .errors import InputError
 from .forward.pair_forward import PairForward
+from .policy.start import Policy
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
@@ -42,6 +43,7 @@ from .reference.store.manifest import check_folder
 class RunSpec:
     """What a run will do."""
 
+    policy: Policy
     mixture: LossMixture
     columns: dict[str, Column]
     """Dataset columns that the losses read."""
@@ -82,14 +84,17 @@ class RunSpec:
         with _collecting(problems):
             datasets = checked_datasets(columns, args, train_dataset=train_dataset, eval_dataset=eval_dataset)
         problems += _trl.late_refusals(args, [model, ref_model], _parts([train_dataset, eval_dataset]), peft_config)
+        policy = Policy(model, args, peft_config)
+        with _collecting(problems):
+            policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
-        if mixture.needs_reference:
-            with _collecting(problems):
+        if mixture.needs_reference and not problems:
+            with _collecting(problems), policy.described_args():
                 reference = _reference(
                     settings,
                     mixture,
-                    model,
+                    policy,
                     ref_model,
                     [train_dataset, eval_dataset],
                     processing_class=processing_class,
@@ -99,7 +104,9 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
-        return cls(mixture, columns, pair_forward, reference, datasets["train_dataset"], datasets["eval_dataset"])
+        return cls(
+            policy, mixture, columns, pair_forward, reference, datasets["train_dataset"], datasets["eval_dataset"]
+        )
 
 
 @contextlib.contextmanager
@@ -112,12 +119,12 @@ def _collecting(problems: list[str]) -> Iterator[None]:
 
 
 def _reference(
-    settings: ReferenceSettings, mixture: LossMixture, model: Any, ref_model: Any, datasets: list[Any], **given: Any
+    settings: ReferenceSettings, mixture: LossMixture, policy: Policy, ref_model: Any, datasets: list[Any], **given: Any
 ) -> ReferenceSource:
     """The reference that a trainer's arguments ask for."""
     args = settings.args
-    spec = resolve_reference(args, model, ref_model, given)
-    monitor = monitor_drift(args, mixture, model, spec if spec is not None else ref_model)
+    spec = resolve_reference(args, policy.described, ref_model, given)
+    monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
     if args.precompute_ref_log_probs:
         for part in _parts(datasets):
@@ -130,21 +137,17 @@ def _reference(
             )
         return DatasetReference(settings, is_initial_policy=not apart)
     producer: Producer
-    adapted = given["peft_config"] is not None or _trl.is_peft_model(model)
     if apart:
         producer = ReferenceModel(args, ref_model, spec)
-    elif adapted or args.precompute_ref_log_probs:
-        name = model if settings.policy_by_name else None
-        revision = (args.model_init_kwargs or {}).get("revision")
-        producer = (AdapterBase if adapted else InitialPolicy)(name, revision)
+    elif policy.is_adapted or args.precompute_ref_log_probs:
+        producer = (AdapterBase if policy.is_adapted else InitialPolicy)(*policy.source)
     else:
         producer = PolicyCheckpoint()
     if args.sync_ref_model:
-        adapter = given["peft_config"] or (model.active_peft_config if adapted else None)
-        problems = reference_problems(args, spec if spec is not None else ref_model, adapter)
+        problems = reference_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
         if problems:
             raise InputError(*problems)
-        return MovingReference(producer, settings, monitor, adapted=adapted)
+        return MovingReference(producer, settings, monitor, adapted=policy.is_adapted)
     kind = StoredReference if args.precompute_ref_log_probs else LiveReference
     return kind(producer, settings, monitor)
 

@@ -44,7 +44,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
-        model: model id, folder, or model instance.
+        model: model id, folder, or model instance; a saved adapter, or a model with one, to train the adapter further.
         ref_model: the reference; None takes the initial policy, or nothing if no chosen loss needs a reference.
         args: configuration; the losses are chosen there.
         data_collator: builds batches; TRL's own by default.
@@ -99,6 +99,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
+            spec.policy.constructing(ref_model, load) as model,
             self.reference.constructing(self.host) as ref_model,
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):

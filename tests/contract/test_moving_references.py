@@ -121,9 +121,9 @@ def test_adapters_to_save_are_selected_by_a_keyword(tmp_path) -> None:
     model = adapted()
     model.add_adapter("ref", peft.LoraConfig(**LORA))
     assert "selected_adapters" in inspect.signature(model.save_pretrained).parameters, moved(
-        "peft", "save_pretrained(selected_adapters=...)", f"{ADAPTER} (hidden_adapter)"
+        "peft", "save_pretrained(selected_adapters=...)", "_trl/adapters.py (saved_on_top)"
     )
-    with _trl.hidden_adapter(model):
+    with _trl.saved_on_top(model, frozen=False):
         model.save_pretrained(str(tmp_path))
     assert not (tmp_path / "ref").exists()
     assert (tmp_path / "adapter_config.json").is_file()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import trl_dpo_ext.recipe_registry as recipe_registry
-from tests.support.small_recipes import published_config, small_flags
+from tests.support.small_recipes import published_adapter, published_config, small_flags
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.cli.estimate import estimate_flags
 from trl_dpo_ext.cli.run_log import read_run
@@ -32,13 +32,14 @@ def by_name(recipe: recipe_registry.Recipe) -> str:
 
 def estimated(recipe: recipe_registry.Recipe, folder: Path) -> EstimateReport:
     published_config(recipe).save_pretrained(folder)
-    return estimate_flags(["--config", str(recipe.path)], model_config=str(folder / "config.json"))
+    flags = ["--config", str(recipe.path), *published_adapter(recipe, folder / "adapter")]
+    return estimate_flags(flags, model_config=str(folder / "config.json"))
 
 
 def test_the_list_is_what_is_on_disk() -> None:
     files = {file for file in (ROOT / "recipes").glob("*/*") if file.parent.name != "accelerate"}
     assert {recipe.path for recipe in RECIPES} == files
-    assert len(RECIPES) == 29
+    assert len(RECIPES) == 30
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import yaml
 from datasets import Dataset, DatasetDict
@@ -54,6 +55,38 @@ def small_model(recipe: Recipe, folder: Path, seed: int = 0) -> str:
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+ADAPTERS = {
+    "zephyr-7b/dpo_sft_adapter": {
+        "r": 16,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    }
+}
+"""Recipe that starts from an adapter -> the settings of that adapter, as published."""
+
+
+def published_adapter(recipe: Recipe, folder: Path) -> list[str]:
+    """Flags that put the configuration of the recipe's published adapter in its place, for the estimate."""
+    if recipe.name not in ADAPTERS:
+        return []
+    config = peft.LoraConfig(**ADAPTERS[recipe.name], task_type="CAUSAL_LM", base_model_name_or_path="base")
+    config.save_pretrained(str(folder))
+    (folder / "adapter_model.safetensors").touch()
+    return ["--model_name_or_path", str(folder)]
+
+
+def small_start(recipe: Recipe, folder: Path) -> str:
+    """A small model for the recipe, or an adapter on one, as a folder."""
+    base = small_model(recipe, folder / "model")
+    if recipe.name not in ADAPTERS:
+        return base
+    config = peft.LoraConfig(**ADAPTERS[recipe.name], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(str(folder / "adapter"))
+    return str(folder / "adapter")
 
 
 def _answers(rows: int) -> list[dict[str, Any]]:
@@ -172,7 +205,7 @@ def small_flags(recipe: Recipe, folder: Path, **flags: Any) -> list[str]:
     """The arguments of `train` for the recipe at its smallest, with `flags` in place of its own."""
     keys = yaml.safe_load(recipe.path.read_text())
     given = {
-        "model_name_or_path": small_model(recipe, folder / "model"),
+        "model_name_or_path": small_start(recipe, folder),
         "model_revision": "main",
         "output_dir": str(folder / "out"),
         "max_steps": 2,

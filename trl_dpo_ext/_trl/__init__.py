@@ -1,5 +1,18 @@
 """The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
+from .adapters import (
+    FROZEN,
+    adapters_of,
+    are_switched_off,
+    as_peft_model,
+    frozen_copy,
+    has_adapter_inside,
+    load_adapter,
+    loaded_from_top,
+    loading_policy,
+    outside_trains,
+    saved_on_top,
+)
 from .attention import has_interface, replace_attention
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
 from .compiled import without_compilation
@@ -20,12 +33,13 @@ from .models import gather_object, is_peft_model, override_attention_mask, scatt
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 from .refusals import late_refusals
-from .second_adapter import SecondAdapter, SyncRefModelCallback, hidden_adapter, without_sync
+from .second_adapter import SecondAdapter, SyncRefModelCallback, without_sync
 
 __all__ = [
     "COMPLETION_IDS",
     "COMPLETION_MASK",
     "COUNTERS",
+    "FROZEN",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
     "TOKEN_IDS",
@@ -36,26 +50,35 @@ __all__ = [
     "SecondAdapter",
     "SyncRefModelCallback",
     "TrainerInternals",
+    "adapters_of",
+    "are_switched_off",
+    "as_peft_model",
     "badges",
     "card_made_by",
     "citation_of_trl",
     "default_output_dir",
     "evaluation_mode",
     "free_memory",
+    "frozen_copy",
     "gather_object",
+    "has_adapter_inside",
     "has_interface",
-    "hidden_adapter",
     "is_peft_model",
     "keeps_end",
     "labels_of",
     "late_refusals",
+    "load_adapter",
+    "loaded_from_top",
+    "loading_policy",
     "no_model_hash",
     "no_reference_model",
+    "outside_trains",
     "override_attention_mask",
     "placed_reference",
     "quick_start",
     "reference_entropy",
     "replace_attention",
+    "saved_on_top",
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",

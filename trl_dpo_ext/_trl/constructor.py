@@ -46,16 +46,15 @@ def stub_policy() -> AbstractContextManager[None]:
     Seam: a policy given by name is loaded through `create_model_from_path(name, ...)` as found in the trainer's module,
     and its tokenizer by the name in its configuration.
     """
-
-    def create_stub(name: str, *_: Any, **__: Any) -> Any:
-        config = LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-        )
-        model: Any = LlamaForCausalLM(config)
-        model.config._name_or_path = model.name_or_path = name
-        return model
-
     return temporarily(dpo_trainer, create_model_from_path=create_stub)
+
+
+def create_stub(name: str, *_: Any, **__: Any) -> Any:
+    """A model of a few kilobytes that is named like the requested one."""
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model: Any = LlamaForCausalLM(config)
+    model.config._name_or_path = model.name_or_path = name
+    return model
 
 
 def reference_entropy() -> AbstractContextManager[None]:

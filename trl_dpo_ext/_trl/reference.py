@@ -165,7 +165,7 @@ class ReferenceSeams(ModelSeams):
         model.set_adapter(adapter)
         for other in set(model.peft_config) - {adapter}:
             model.delete_adapter(other)
-        return model
+        return model.requires_grad_(False)  # FSDP1 flattens a layer's weights only if all of them train, or none
 
     def reference_adapter(self) -> str | None:
         """The frozen adapter that is the reference, if the policy is an adapter that is trained further.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,7 +19,7 @@ NAME = "ref"
 _LOW_RANK = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
 """Seam: where peft keeps the first factor of a product -> where it keeps the second."""
 
-__all__ = ["SecondAdapter", "SyncRefModelCallback", "hidden_adapter", "without_sync"]
+__all__ = ["SecondAdapter", "SyncRefModelCallback", "without_sync"]
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -148,13 +147,3 @@ def _second_factor(name: str) -> str | None:
     parts = name.split(".")
     at = next((at for at, part in enumerate(parts) if part in _LOW_RANK), None)
     return None if at is None else ".".join([*parts[:at], _LOW_RANK[parts[at]], *parts[at + 1 :]])
-
-
-def hidden_adapter(policy: Any, name: str = NAME) -> AbstractContextManager[None]:
-    """Keep an adapter out of what transformers saves.
-
-    Seam: transformers calls `save_pretrained` of a PEFT model without `selected_adapters`, which stands for all that
-    `peft_config` lists.
-    """
-    others = [adapter for adapter in policy.peft_config if adapter != name]
-    return temporarily(policy, save_pretrained=functools.partial(policy.save_pretrained, selected_adapters=others))

@@ -10,6 +10,7 @@ from ..estimate.formulas import GIB
 from ..estimate.search import MORE_GPUS, Candidate, EstimateReport, estimate_run
 from ..recipe_registry import read_recipe
 from ..text_table import format_table
+from .adapters import as_new_adapter
 from .arguments import adapter_config, parse_for_another_machine
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "sharding", "overhead", "total")
@@ -45,7 +46,8 @@ def estimate_flags(argv: Sequence[str], **options: Any) -> EstimateReport:
     """
     arguments = parse_for_another_machine(argv)
     recipe = read_recipe(arguments.recipe_file) if arguments.recipe_file else None
-    return estimate_run(arguments.args, arguments.model, adapter_config(arguments.model), recipe, **options)
+    model, peft_config = as_new_adapter(arguments.args, arguments.model, adapter_config(arguments.model))
+    return estimate_run(arguments.args, model, peft_config, recipe, **options)
 
 
 def describe(report: EstimateReport) -> str:

@@ -16,6 +16,7 @@ from ..estimate.model_size import ModelSize, compute_model_size
 from ..estimate.pitfalls import find_pitfalls, format_warnings
 from ..estimate.strategy import ParallelStrategy, detect_strategy
 from ..recipe_registry import read_recipe
+from .adapters import as_new_adapter, describe_policy
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,12 @@ def print_run_summary(trainer: Any, model: Any, recipe_file: Path | None) -> Non
     if not trainer.accelerator.is_main_process:
         return
     args, strategy = trainer.args, detect_strategy(trainer.accelerator)
-    training = training_from_args(args, model, trainer.mixture, trainer.model.config)
+    adapted = as_new_adapter(args, model, None)[0] if not model.use_peft else model
+    training = training_from_args(args, adapted, trainer.mixture, trainer.model.config)
     size = _model_size(trainer)
-    logger.info("\n".join(summary_lines(trainer, training, strategy, size)))
+    policy = describe_policy(trainer, model)
+    lines = [f"Policy: {policy}"] if policy else []
+    logger.info("\n".join([*lines, *summary_lines(trainer, training, strategy, size)]))
     if size is None:
         return
     published = read_recipe(recipe_file).pairs_per_step if recipe_file else None

@@ -70,7 +70,9 @@ class DistributedTrainerMixin(Trainer):
         state_dict)` writes weights that are given.
         """
         folder = str(output_dir or self.args.output_dir)
-        with self.reference.saving(), checkpoints.names_without_wrappers(self.model):
+        frozen = _internal_call and not self.reference.moves  # what has moved is saved in a file
+        saved = _trl.saved_on_top(self.host.unwrapped(self.model), frozen)
+        with checkpoints.names_without_wrappers(self.model), saved:
             if _internal_call and self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 self.save_extra_state(Path(folder))
@@ -104,7 +106,8 @@ class DistributedTrainerMixin(Trainer):
         Seam: on resume transformers loads weights through this on every process, under FSDP with the wrapped model.
         """
         model = self.model if model is None else model
-        with checkpoints.names_without_wrappers(model):
+        loaded = _trl.loaded_from_top(self.host.unwrapped(model), resume_from_checkpoint)
+        with checkpoints.names_without_wrappers(model), loaded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 

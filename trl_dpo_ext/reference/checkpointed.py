@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
@@ -44,7 +43,3 @@ class CheckpointedReference:
             )
         if self.drift_monitor is not None:
             self.drift_monitor.resume(checkpoint)
-
-    def saving(self) -> AbstractContextManager[None]:
-        """Hide what serves the reference alone from a model that is saved inside the context."""
-        return nullcontext()

@@ -152,12 +152,6 @@ class MovingReference(LiveReference):
             return set(self._adapter.names.values())
         return set(parameter_shapes(self._module()))
 
-    def saving(self) -> contextlib.AbstractContextManager[None]:
-        """Keep the second adapter out of saved models; its weights are in the checkpoint's own file."""
-        if self._adapter is None:
-            return super().saving()
-        return _trl.hidden_adapter(self.host.unwrapped(self.host.trainer.model))
-
     def describe(self) -> str:
         """See `ReferenceSource.describe`."""
         start = super().describe()
