@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _trl
+from . import _trl, trainable
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
@@ -23,7 +23,7 @@ from .forward.pair_forward import PairForward
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
-from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
+from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
     DatasetReference,
     LiveReference,
@@ -75,10 +75,11 @@ class RunSpec:
         if args.precompute_ref_log_probs and args.ref_store:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
+        problems += trainable.policy_problems(model, peft_config)
         datasets: dict[str, Any] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, train_dataset=train_dataset, eval_dataset=eval_dataset)
-        settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
+        settings = ReferenceSettings(args, mixture.needs, pair_forward, model)
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference:
             with _collecting(problems):
@@ -134,7 +135,7 @@ def _reference(
         revision = (args.model_init_kwargs or {}).get("revision")
         producer = (AdapterBase if adapted else InitialPolicy)(name, revision)
     else:
-        producer = PolicyCheckpoint()
+        producer = PolicyStart(model)
     kind = StoredReference if args.precompute_ref_log_probs else LiveReference
     return kind(producer, settings, monitor)
 

@@ -1,5 +1,6 @@
 """The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
+from .adapters import adapter_pairs, start_kept
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
 from .constructor import (
     no_model_hash,
@@ -26,6 +27,7 @@ __all__ = [
     "HostLoss",
     "Recorder",
     "TrainerInternals",
+    "adapter_pairs",
     "default_output_dir",
     "evaluation_mode",
     "free_memory",
@@ -41,6 +43,7 @@ __all__ = [
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",
+    "start_kept",
     "stub_policy",
     "temporarily",
     "with_head",

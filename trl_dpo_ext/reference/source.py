@@ -27,6 +27,7 @@ from ..forward.pair_forward import PairForward
 from .columns import has_reference_columns, refuse_sums
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
+from .identity.unchanged import base_sample
 from .model.memory import describe_weights
 from .precompute.stored import StoredLogps
 from .producer import Producer
@@ -45,8 +46,13 @@ class ReferenceSettings:
     """What the losses read."""
     pair_forward: PairForward
     """How models are called."""
-    policy_by_name: bool
-    """Whether TRL loads the policy."""
+    policy: Any
+    """The policy as the trainer was given it: a model, or the name by which TRL loads it."""
+
+    @property
+    def policy_by_name(self) -> bool:
+        """Whether TRL loads the policy."""
+        return isinstance(self.policy, str)
 
 
 class ReferenceSource(abc.ABC):
@@ -63,6 +69,8 @@ class ReferenceSource(abc.ABC):
     """Whether the reference is meant to equal the policy before training."""
     is_stored: bool = False
     """Whether log-probs come from a store or dataset columns instead of a live model."""
+    switches_adapters: bool = False
+    """Whether the reference is the policy with its adapter off, or with a frozen copy of it."""
 
     def __init__(self, settings: ReferenceSettings, drift_monitor: DriftMonitor | None = None) -> None:
         self.settings, self.drift_monitor = settings, drift_monitor
@@ -72,6 +80,7 @@ class ReferenceSource(abc.ABC):
         """Yield the `ref_model` for TRL's constructor, under the patches that the constructor has to run with."""
         self.host = host
         with contextlib.ExitStack() as patches:
+            patches.enter_context(_trl.start_kept(self.settings.policy, self.switches_adapters, base_sample))
             yield self._enter(patches)
 
     @abc.abstractmethod
@@ -137,6 +146,7 @@ class LiveReference(ReferenceSource):
     def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
         super().__init__(settings, drift)
         self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+        self.switches_adapters = producer.switches_adapters
 
     def _enter(self, patches: contextlib.ExitStack) -> Any:
         self.producer.host = self.host
@@ -145,6 +155,17 @@ class LiveReference(ReferenceSource):
         model = self.producer.load()
         patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
         return model
+
+    def attach(self, collator: Collator) -> Collator:
+        """Check that training leaves the reference as it is, and turn off its dropout."""
+        self.producer.check_fixed()
+        if self.host.trainer.ref_model is not None:
+            self.host.trainer.ref_model.eval()
+        return collator
+
+    def training_begins(self) -> None:
+        """Check once more what the user may have changed since the trainer was created."""
+        self.producer.check_fixed()
 
     def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
         """Run the reference on a batch, without gradient."""
@@ -216,6 +237,7 @@ class StoredReference(ReferenceSource):
     def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
         super().__init__(settings, drift)
         self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+        self.switches_adapters = producer.switches_adapters
         self._collator: Collator | None = None
         self._streams = False
 
