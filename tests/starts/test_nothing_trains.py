@@ -63,9 +63,9 @@ def another_requires_gradients(adapter: str) -> PeftModel:
 
 
 def frozen_prompt(_: str) -> PeftModel:
-    return get_peft_model(
-        tiny.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    ).requires_grad_(False)
+    return get_peft_model(tiny.model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).requires_grad_(
+        False
+    )
 
 
 STOPPED = "error before anything is computed: "
@@ -126,7 +126,7 @@ def test_a_policy_that_does_not_train_is_refused_before_anything_is_computed(
 )
 def test_a_configuration_for_inference_is_refused_before_a_model_is_loaded(tmp_path: Path, adapter: str) -> None:
     config = LoraConfig.from_pretrained(adapter)
-    with pytest.raises(InputError, match="Nothing would train.*inference_mode"):
+    with pytest.raises(InputError, match=r"Nothing would train.*inference_mode"):
         runs.trainer(tmp_path, model="no/such-model", peft_config=config)
 
 
@@ -193,7 +193,8 @@ def test_an_optimizer_of_some_of_the_policys_parameters_is_no_mistake(tmp_path: 
 
 
 @nothing_trains(
-    "freeze the policy between creating the trainer and `train()`", "error before the first step: the optimizer is empty"
+    "freeze the policy between creating the trainer and `train()`",
+    "error before the first step: the optimizer is empty",
 )
 def test_a_policy_that_is_frozen_before_training_is_refused_at_the_first_batch(tmp_path: Path) -> None:
     run = runs.trainer(tmp_path)
