@@ -21,8 +21,8 @@ def policy_problems(policy: Any, peft_config: Any) -> list[str]:
     """
     if getattr(peft_config, "inference_mode", False):
         return [
-            "Nothing would train: the peft_config has inference_mode=True, as saved ones do, and freezes the adapter. Set "
-            "inference_mode=False."
+            "Nothing would train: the peft_config has inference_mode=True, as saved ones do, and freezes the adapter. "
+            "Set inference_mode=False."
         ]
     if isinstance(policy, str) or peft_config is not None:
         return []

@@ -17,7 +17,7 @@ from .adapters import FROZEN_COPY, as_quiet_reference
 from .batch import COMPLETION_MASK, REFERENCE_COLUMNS, labels_of
 from .constructor import placed_reference
 from .loss import Recorder, scored_tokens
-from .models import ModelSeams
+from .models import ModelSeams, is_peft_model
 from .patching import evaluation_mode, temporarily
 
 
@@ -67,9 +67,8 @@ class ReferenceSeams(ModelSeams):
 
     def _quiet_policy(self) -> AbstractContextManager[None]:
         """The state in which TRL may run the reference: see `as_quiet_reference`, where the policy is the reference."""
-        if self.trainer.ref_model is not None or not self.is_adapted:
-            return contextlib.nullcontext()
-        return as_quiet_reference(self.unwrapped(self.trainer.model))
+        policy = None if self.trainer.ref_model is not None else self.unwrapped(self.trainer.model)
+        return as_quiet_reference(policy) if is_peft_model(policy) else contextlib.nullcontext()
 
     def quiet_token_logps(
         self, model: Any, inputs: Mapping[str, Any], forward: Callable[[Any], Callable[..., Any]]
