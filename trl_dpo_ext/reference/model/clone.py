@@ -59,7 +59,8 @@ def frozen_copy(model: Any) -> Any:
 def _can_be_copied(model: Any) -> bool:
     """Whether all weights are here, unquantized, and nothing moves them between devices."""
     whole = not any(p.is_meta or hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in model.parameters())
-    return whole and not is_quantized(model) and not any(hasattr(module, "_hf_hook") for module in model.modules())
+    devices = {*getattr(model, "hf_device_map", {}).values()}
+    return whole and not is_quantized(model) and len(devices) <= 1
 
 
 def _unshare(reference: Any, weights: Mapping[str, torch.Tensor]) -> None:
