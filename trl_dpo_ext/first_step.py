@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from . import _trl
+from . import _trl, trainable
 from .core import transforms
 from .forward.outputs import ForwardOutputs, PairBatch
 from .forward.pair_forward import PairForward
 from .reference import consistency_check
-from .reference.identity.weights import adapters_alter_base, adapters_start_apart
+from .reference.identity.weights import adapters_start_apart
 from .reference.source import ReferenceSource
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -40,16 +40,25 @@ class FirstStepChecks:
         self.host, self.pair_forward, self.reference = host, pair_forward, reference
         self.columns, self.gather = columns, gather
         self._begun = self._compared = False
+        self._quiet_logps: torch.Tensor | None = None
+        self.start_difference: float | None = None
+        """Of policy and reference before the first step, in nats per token; None if they need not agree."""
+        trainable.check_trains(host.unwrapped(host.trainer.model), host.trainer.optimizer)
 
     def before(self, model: Any, batch: PairBatch) -> None:
-        """Check what does not need the loss: the forward, and the reference's drift.
+        """Check what does not need the loss: the optimizer, the forward, and the reference's drift.
 
         Raises:
-            InputError: the forward that the options ask for differs from the plain one.
+            InputError: nothing trains, or the forward that the options ask for differs from the plain one.
         """
         if self.host.is_training and not self._begun:
             self._begun = True
+            trainable.check_optimizer(self.host.trainer.optimizer)
             self.reference.training_begins()
+            if self._are_one_model() and self._policy_is_noisy():
+                self._quiet_logps = self.host.quiet_token_logps(
+                    model, batch.inputs, lambda called: self.pair_forward.wrap(called, self.host.causal_model)
+                )
         if self.pair_forward.to_verify:
             self.pair_forward.to_verify = False
             self._verify_forward(model, batch)
@@ -66,27 +75,36 @@ class FirstStepChecks:
         if self._compared or not self.host.is_training:
             return
         self._compared = True
-        if self.host.has_trained or not self._are_one_model():
+        if not self._are_one_model():
             return
-        args, causal = self.reference.settings.args, self.host.causal_model(self.host.trainer.model)
+        tokens = outputs.tokens() if self._quiet_logps is None else self._quiet_logps
+        self._quiet_logps = None
         if outputs.reference.output is None:
-            logps = transforms.sum_logps(outputs.tokens(), outputs.mask, args.ld_alpha)
+            logps = transforms.sum_logps(tokens, outputs.mask, self.reference.settings.args.ld_alpha)
             measured = consistency_check.difference(logps, torch.cat(outputs.reference.sums), outputs.mask)
         else:
-            measured = consistency_check.difference(outputs.tokens(), outputs.ref_tokens(), outputs.mask)
-        worst = self.gather(measured.unsqueeze(0)).max().item()  # so that all processes stop, or none
-        allowed = consistency_check.tolerance(*self.host.precision(causal))
-        consistency_check.check(worst, allowed, self.reference.describe())
+            measured = consistency_check.difference(tokens, outputs.ref_tokens(), outputs.mask)
+        # Of all processes, so that all stop, or none. NaN is passed on.
+        self.start_difference = self.gather(measured.unsqueeze(0)).max().item()
+        allowed = consistency_check.tolerance(*self.host.precision(self._causal_policy))
+        if not self.start_difference <= allowed:
+            cause = consistency_check.likely_cause(self.host, self.reference.is_stored)
+            consistency_check.check(self.start_difference, allowed, self.reference.describe(), cause)
+
+    @property
+    def _causal_policy(self) -> Any:
+        return self.host.causal_model(self.host.trainer.model)
 
     def _are_one_model(self) -> bool:
-        args, reference = self.reference.settings.args, self.reference
-        if not (reference.is_stored and args.verify_reference):
+        """Whether the reference is meant to be the policy as it is now: its start, before the first step."""
+        if self.host.has_trained or not self.reference.settings.args.verify_reference:
             return False
-        module = self.host.reference_module()
-        apart = not reference.is_initial_policy or adapters_alter_base(module)
-        apart |= self.host.reference_adapter() is None and adapters_start_apart(module)
-        causal = self.host.causal_model(self.host.trainer.model)
-        return consistency_check.skip_reason(args, causal.config, apart) is None
+        if self.host.reference_adapter() is None and adapters_start_apart(self.host.reference_module()):
+            return False
+        return self.reference.is_initial_policy
+
+    def _policy_is_noisy(self) -> bool:
+        return consistency_check.policy_is_noisy(self.reference.settings.args, self._causal_policy.config)
 
     def _verify_forward(self, model: Any, batch: PairBatch) -> None:
         host = self.host

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _trl
+from . import _trl, trainable
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
@@ -27,7 +27,7 @@ from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
 from .reference.moving.problems import reference_problems
 from .reference.moving.source import MovingReference
-from .reference.producer import AdapterBase, InitialPolicy, PolicyCheckpoint, Producer, ReferenceModel
+from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
     DatasetReference,
     LiveReference,
@@ -87,6 +87,8 @@ class RunSpec:
         policy = Policy(model, args, peft_config)
         with _collecting(problems):
             policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
+        if not policy.converts:
+            problems += trainable.policy_problems(model, peft_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and not problems:
@@ -142,7 +144,7 @@ def _reference(
     elif policy.is_adapted or args.precompute_ref_log_probs:
         producer = (AdapterBase if policy.is_adapted else InitialPolicy)(*policy.source)
     else:
-        producer = PolicyCheckpoint()
+        producer = PolicyStart(policy.given)
     if args.sync_ref_model:
         problems = reference_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
         if problems:

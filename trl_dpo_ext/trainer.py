@@ -99,7 +99,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
-            spec.policy.constructing(ref_model, load) as model,
+            spec.policy.constructing(self.reference.switches_adapters, load) as model,
             self.reference.constructing(self.host) as ref_model,
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):

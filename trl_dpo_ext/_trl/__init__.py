@@ -5,7 +5,6 @@ from .adapters import (
     adapters_of,
     are_switched_off,
     as_peft_model,
-    frozen_copy,
     has_adapter_inside,
     load_adapter,
     loaded_from_top,
@@ -24,6 +23,7 @@ from .constructor import (
     stub_policy,
     without_losses,
 )
+from .frozen_copy import adapter_pairs, copied_by_us, is_copied, start_kept
 from .host import Host
 from .internals import TrainerInternals
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
@@ -50,19 +50,21 @@ __all__ = [
     "SecondAdapter",
     "SyncRefModelCallback",
     "TrainerInternals",
+    "adapter_pairs",
     "adapters_of",
     "are_switched_off",
     "as_peft_model",
     "badges",
     "card_made_by",
     "citation_of_trl",
+    "copied_by_us",
     "default_output_dir",
     "evaluation_mode",
     "free_memory",
-    "frozen_copy",
     "gather_object",
     "has_adapter_inside",
     "has_interface",
+    "is_copied",
     "is_peft_model",
     "keeps_end",
     "labels_of",
@@ -82,6 +84,7 @@ __all__ = [
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",
+    "start_kept",
     "stub_policy",
     "temporarily",
     "with_head",

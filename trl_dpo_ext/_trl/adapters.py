@@ -7,7 +7,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,10 +32,14 @@ def has_adapter_inside(model: Any) -> bool:
 
 
 def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
-    """The configurations of a model's adapters by name, and the names of the active ones."""
-    active: Any = model.active_adapters
-    names: Any = active() if callable(active) else active
-    return model.peft_config, list(names)
+    """The configurations of a model's adapters by name, and the names of the active ones.
+
+    Seam: a layer with an adapter names the active ones; transformers' method refuses some versions of peft.
+    """
+    if isinstance(model, PeftModel):
+        return model.peft_config, list(model.active_adapters)
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return model.peft_config, list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def are_switched_off(model: Any) -> bool:
@@ -132,39 +135,6 @@ def rename_frozen_name(model: PeftModel) -> None:
     _add_copy(model, name, model.add_adapter)
     model.set_adapter(name)
     model.delete_adapter(FROZEN)
-
-
-@contextlib.contextmanager
-def frozen_copy(model: PeftModel) -> Iterator[None]:
-    """Let TRL's constructor copy the active adapter as its reference, whatever its name.
-
-    An adapter that already has the name of the copy is taken for it.
-
-    Seam: for a `PeftModel` without `ref_model`, TRL reads `peft_config["default"]`, calls `add_adapter("ref", ...)` and
-    copies each parameter with ".default." in its name to what `get_parameter` gives for the name with ".ref.".
-    """
-    rename_frozen_name(model)
-    (active,) = adapters_of(model)[1]
-    configs, add_adapter = model.peft_config, model.add_adapter
-    alias = TRAINED not in configs
-
-    def add(*_: Any, **__: Any) -> None:
-        if alias:
-            configs.pop(TRAINED, None)
-        if FROZEN not in configs:
-            _add_copy(model, FROZEN, add_adapter)
-
-    patches: dict[str, Any] = {"add_adapter": add}
-    if active != TRAINED:  # another adapter may have that name, and is not to be copied
-        patches["get_parameter"] = lambda _: SimpleNamespace(data=SimpleNamespace(copy_=lambda _: None))
-    if alias:
-        configs[TRAINED] = configs[active]
-    try:
-        with temporarily(model, **patches):
-            yield
-    finally:
-        if alias:
-            configs.pop(TRAINED, None)
 
 
 def _add_copy(model: PeftModel, name: str, add_adapter: Callable[[str, Any], None]) -> None:

@@ -15,6 +15,8 @@ class TrainerInternals(Protocol):
     """The policy as the distributed engine has wrapped it; `model` before training."""
     ref_model: Any
     """The live reference model. None when the policy is its own reference, and when no reference is needed."""
+    optimizer: Any
+    """As the user gave it, or None; from the start of training on the one that steps."""
     accelerator: Any
     processing_class: Any
     state: Any

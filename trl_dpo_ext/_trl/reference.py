@@ -13,11 +13,13 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from trl.trainer import dpo_trainer
 
-from .batch import COMPLETION_MASK
+from .adapters import FROZEN
+from .batch import COMPLETION_MASK, REFERENCE_COLUMNS, labels_of
 from .compiled import without_compilation
 from .constructor import placed_reference
+from .frozen_copy import as_quiet_reference
 from .loss import Recorder, scored_tokens
-from .models import ModelSeams
+from .models import ModelSeams, is_peft_model
 from .patching import evaluation_mode, temporarily
 
 
@@ -61,8 +63,29 @@ class ReferenceSeams(ModelSeams):
         """
         reference = self.trainer.ref_model
         recorder = Recorder(forward(self.trainer.model if reference is None else reference))
-        chosen, rejected = self.trainer.compute_ref_log_probs(recorder, inputs)
+        with self._quiet_policy():
+            chosen, rejected = self.trainer.compute_ref_log_probs(recorder, inputs)
         return chosen, rejected, recorder.output
+
+    def _quiet_policy(self) -> AbstractContextManager[None]:
+        """The state in which TRL may run the reference: see `as_quiet_reference`, where the policy is the reference."""
+        policy = None if self.trainer.ref_model is not None else self.unwrapped(self.trainer.model)
+        return as_quiet_reference(policy) if is_peft_model(policy) else contextlib.nullcontext()
+
+    def quiet_token_logps(
+        self, model: Any, inputs: Mapping[str, Any], forward: Callable[[Any], Callable[..., Any]]
+    ) -> torch.Tensor:
+        """Token log-probs of the policy without dropout and noise, (rows, tokens), without gradient.
+
+        Args:
+            model: the policy as distributed training has wrapped it.
+            inputs: what the collator built.
+            forward: gives what is called in the model's place.
+        """
+        given = {name: value for name, value in inputs.items() if name not in (COMPLETION_MASK, *REFERENCE_COLUMNS)}
+        with torch.no_grad(), evaluation_mode(self.unwrapped(model)), self.trainer.accelerator.autocast():
+            output = forward(model)(**given, labels=labels_of(inputs), use_cache=False, fused_lm_head=True)
+        return scored_tokens(output, inputs[COMPLETION_MASK].size(1) - 1)
 
     def token_logps(self, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Token log-probs of a model with a fused head, (rows, tokens), without gradient.
@@ -70,7 +93,8 @@ class ReferenceSeams(ModelSeams):
         Seam: as `run_reference`; a model that is not the policy's own reference is run unchanged.
         """
         recorder = Recorder(model)
-        self.trainer.compute_ref_log_probs(recorder, inputs)
+        with self._quiet_policy():
+            self.trainer.compute_ref_log_probs(recorder, inputs)
         return scored_tokens(recorder.output, inputs[COMPLETION_MASK].size(1) - 1)
 
     def release_reference(self) -> None:
@@ -98,7 +122,8 @@ class ReferenceSeams(ModelSeams):
             returned.append(forward())
             return SimpleNamespace(log_probs=nothing[:, 1:].float())
 
-        self.trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, COMPLETION_MASK: nothing})
+        with self._quiet_policy():
+            self.trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, COMPLETION_MASK: nothing})
         return returned[0]
 
     @contextlib.contextmanager
@@ -174,4 +199,4 @@ class ReferenceSeams(ModelSeams):
         """
         if self.trainer.ref_model is not None or not self.is_adapted:
             return None
-        return "ref" if "ref" in self.unwrapped(self.trainer.model).peft_config else None
+        return FROZEN if FROZEN in self.unwrapped(self.trainer.model).peft_config else None

@@ -171,6 +171,8 @@ class MixtureParser:
                 "give one weight per loss."
             )
             return [1.0] * len(self.specs)
+        if self.weights and not any(self.weights):
+            self.problems.append(f"Nothing would train: all loss_weights are 0 ({', '.join(self.specs)}).")
         return list(self.weights)
 
     def _term(self, spec: LossSpec, weight: float) -> list[tuple[LossVariant, float, dict[str, Any], LossSpec]]:

@@ -119,14 +119,13 @@ class Policy:
         return {key: value for key, value in self.adapter.base_load.items() if key in kept or key not in ours}
 
     @contextlib.contextmanager
-    def constructing(self, ref_model: Any, load: dict[str, Any]) -> Iterator[Any]:
+    def constructing(self, copies: bool, load: dict[str, Any]) -> Iterator[Any]:
         """Yield the model for TRL's constructor, under the patches that the constructor has to run with.
 
         Args:
-            ref_model: as the trainer was given it.
+            copies: whether a frozen copy of the adapter that trains is to be the reference.
             load: the constructor's other arguments for loading; the tokenizer of a named adapter is added.
         """
-        copies = ref_model is None
         with contextlib.ExitStack() as patches:
             if self.adapter is not None:
                 load["processing_class"] = load["processing_class"] or self.adapter.processing_class
@@ -135,8 +134,7 @@ class Policy:
                 yield self.adapter.base
                 return
             model = _converted(self.given) if self.converts else self.given
-            if _trl.is_peft_model(model) and copies and self.peft_config is None:
-                patches.enter_context(_trl.frozen_copy(model))
+            patches.enter_context(_trl.copied_by_us(model, copies))
             yield model
 
     def _finished(self, base: Any, patches: contextlib.ExitStack, copies: bool) -> Any:
@@ -155,8 +153,7 @@ class Policy:
             if self.peft_config is not None:
                 self._save_merged(merged)
             return merged
-        if copies:
-            patches.enter_context(_trl.frozen_copy(model))
+        patches.enter_context(_trl.copied_by_us(model, copies))
         return model
 
     def _save_merged(self, merged: Any) -> None:
@@ -257,7 +254,7 @@ def _instance_problems(model: Any, ref_model: Any, peft_config: Any) -> list[str
 
 def _frozen_name_problems(model: Any, configs: dict[str, Any], active: str) -> list[str]:
     """Whether an adapter has the name of the frozen copy, and other weights than the adapter that trains."""
-    if _trl.FROZEN not in configs or active == _trl.FROZEN:
+    if _trl.FROZEN not in configs or active == _trl.FROZEN or _trl.is_copied(model):
         return []
     if adapter_hash(model, _trl.FROZEN) == adapter_hash(model, active):
         return []

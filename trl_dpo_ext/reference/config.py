@@ -30,13 +30,10 @@ class StoreOptions:
             reference under the datasets cache.
         precompute_ref_max_tokens: Largest number of token positions in one batch of the reference pass. Default:
             chosen from the free memory.
-        verify_reference: Before the first step, compare the policy's log-probs with the stored reference log-probs if
-            both come from the same model; a difference is an error.
     """
 
     ref_store: str | None = None
     precompute_ref_max_tokens: int | None = None
-    verify_reference: bool = True
 
 
 def store_problems(args: Any, mixture: LossMixture) -> list[str]:
@@ -78,6 +75,8 @@ class ReferenceModelOptions:
         ref_drift_num_pairs: Number of pairs on which a reference with `ref_quantization` or `ref_dtype` is compared
             with the original weights before the first step; 0 skips the measurement.
         ref_calibrate: Remove the shift measured on `ref_drift_num_pairs` pairs from the reference log-probs.
+        verify_reference: Before the first step, compare the log-probs of policy and reference if the reference is the
+            policy's start, live or stored; a difference is an error.
     """
 
     ref_quantization: str | None = None
@@ -89,6 +88,7 @@ class ReferenceModelOptions:
     ref_model_revision: str | None = None
     ref_drift_num_pairs: int = 16
     ref_calibrate: bool = False
+    verify_reference: bool = True
 
     @property
     def describes_reference(self) -> bool:
@@ -119,7 +119,7 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
 _UNSET = {
     name: option.default
     for name, option in ReferenceModelOptions.__dataclass_fields__.items()
-    if name not in ("ref_drift_num_pairs",)  # its default is a number that is simply not used
+    if name not in ("ref_drift_num_pairs", "verify_reference")  # which are simply not used
 }
 
 

@@ -17,7 +17,8 @@ from ..errors import InputError
 from .identity.identify import identify
 from .identity.identity import Identity
 from .identity.unchanged import WeightsState, version
-from .identity.weights import base_tensors
+from .identity.weights import shared_weights, trained_base_weights
+from .model.clone import frozen_copy
 from .model.loading import source_of
 from .model.resolve import is_replicated
 from .model.spec import ReferenceSpec
@@ -30,6 +31,8 @@ class Producer(abc.ABC):
     """The trainer, set before TRL's constructor runs."""
     is_initial_policy: bool = True
     """Whether the model is meant to equal the policy before training."""
+    switches_adapters: bool = False
+    """Whether the model is the policy with its adapter off, or with a frozen copy of it."""
     is_replicated: bool = False
     """Whether the model stays unsharded on each device under FSDP and DeepSpeed."""
     _state: WeightsState | None = None
@@ -57,6 +60,20 @@ class Producer(abc.ABC):
     def training_begins(self) -> None:
         """Free what is only needed before training; the policy is about to change."""
         self.release()
+
+    def check_fixed(self) -> None:
+        """Check that training the policy does not change a live reference.
+
+        Raises:
+            InputError: they have weights in common that are trained.
+        """
+        shared = shared_weights(self.host.models())
+        if shared:
+            raise InputError(
+                f"ref_model would change with the policy: they have {len(shared)} trained weights in common (first: "
+                f"{shared[0]}). Pass a copy, such as load_reference(ref_model), or leave ref_model out to have the "
+                "policy's start as reference."
+            )
 
     def identity(self) -> Identity:
         """Which reference this is, for the store; every process calls this, before training."""
@@ -139,10 +156,22 @@ class InitialPolicy(Producer):
 class AdapterBase(InitialPolicy):
     """The policy with its adapter off, or with the frozen copy of the adapter that training started from."""
 
+    switches_adapters = True
+
+    def check_fixed(self) -> None:
+        """See `Producer.check_fixed`."""
+        trained = trained_base_weights(self.host.reference_module())
+        if trained:
+            raise InputError(
+                f"The reference is the policy without its adapter, but training would change {len(trained)} weights "
+                f"outside the adapter too (first: {trained[0]}), as bias='lora_only', bias='all' and requires_grad_ on "
+                "the base do. Set precompute_ref_log_probs, which stores the reference's log-probs before training, or "
+                "train the adapter alone (bias='none')."
+            )
+
     def running(self) -> AbstractContextManager[tuple[Any, Any]]:
         """See `Producer.running`; this reference is available at any step, unless its own weights are trained."""
-        base = base_tensors(self.host.reference_module()).values()
-        if self._trains and any(getattr(tensor, "requires_grad", False) for tensor in base):
+        if self._trains and trained_base_weights(self.host.reference_module()):
             raise InputError(
                 "Cannot compute the missing reference log-probs: the reference is the policy without its adapter, and "
                 "weights outside the adapter are trained too (such as bias='all', or requires_grad_ on the base). "
@@ -152,8 +181,23 @@ class AdapterBase(InitialPolicy):
         return self.host.policy_for_pass()
 
 
-class PolicyCheckpoint(Producer):
-    """A second copy of the policy's checkpoint, loaded by TRL: the live reference of full fine-tuning."""
+class PolicyStart(Producer):
+    """A second model with the policy's weights: the live reference of full fine-tuning.
+
+    It is a copy of the policy that the trainer was given, whose weights in memory may differ from those of its
+    checkpoint. TRL loads the checkpoint itself where the policy is given by name, or cannot be copied.
+
+    Args:
+        policy: a model, or its name.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = None if isinstance(policy, str) else policy
+
+    def load(self) -> Any:
+        """See `Producer.load`."""
+        policy, self.policy = self.policy, None
+        return None if policy is None else frozen_copy(policy)
 
     def running(self) -> AbstractContextManager[tuple[Any, Any]]:
         """See `Producer.running`."""

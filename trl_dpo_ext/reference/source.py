@@ -28,6 +28,7 @@ from .checkpointed import CheckpointedReference
 from .columns import has_reference_columns, refuse_sums
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
+from .identity.unchanged import base_sample
 from .model.memory import describe_weights
 from .precompute.stored import StoredLogps
 from .producer import Producer
@@ -64,6 +65,8 @@ class ReferenceSource(CheckpointedReference, abc.ABC):
     """Whether the reference is meant to equal the policy before training."""
     is_stored: bool = False
     """Whether log-probs come from a store or dataset columns instead of a live model."""
+    switches_adapters: bool = False
+    """Whether the reference is the policy with its adapter off, or with a frozen copy of it."""
 
     def __init__(self, settings: ReferenceSettings, drift_monitor: DriftMonitor | None = None) -> None:
         self.settings, self.drift_monitor = settings, drift_monitor
@@ -73,6 +76,7 @@ class ReferenceSource(CheckpointedReference, abc.ABC):
         """Yield the `ref_model` for TRL's constructor, under the patches that the constructor has to run with."""
         self.host = host
         with contextlib.ExitStack() as patches:
+            patches.enter_context(_trl.start_kept(self.switches_adapters, base_sample))
             yield self._enter(patches)
 
     @abc.abstractmethod
@@ -141,6 +145,7 @@ class LiveReference(ReferenceSource):
     def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
         super().__init__(settings, drift)
         self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+        self.switches_adapters = producer.switches_adapters
 
     def _enter(self, patches: contextlib.ExitStack) -> Any:
         self.producer.host = self.host
@@ -149,6 +154,17 @@ class LiveReference(ReferenceSource):
         model = self.producer.load()
         patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
         return model
+
+    def attach(self, collator: Collator) -> Collator:
+        """Check that training leaves the reference as it is, and turn off its dropout."""
+        self.producer.check_fixed()
+        if self.host.trainer.ref_model is not None:
+            self.host.trainer.ref_model.eval()
+        return collator
+
+    def training_begins(self) -> None:
+        """Check once more what the user may have changed since the trainer was created."""
+        self.producer.check_fixed()
 
     def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
         """Run the reference on a batch, without gradient."""
@@ -220,6 +236,7 @@ class StoredReference(ReferenceSource):
     def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
         super().__init__(settings, drift)
         self.producer, self.is_initial_policy = producer, producer.is_initial_policy
+        self.switches_adapters = producer.switches_adapters
         self._collator: Collator | None = None
         self._streams = False
 

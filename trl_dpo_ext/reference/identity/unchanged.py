@@ -21,6 +21,16 @@ def version(model: nn.Module) -> int:
     return sum(parameter._version for parameter in model.parameters())
 
 
+def base_sample(model: nn.Module) -> dict[str, list[float]]:
+    """Return some values of each base weight: equal before and after what leaves the base as it is."""
+    return {name: _sample(p) for name, p in base_tensors(model).items() if _can_be_read(p)}
+
+
+def _can_be_read(value: Any) -> bool:
+    """Return False for a weight that has no values here, or packs other tensors."""
+    return isinstance(value, nn.Parameter) and not value.is_meta and not hasattr(value.data, "__tensor_flatten__")
+
+
 class WeightsState:
     """The state of a reference's weights at one time: dtypes, version counters and some values of each.
 

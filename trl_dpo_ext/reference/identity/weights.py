@@ -24,6 +24,10 @@ _NOT_THE_FORWARD = {
 _WRAPPED_ATTRIBUTES = {"base_layer", "original_module", "token_adapter"}  # where wrappers keep what they wrap
 _INITS_KEEPING_BASE = {"gaussian", "eva", "orthogonal", "mica"}  # other named inits subtract something from the base
 
+# Whether an adapter starts as its base. Adapters of these kinds do so only where the flag is True, if they have one.
+_INIT_FLAGS = ("init_lora_weights", "init_ia3_weights", "init_weights")
+_STARTING_AT_RANDOM = {"C3A", "FOURIERFT", "POLY", "UNILORA", "VBLORA", "XLORA"}
+
 
 def base_tensors(model: nn.Module) -> dict[str, Any]:
     """Return parameters and persistent buffers of the base model, under the names they have without adapters.
@@ -77,17 +81,43 @@ def adapters_alter_base(model: nn.Module) -> bool:
 
     configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
     inits = {init for c in configs if isinstance(init := getattr(c, "init_lora_weights", True), str)}
-    merged = any(getattr(module, "merged", False) for module in model.modules() if _wraps_a_layer(module))
-    return merged or bool(inits - _INITS_KEEPING_BASE)
+    return bool(merged_adapters(model)) or bool(inits - _INITS_KEEPING_BASE)
+
+
+def merged_adapters(model: nn.Module) -> list[str]:
+    """Return the names of layers into which an adapter is merged."""
+    return [n for n, module in model.named_modules() if _wraps_a_layer(module) and getattr(module, "merged", False)]
 
 
 def adapters_start_apart(model: nn.Module) -> bool:
     """Return True if a new adapter makes another model of the base before it is trained, as virtual tokens do."""
     from peft import PeftModel
 
-    configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
-    random = ("init_lora_weights", "init_weights")
-    return any(c.is_prompt_learning or any(getattr(c, name, True) is False for name in random) for c in configs)
+    return isinstance(model, PeftModel) and any(map(_starts_apart, model.peft_config.values()))
+
+
+def _starts_apart(config: Any) -> bool:
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    zeroed = [getattr(config, name) for name in _INIT_FLAGS if hasattr(config, name)]
+    if kind in _STARTING_AT_RANDOM:
+        return True not in zeroed
+    return config.is_prompt_learning or False in zeroed
+
+
+def trained_base_weights(model: nn.Module) -> list[str]:
+    """Return the names of base weights that require gradients: an adapter's reference changes with them."""
+    trained = [name for name, tensor in base_tensors(model).items() if getattr(tensor, "requires_grad", False)]
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # of weights that PEFT adds
+    return [name for name in trained if not (isinstance(prefix, str) and prefix and prefix in name)]
+
+
+def shared_weights(models: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of trained weights of `models["policy"]` that lie in the memory of `models["reference"]` too."""
+    if "reference" not in models:
+        return []
+    theirs = {p.data_ptr() for p in models["reference"].parameters() if p.numel() and not p.is_meta}
+    ours = models["policy"].named_parameters()
+    return [name for name, p in ours if p.requires_grad and not p.is_meta and p.numel() and p.data_ptr() in theirs]
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ..._trl import gather_object
 from ...errors import InputError
+from .quantization import is_quantized
 
 
 def plain_model(model: Any) -> Any:
@@ -35,6 +37,30 @@ def from_memory(kind: Any, model: Any, settings: dict[str, Any]) -> Any:
     reference.config._name_or_path = model.config._name_or_path
     _unshare(reference, weights)
     return reference
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy of a model as it is now, frozen and in evaluation mode.
+
+    Returns:
+        The copy; None if not all weights are here on every process, or the model cannot be copied.
+    """
+    if not all(gather_object(_can_be_copied(model))):
+        return None
+    try:
+        reference = copy.deepcopy(model)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, RuntimeError):  # the model holds what Python cannot copy, such as a lock
+        return None
+    return reference.requires_grad_(False).eval()
+
+
+def _can_be_copied(model: Any) -> bool:
+    """Whether all weights are here, unquantized, and nothing moves them between devices."""
+    whole = not any(p.is_meta or hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in model.parameters())
+    devices = {*getattr(model, "hf_device_map", {}).values()}
+    return whole and not is_quantized(model) and len(devices) <= 1
 
 
 def _unshare(reference: Any, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,0 +1,192 @@
+"""Adapters of a policy that is its own reference: the frozen copy of its start, and the state in which it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from trl.trainer import dpo_trainer
+
+from ..errors import InputError
+from .adapters import FROZEN, TRAINED, rename_frozen_name
+from .models import gather_object, is_peft_model
+from .patching import evaluation_mode, temporarily
+
+_copied: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Policies whose frozen copy was made here, which a second trainer makes anew."""
+
+
+@contextlib.contextmanager
+def gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Restore each parameter's `requires_grad`, which PEFT changes where adapters are switched or added."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+
+
+@contextlib.contextmanager
+def as_quiet_reference(policy: nn.Module) -> Iterator[None]:
+    """Run a policy as its own reference: without dropout and noise, and without a trace in `requires_grad`.
+
+    Seam: TRL switches adapters with PEFT's `set_adapter` and `disable_adapter`, in the mode the policy is in.
+    """
+    with gradients_kept(policy), evaluation_mode(policy):
+        yield
+
+
+@contextlib.contextmanager
+def start_kept(wanted: bool, base_state: Callable[[nn.Module], Any]) -> Iterator[None]:
+    """Let TRL's constructor keep a frozen copy of a new adapter whose initialization has moved the base.
+
+    After PiSSA, OLoRA, LoftQ and others, the base alone is another model than the policy's start.
+
+    Args:
+        wanted: whether the policy is to be its own reference; otherwise no copy is made.
+        base_state: gives something equal for equal base weights.
+
+    Seam: the constructor wraps a policy with `get_peft_model` as found in the trainer's module.
+    """
+    make = dpo_trainer.get_peft_model
+
+    def get_peft_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+        before = base_state(model)
+        adapted = make(model, *args, **kwargs)
+        if any(gather_object(base_state(adapted) != before)):
+            keep_start(adapted)
+        return adapted
+
+    with temporarily(dpo_trainer, get_peft_model=get_peft_model if wanted else make):
+        yield
+
+
+@contextlib.contextmanager
+def copied_by_us(policy: Any, wanted: bool) -> Iterator[None]:
+    """Replace the copy of a `PeftModel` that TRL's constructor makes: it lacks what has no `.default.` in its name.
+
+    Args:
+        policy: the model that the constructor is given, or loads.
+        wanted: whether the policy is to be its own reference; otherwise no copy is made.
+
+    Seam: for a `PeftModel` without `ref_model`, the constructor reads `peft_config["default"]`, calls
+    `add_adapter("ref", config)`, and copies parameters that it finds with `named_parameters()`.
+    """
+    if not is_peft_model(policy):
+        yield
+        return
+    rename_frozen_name(policy)
+    configs = policy.peft_config
+    named = TRAINED not in configs
+    if named:  # TRL looks for this name alone
+        configs[TRAINED] = configs[policy.active_adapter]
+
+    def add_adapter(*_: Any, **__: Any) -> None:
+        nonlocal named
+        if named:
+            del configs[TRAINED]
+            named = False
+        vars(policy).pop("add_adapter", None)
+        if wanted:
+            keep_start(policy)
+        policy.named_parameters = nothing_to_copy
+
+    def nothing_to_copy(*_: Any, **__: Any) -> Iterator[Any]:
+        vars(policy).pop("named_parameters", None)
+        return iter(())
+
+    try:
+        policy.add_adapter = add_adapter
+        yield
+    finally:
+        for patched in ("add_adapter", "named_parameters"):
+            vars(policy).pop(patched, None)
+        if named:
+            configs.pop(TRAINED, None)
+
+
+def is_copied(policy: Any) -> bool:
+    """Whether the frozen copy in a policy was made here, so that another trainer makes it anew."""
+    return is_peft_model(policy) and policy in _copied
+
+
+def keep_start(policy: Any) -> None:
+    """Add a frozen copy of a policy's active adapter, with every parameter and buffer of it.
+
+    Raises:
+        InputError: the copy would lack a parameter.
+    """
+    if FROZEN in policy.peft_config:
+        if not is_copied(policy):  # the user's, and equal: `Policy.of` has compared it
+            return
+        policy.delete_adapter(FROZEN)
+    active = policy.active_adapter
+    try:
+        with gradients_kept(policy):
+            policy.add_adapter(FROZEN, _frozen_config(policy.peft_config[active]))
+    except ValueError as error:
+        raise InputError(
+            f"The reference is a frozen copy of the adapter {active!r}, which PEFT refuses. {error} {_MERGE}"
+        ) from error
+    _copied.add(policy)
+    missing = _copy_tensors(policy, active)
+    if missing:
+        raise InputError(
+            f"The reference is a frozen copy of the adapter {active!r}, but PEFT made it without {missing[0]} "
+            f"({len(missing)} parameters are missing). {_MERGE}"
+        )
+
+
+_MERGE = "Merge the adapter with model.merge_and_unload() and pass a new peft_config."
+
+
+def _frozen_config(config: Any) -> Any:
+    """An adapter's configuration for its copy, which is never trained and must not take anything off the base."""
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    if hasattr(config, "bias"):
+        config.bias = "none"
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True
+    return config
+
+
+def _copy_tensors(policy: Any, active: str) -> list[str]:
+    """Copy parameters, buffers and scales of an adapter to its frozen copy; returns names of what the copy lacks."""
+    missing = []
+    with torch.no_grad():
+        for name, mine, copied in adapter_pairs(policy, active):
+            if copied is None or copied.shape != mine.shape:
+                missing.append(name)
+            else:
+                copied.data.copy_(mine.data)
+                copied.requires_grad_(False)
+    for module in policy.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and active in scaling and FROZEN in scaling:
+            scaling[FROZEN] = scaling[active]
+    return missing
+
+
+def adapter_pairs(policy: Any, active: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """Name, tensor, and tensor of the frozen copy, for each parameter and buffer of an adapter.
+
+    Seam: PEFT keeps an adapter's tensors under names of which one part is the adapter's name.
+    """
+    tensors = {**dict(policy.named_parameters(remove_duplicate=False)), **dict(policy.named_buffers())}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        places = [at for at, part in enumerate(parts) if part == active]
+        renamed = [".".join((*parts[:at], FROZEN, *parts[at + 1 :])) for at in places]
+        found = [tensors[other] for other in renamed if other in tensors]
+        if found:
+            yield name, tensor, found[0]
+        elif places and isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            yield name, tensor, None
