@@ -11,6 +11,7 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
 from .core.registry import LossVariant, get_loss, list_losses, register_loss
 from .errors import InputError
+from .logging_setup import mute_import_messages
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
+
+mute_import_messages()
 
 __all__ = [
     "Beta",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl import DPOConfig
 
-from ._trl import default_output_dir
+from ._trl import default_output_dir, rename_checkpointing
 from .config_fields import LossHyperparameters
 from .core.hyperparameters import SHARED
 from .core.loss_spec import LossSpec
@@ -118,6 +118,7 @@ class DPOExtConfig(
             problems = self._stage_problems(mixture)
         if problems:
             raise InputError(*problems)
+        rename_checkpointing(self)
         super().__post_init__()
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -33,3 +34,24 @@ def show_messages(args: Any) -> None:
     passive = args.log_level == "passive" and args.should_log
     level = logging.INFO if passive else args.get_process_log_level()
     logger.setLevel(max(level, logging.WARNING) if args.disable_tqdm else level)
+
+
+# Lines that other libraries log when they are imported, about parts that the run does not use: logger -> its start.
+_ABOUT_UNUSED_PARTS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    "DeepSpeed": "Setting accelerator to CPU.",
+}
+
+
+def mute_import_messages() -> None:
+    """Drop the lines that bitsandbytes and DeepSpeed log when they are imported, unless DeepSpeed was launched.
+
+    Everything else that they log is shown. Call this before they are imported.
+    """
+    for name, start in _ABOUT_UNUSED_PARTS.items():
+        logging.getLogger(name).addFilter(lambda record, start=start: not _is_muted(record, start))
+
+
+def _is_muted(record: logging.LogRecord, start: str) -> bool:
+    launched = record.name == "DeepSpeed" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    return record.getMessage().startswith(start) and not launched

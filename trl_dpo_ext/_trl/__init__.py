@@ -15,6 +15,7 @@ from .loss import PAIR_METRICS, HostLoss, Recorder, default_output_dir, scored_o
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
+from .renamed import rename_checkpointing, renamed_in_peft
 
 __all__ = [
     "COMPLETION_IDS",
@@ -38,6 +39,8 @@ __all__ = [
     "override_attention_mask",
     "placed_reference",
     "reference_entropy",
+    "rename_checkpointing",
+    "renamed_in_peft",
     "scatter_to_batch",
     "scored_output",
     "scored_tokens",

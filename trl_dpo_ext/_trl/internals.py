@@ -29,6 +29,7 @@ class TrainerInternals(Protocol):
     _metrics: Any
     _signature_columns: Any
     _is_vision_dataset: bool
+    _tokenizer: Any
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any: ...
 

@@ -72,6 +72,7 @@ class ReferenceSource(abc.ABC):
         """Yield the `ref_model` for TRL's constructor, under the patches that the constructor has to run with."""
         self.host = host
         with contextlib.ExitStack() as patches:
+            patches.enter_context(_trl.renamed_in_peft())
             yield self._enter(patches)
 
     @abc.abstractmethod

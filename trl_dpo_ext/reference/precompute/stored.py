@@ -99,7 +99,7 @@ class StoredLogps:
 
 
 def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
-    pad = host.trainer.processing_class.pad_token_id or 0
+    pad = host.pad_token_id
 
     def run(batch: Batch) -> list[Any]:
         rows = build_tree_rows(
