@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import _trl
+from .checks.machine import machine_problems
+from .checks.models import policy_config, reference_problems
+from .checks.tokenizers import check_tokenizer
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
@@ -19,6 +21,7 @@ from .data.layouts import one_layout
 from .data.validation import check_preferences
 from .distributed.launch import check_launch
 from .errors import InputError
+from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
@@ -47,6 +50,8 @@ class RunSpec:
     train_dataset: Any
     """In a layout that TRL takes."""
     eval_dataset: Any
+    processing_class: Any
+    """The tokenizer or processor; None for the one of an adapter's base model, which TRL loads."""
 
     @classmethod
     def build(
@@ -56,15 +61,15 @@ class RunSpec:
         ref_model: Any,
         train_dataset: Any,
         eval_dataset: Any,
-        *,
         processing_class: Any = None,
+        *,
         peft_config: Any = None,
         quantization_config: Any = None,
     ) -> RunSpec:
         """Decide what the trainer's arguments ask for. Nothing is loaded.
 
         Raises:
-            InputError: listing every problem of launch, options, data and reference.
+            InputError: listing every problem of launch, machine, options, data, tokenizer, model and reference.
         """
         mixture = args.loss_mixture()
         columns = loss_columns(args, mixture)
@@ -72,15 +77,22 @@ class RunSpec:
         problems: list[str] = []
         with _collecting(problems):
             check_launch(os.environ, args)
+        problems += machine_problems(args)
         if args.precompute_ref_log_probs and args.ref_store:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
         datasets: dict[str, Any] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        config, is_readable = None, False
+        with _collecting(problems):
+            config, is_readable = policy_config(args, model), True
+        if is_readable or processing_class is not None:
+            with _collecting(problems):
+                processing_class = check_tokenizer(args, model, config, processing_class, _named_parts(datasets))
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
-        if mixture.needs_reference:
+        if mixture.needs_reference and is_readable:
             with _collecting(problems):
                 reference = _reference(
                     settings,
@@ -95,16 +107,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
-        return cls(mixture, columns, pair_forward, reference, datasets["train_dataset"], datasets["eval_dataset"])
-
-
-@contextlib.contextmanager
-def _collecting(problems: list[str]) -> Iterator[None]:
-    """Add the problems of an `InputError` raised inside to a list, instead of raising it."""
-    try:
-        yield
-    except InputError as error:
-        problems += error.problems
+        data = (datasets["train_dataset"], datasets["eval_dataset"])
+        return cls(mixture, columns, pair_forward, reference, *data, processing_class)
 
 
 def _reference(
@@ -112,6 +116,10 @@ def _reference(
 ) -> ReferenceSource:
     """The reference that a trainer's arguments ask for."""
     args = settings.args
+    adapted = given["peft_config"] is not None or _trl.is_peft_model(model)
+    problems = reference_problems(args, model, ref_model, adapted)
+    if problems:
+        raise InputError(*problems)
     spec = resolve_reference(args, model, ref_model, given)
     monitor = monitor_drift(args, mixture, model, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
@@ -126,7 +134,6 @@ def _reference(
             )
         return DatasetReference(settings, is_initial_policy=not apart)
     producer: Producer
-    adapted = given["peft_config"] is not None or _trl.is_peft_model(model)
     if apart:
         producer = ReferenceModel(args, ref_model, spec)
     elif adapted or args.precompute_ref_log_probs:
@@ -142,6 +149,14 @@ def _reference(
 def _all_have_reference_columns(datasets: list[Any]) -> bool:
     given = _parts(datasets)
     return bool(given) and all(has_reference_columns(part) for part in given)
+
+
+def _named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Each dataset, or each of a dictionary of them, by the name that messages call it."""
+    named: dict[str, Any] = {}
+    for name, data in datasets.items():
+        named |= {f"{name}[{key!r}]": part for key, part in data.items()} if isinstance(data, dict) else {name: data}
+    return {name: part for name, part in named.items() if part is not None}
 
 
 def _parts(datasets: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from .constructor import (
     placed_reference,
     reference_entropy,
     stub_policy,
+    trainer_arguments,
     without_losses,
 )
 from .host import Host
@@ -16,6 +17,7 @@ from .models import gather_object, is_peft_model, override_attention_mask, scatt
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 from .renamed import rename_checkpointing, renamed_in_peft
+from .trackers import trackers
 
 __all__ = [
     "COMPLETION_IDS",
@@ -46,6 +48,8 @@ __all__ = [
     "scored_tokens",
     "stub_policy",
     "temporarily",
+    "trackers",
+    "trainer_arguments",
     "with_head",
     "without_losses",
 ]

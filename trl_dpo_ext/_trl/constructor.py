@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,12 @@ from trl.trainer import dpo_trainer
 
 from .patching import temporarily
 from .placement import replicate, shard_by_layer
+
+
+def trainer_arguments() -> list[str]:
+    """The arguments of TRL's constructor, except the configuration."""
+    given = inspect.signature(dpo_trainer.DPOTrainer.__init__).parameters
+    return [name for name in given if name not in ("self", "args")]
 
 
 def without_losses(args: Any, names: Sequence[str], weights: Sequence[float]) -> AbstractContextManager[None]:

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import InputError, collecting
 from ..estimate.formulas import GIB
+from ..estimate.model_size import NO_MODEL
 from ..estimate.search import MORE_GPUS, Candidate, EstimateReport, estimate_run
 from ..recipe_registry import read_recipe
 from ..text_table import format_table
-from .arguments import adapter_config, parse_for_another_machine
+from .arguments import adapter_config, read_for_another_machine
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "sharding", "overhead", "total")
 
@@ -43,9 +45,14 @@ def estimate_flags(argv: Sequence[str], **options: Any) -> EstimateReport:
         argv: the flags, including `--config` if there is a recipe.
         **options: keyword arguments of `estimate_run`.
     """
-    arguments = parse_for_another_machine(argv)
+    arguments = read_for_another_machine(argv)
     recipe = read_recipe(arguments.recipe_file) if arguments.recipe_file else None
-    return estimate_run(arguments.args, arguments.model, adapter_config(arguments.model), recipe, **options)
+    problems, report = [*arguments.problems], None
+    with collecting(problems):
+        report = estimate_run(arguments.args, arguments.model, adapter_config(arguments.model), recipe, **options)
+    if problems or report is None:
+        raise InputError(*[problem for problem in problems if not (arguments.is_partial and problem == NO_MODEL)])
+    return report
 
 
 def describe(report: EstimateReport) -> str:
