@@ -11,7 +11,6 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
 from .core.registry import LossVariant, get_loss, list_losses, register_loss
 from .errors import InputError
-from .logging_setup import mute_import_messages
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
-
-mute_import_messages()
 
 __all__ = [
     "Beta",
@@ -50,6 +47,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
+        from .logging_setup import mute_import_messages
+
+        mute_import_messages()
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

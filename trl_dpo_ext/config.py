@@ -50,7 +50,7 @@ else:
 # What users write into a configuration, and means something elsewhere.
 _OF_THE_TRAINER = dict.fromkeys(trainer_arguments(), "is an argument of DPOExtTrainer")
 _OF_LOADING = dict.fromkeys(
-    ("dtype", "torch_dtype", "attn_implementation", "model_revision"),
+    ("dtype", "attn_implementation", "model_revision"),
     "is a flag of the command; in Python, use model_init_kwargs",
 )
 

@@ -48,10 +48,10 @@ def mute_import_messages() -> None:
 
     Everything else that they log is shown. Call this before they are imported.
     """
-    for name, start in _ABOUT_UNUSED_PARTS.items():
-        logging.getLogger(name).addFilter(lambda record, start=start: not _is_muted(record, start))
+    for name in _ABOUT_UNUSED_PARTS:
+        logging.getLogger(name).addFilter(_is_shown)  # which is added once
 
 
-def _is_muted(record: logging.LogRecord, start: str) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     launched = record.name == "DeepSpeed" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    return record.getMessage().startswith(start) and not launched
+    return launched or not record.getMessage().startswith(_ABOUT_UNUSED_PARTS[record.name])

@@ -17,7 +17,7 @@ from .models import gather_object, is_peft_model, override_attention_mask, scatt
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 from .renamed import rename_checkpointing, renamed_in_peft
-from .trackers import trackers
+from .reporting import trackers
 
 __all__ = [
     "COMPLETION_IDS",

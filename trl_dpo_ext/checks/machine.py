@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers import training_args
 
 from .. import _trl
 
@@ -22,14 +22,15 @@ def precision_problems(args: Any) -> list[str]:
     """
     default = args.bf16 is None and not args.fp16
     asked = [name for name in ("bf16", "bf16_full_eval") if getattr(args, name)] or (["bf16"] if default else [])
-    if not asked or args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available():
+    found = training_args.is_torch_bf16_gpu_available, training_args.is_torch_xla_available
+    if not asked or args.use_cpu or any(is_available() for is_available in found):
         return []
     names = "bf16 is on by default and" if default else f"{' and '.join(f'{name}=True' for name in asked)}"
     has_gpu = torch.cuda.is_available()
-    found = "the GPU of this machine does not support (Ampere or newer does)" if has_gpu else "this machine has no GPU"
+    why = "the GPU of this machine does not support (Ampere or newer does)" if has_gpu else "this machine has no GPU"
     other = "fp16=True, or bf16=False" if has_gpu else "use_cpu=True to run on the CPU, or bf16=False"
     link = ", which" if has_gpu else ", but"
-    return [f"{names} needs a GPU with bfloat16{link} {found}. Set {other}."]
+    return [f"{names} needs a GPU with bfloat16{link} {why}. Set {other}."]
 
 
 def machine_problems(args: Any) -> list[str]:

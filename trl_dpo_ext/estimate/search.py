@@ -110,8 +110,9 @@ def estimate_run(
     chosen = config = None
     with collecting(problems):
         chosen = _read_chosen(accelerate_config, args, gpus) if accelerate_config else None
-    with collecting(problems):
-        config = read_model_config(model.model_name_or_path, model_config, model.model_revision)
+    if not problems or not (model.model_name_or_path or model_config):  # a name may have to be looked up on the hub
+        with collecting(problems):
+            config = read_model_config(model.model_name_or_path, model_config, model.model_revision)
     if problems:
         raise InputError(*problems)
     mixture = args.loss_mixture()
