@@ -81,9 +81,9 @@ class RunSpec:
         if args.precompute_ref_log_probs and args.ref_store:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
-        datasets: dict[str, Any] = {}
+        datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         with _collecting(problems):
-            datasets = checked_datasets(columns, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            datasets = checked_datasets(columns, **datasets)
         config, is_readable = None, False
         with _collecting(problems):
             config, is_readable = policy_config(args, model), True

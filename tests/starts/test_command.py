@@ -42,6 +42,7 @@ def problems_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     """What a command lists; fails if it reads weights or shows a traceback."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(dpo_trainer, "create_model_from_path", None)
+        capsys.readouterr()
         assert cli.main(argv) == 2
     first, *lines = capsys.readouterr().err.strip().removeprefix("error: ").splitlines()
     return [line.removeprefix("- ") for line in lines] or [first]

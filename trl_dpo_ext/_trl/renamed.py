@@ -30,7 +30,7 @@ def renamed_checkpointing() -> AbstractContextManager[None]:
     Seam: the reference pass goes through `disable_gradient_checkpointing(model, kwargs)` as found in the trainer's
     module, which asks the model for the three old names and for nothing else.
     """
-    disable = dpo_trainer.disable_gradient_checkpointing
+    disable: Any = dpo_trainer.disable_gradient_checkpointing
 
     def disable_renamed(model: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         return disable(_OldNames(model) if hasattr(model, "is_activation_checkpointing") else model, *args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..errors import InputError
@@ -78,12 +78,13 @@ def tokenizer_problems(processing: Any, rows: int | None, args: Any, datasets: M
         processing: a tokenizer or a processor.
         rows: how many tokens the model has embeddings for; None if that is not known.
         args: the run's configuration.
-        datasets: by the name that messages call them, in a layout that TRL takes.
+        datasets: by the name that messages call them; what is no dataset is left out.
     """
     tokenizer = processing.tokenizer if isinstance(processing, ProcessorMixin) else processing
+    datasets = {name: part for name, part in datasets.items() if isinstance(part, (Dataset, IterableDataset))}
     first = {name: row for name, part in datasets.items() if (row := next(iter(part), None)) is not None}
     messages = [name for name, row in first.items() if isinstance(row.get("chosen"), list)]
-    texts = [name for name in first if name not in messages]
+    texts = [name for name, row in first.items() if isinstance(row.get("chosen"), str)]
     needs_template = [
         name for name in messages if "chat_template" not in (first[name].get("chat_template_kwargs") or {})
     ]
@@ -168,7 +169,8 @@ def _use_of(
 def _contains(texts: pa.Array | str, token: str) -> bool:
     if isinstance(texts, str):
         return token in texts
-    return pc.any(pc.match_substring(texts, token)).as_py() or False
+    compute: Any = pc  # its functions are made at run time
+    return compute.any(compute.match_substring(texts, token)).as_py() or False
 
 
 def _texts(dataset: Any) -> Iterator[pa.Array | str]:
@@ -176,7 +178,8 @@ def _texts(dataset: Any) -> Iterator[pa.Array | str]:
     if not isinstance(dataset, Dataset):
         yield json.dumps(next(iter(dataset), None), ensure_ascii=False, default=str)
         return
-    for table in dataset.with_format("arrow").iter(1000):
+    tables: Iterator[Any] = dataset.with_format("arrow").iter(1000)
+    for table in tables:
         for column in table.columns:
             for chunk in column.chunks:
                 yield from _leaves(chunk)
