@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl import DPOConfig
 
-from ._trl import default_output_dir, rename_checkpointing, temporarily, trainer_arguments
+from ._trl import default_output_dir, rename_checkpointing, temporarily, trainer_arguments, without_devices
 from .checks.machine import precision_problems
 from .config_fields import LossHyperparameters
 from .core.hyperparameters import SHARED
@@ -132,7 +132,8 @@ class DPOExtConfig(
             super().__post_init__()
             return
         # Whatever TRL and transformers refuse beside that is listed with it.
-        with collecting(problems, ValueError), temporarily(self, bf16=False, bf16_full_eval=False, loss_weights=None):
+        valid: dict[str, Any] = {"bf16": False, "bf16_full_eval": False, "loss_weights": None}
+        with collecting(problems, ValueError), temporarily(self, **valid), without_devices(self):
             super().__post_init__()
         raise InputError(*problems)
 

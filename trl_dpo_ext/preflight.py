@@ -92,7 +92,7 @@ class RunSpec:
                 processing_class = check_tokenizer(args, model, config, processing_class, _named_parts(datasets))
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
-        if mixture.needs_reference and is_readable:
+        if mixture.needs_reference and (is_readable or isinstance(model, str)):
             with _collecting(problems):
                 reference = _reference(
                     settings,

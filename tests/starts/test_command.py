@@ -33,11 +33,6 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.saved_model(str(tmp_path_factory.mktemp("models") / "llama"))
-
-
 def problems_of(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     """What a command lists; fails if it reads weights or shows a traceback."""
     with pytest.MonkeyPatch.context() as patched:
@@ -170,18 +165,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         runs.trainer(tmp_path / "closed/out", ref_model=tiny.model())
 
 
-@wrong_command(
-    "a configuration in Python with a wrong loss, bf16 without a GPU, and a negative `warmup_steps`", "one error"
-)
+@wrong_command("a configuration in Python with a wrong loss, bf16 without a GPU, and `logging_steps=0`", "one error")
 def test_a_configuration_lists_what_all_libraries_refuse(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        DPOExtConfig(str(tmp_path), bf16=True, loss_type="sigmod", warmup_steps=-1)
-    assert_starts(
-        caught.value.problems, ["Unknown loss_type 'sigmod'", "bf16=True needs a GPU", "Got warmup_steps = -1"]
-    )
+        DPOExtConfig(str(tmp_path), bf16=True, loss_type="sigmod", logging_steps=0)
+    assert_starts(caught.value.problems, ["Unknown loss_type 'sigmod'", "bf16=True needs a GPU", "logging strategy"])
     with pytest.raises(InputError) as caught:
         DPOExtConfig(str(tmp_path), loss_type=["dpop", "sft"], loss_weights=[1.0])
     assert_starts(caught.value.problems, ["loss_weights has 1 values for 2 losses", NO_GPU])
+
+
+def test_a_refused_configuration_leaves_a_trainer_alone(tmp_path: Path) -> None:
+    trainer = runs.trainer(tmp_path, ref_model=tiny.model(1))
+    with pytest.raises(InputError):
+        DPOExtConfig(str(tmp_path), loss_type="sigmod")
+    assert trainer.accelerator.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +255,10 @@ for argv in (["estimate", "--model_name_or_path", "model"], ["store", "store"], 
 
 
 def test_a_run_without_mistakes_prints_no_warning(tmp_path: Path) -> None:
-    tiny.saved_model(str(tmp_path / "model"))
+    model = tiny.model()
+    model.config.bos_token_id = model.generation_config.bos_token_id = None  # as in its tokenizer
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
     data = write_data(tmp_path, ".jsonl")
     flags = ["--model_name_or_path", "model", "--dataset_name", data, "--use_cpu", "--bf16", "false"]
     done = subprocess.run(

@@ -38,7 +38,12 @@ def processor() -> LlavaProcessor:
 def model(seed: int = 0) -> Any:
     text = tiny.model().config
     text.vocab_size = len(tokenizer())
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
     torch.manual_seed(seed)
     network = LlavaForConditionalGeneration(

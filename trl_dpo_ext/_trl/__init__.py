@@ -8,6 +8,7 @@ from .constructor import (
     reference_entropy,
     stub_policy,
     trainer_arguments,
+    without_devices,
     without_losses,
 )
 from .host import Host
@@ -51,5 +52,6 @@ __all__ = [
     "trackers",
     "trainer_arguments",
     "with_head",
+    "without_devices",
     "without_losses",
 ]

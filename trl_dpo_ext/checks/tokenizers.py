@@ -178,8 +178,8 @@ def _texts(dataset: Any) -> Iterator[pa.Array | str]:
     if not isinstance(dataset, Dataset):
         yield json.dumps(next(iter(dataset), None), ensure_ascii=False, default=str)
         return
-    tables: Iterator[Any] = dataset.with_format("arrow").iter(1000)
-    for table in tables:
+    stored: Any = dataset.with_format("arrow")
+    for table in stored.iter(1000):
         for column in table.columns:
             for chunk in column.chunks:
                 yield from _leaves(chunk)

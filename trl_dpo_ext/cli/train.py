@@ -36,7 +36,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
         print(f"Saved to {args.output_dir}.", flush=True)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
-    trainer.end()
+    getattr(trainer, "end", trainer.accelerator.end_training)()  # older versions of transformers have no `end`
     return 0
 
 
