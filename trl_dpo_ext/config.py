@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl import DPOConfig
 
-from ._trl import default_output_dir
+from ._trl import default_output_dir, rename_checkpointing, temporarily, trainer_arguments, without_devices
+from .checks.machine import precision_problems
 from .config_fields import LossHyperparameters
 from .core.hyperparameters import SHARED
 from .core.loss_spec import LossSpec
@@ -20,7 +22,7 @@ from .core.pairs import NEEDS, Need
 from .core.registry import list_losses
 from .core.transforms import F_DIVERGENCES
 from .data.config import DataOptions, dataset_column_problems
-from .errors import InputError
+from .errors import InputError, collecting
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
 from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
@@ -48,6 +50,14 @@ else:
     PluginHyperparameters = make_plugin_fields({f.name for f in dataclasses.fields(LossHyperparameters)}, __name__)
 
 
+# What users write into a configuration, and means something elsewhere.
+_OF_THE_TRAINER = dict.fromkeys(trainer_arguments(), "is an argument of DPOExtTrainer")
+_OF_LOADING = dict.fromkeys(
+    ("dtype", "attn_implementation", "model_revision"),
+    "is a flag of the command; in Python, use model_init_kwargs",
+)
+
+
 class _MixtureSettings(NamedTuple):
     """What `loss_mixture` is parsed from."""
 
@@ -57,7 +67,7 @@ class _MixtureSettings(NamedTuple):
     reference_free: bool
 
 
-@explain_unknown_arguments
+@functools.partial(explain_unknown_arguments, elsewhere={**_OF_THE_TRAINER, **_OF_LOADING})
 @document_options
 @dataclass
 class DPOExtConfig(
@@ -122,9 +132,16 @@ class DPOExtConfig(
         mixture, problems = self._parse_losses()
         if mixture:
             problems = self._stage_problems(mixture)
-        if problems:
-            raise InputError(*problems)
-        super().__post_init__()
+        problems += precision_problems(self)
+        rename_checkpointing(self)
+        if not problems:
+            super().__post_init__()
+            return
+        # Whatever TRL and transformers refuse beside that is listed with it.
+        valid: dict[str, Any] = {"bf16": False, "bf16_full_eval": False, "loss_weights": None}
+        with collecting(problems, ValueError), temporarily(self, **valid), without_devices(self):
+            super().__post_init__()
+        raise InputError(*problems)
 
     @classmethod
     def for_model(cls, args: DPOExtConfig | None, model: Any) -> DPOExtConfig:
@@ -179,6 +196,14 @@ class DPOExtConfig(
             *pitfall_problems(self),
             *dataset_column_problems(self),
         ]
+
+
+_OF_THE_CONFIGURATION = {
+    option.name: f"is an option of the configuration: pass args=DPOExtConfig({option.name}=...)"
+    for option in dataclasses.fields(DPOExtConfig)
+}
+explain_trainer_arguments = functools.partial(explain_unknown_arguments, elsewhere=_OF_THE_CONFIGURATION)
+"""Decorator of the trainer; see `explain_unknown_arguments`."""
 
 
 def _divergence_problems(args: DPOExtConfig, mixture: LossMixture) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -33,3 +34,24 @@ def show_messages(args: Any) -> None:
     passive = args.log_level == "passive" and args.should_log
     level = logging.INFO if passive else args.get_process_log_level()
     logger.setLevel(max(level, logging.WARNING) if args.disable_tqdm else level)
+
+
+# Lines that other libraries log when they are imported, about parts that the run does not use: logger -> its start.
+_ABOUT_UNUSED_PARTS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    "DeepSpeed": "Setting accelerator to CPU.",
+}
+
+
+def mute_import_messages() -> None:
+    """Drop the lines that bitsandbytes and DeepSpeed log when they are imported, unless DeepSpeed was launched.
+
+    Everything else that they log is shown. Call this before they are imported.
+    """
+    for name in _ABOUT_UNUSED_PARTS:
+        logging.getLogger(name).addFilter(_is_shown)  # which is added once
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    launched = record.name == "DeepSpeed" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    return launched or not record.getMessage().startswith(_ABOUT_UNUSED_PARTS[record.name])

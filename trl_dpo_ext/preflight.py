@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import _trl, trainable
+from .checks.machine import machine_problems
+from .checks.models import policy_config, reference_problems
+from .checks.tokenizers import check_tokenizer
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
@@ -19,13 +21,14 @@ from .data.evaluation_sets import evaluation_problems
 from .data.prepare import checked_datasets
 from .distributed.launch import check_launch
 from .errors import InputError
+from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
 from .policy.start import Policy
 from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
-from .reference.moving.problems import reference_problems
+from .reference.moving.problems import moving_problems
 from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
@@ -52,6 +55,8 @@ class RunSpec:
     train_dataset: Any
     """In a layout that TRL takes."""
     eval_dataset: Any
+    processing_class: Any
+    """The tokenizer or processor; None for the one of an adapter's base model, which TRL loads."""
 
     @classmethod
     def build(
@@ -61,15 +66,15 @@ class RunSpec:
         ref_model: Any,
         train_dataset: Any,
         eval_dataset: Any,
-        *,
         processing_class: Any = None,
+        *,
         peft_config: Any = None,
         quantization_config: Any = None,
     ) -> RunSpec:
         """Decide what the trainer's arguments ask for. Nothing is loaded.
 
         Raises:
-            InputError: listing every problem of launch, options, data and reference.
+            InputError: listing every problem of launch, machine, options, data, tokenizer, model and reference.
         """
         mixture = args.loss_mixture()
         columns = loss_columns(args, mixture)
@@ -77,21 +82,29 @@ class RunSpec:
         problems = evaluation_problems(args, eval_dataset)
         with _collecting(problems):
             check_launch(os.environ, args)
+        problems += machine_problems(args)
         if args.precompute_ref_log_probs and args.ref_store:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
-        datasets: dict[str, Any] = {}
+        datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         with _collecting(problems):
-            datasets = checked_datasets(columns, args, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            datasets = checked_datasets(columns, args, **datasets)
         problems += _trl.late_refusals(args, [model, ref_model], _parts([train_dataset, eval_dataset]), peft_config)
-        policy = Policy(model, args, peft_config)
+        policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
             policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
-        if not policy.converts:
+            with policy.described_args():
+                config, is_readable = policy_config(args, policy.described), True
+        given = processing_class or policy.processing_class
+        if is_readable or given is not None:
+            with _collecting(problems), policy.described_args():
+                config = None if policy.adds_tokens else config
+                processing_class = check_tokenizer(args, policy.described, config, given, _named_parts(datasets))
+        if is_readable and not policy.converts:
             problems += trainable.policy_problems(model, peft_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
-        if mixture.needs_reference and not problems:
+        if mixture.needs_reference and (is_readable or isinstance(model, str)):
             with _collecting(problems), policy.described_args():
                 reference = _reference(
                     settings,
@@ -106,18 +119,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
-        return cls(
-            policy, mixture, columns, pair_forward, reference, datasets["train_dataset"], datasets["eval_dataset"]
-        )
-
-
-@contextlib.contextmanager
-def _collecting(problems: list[str]) -> Iterator[None]:
-    """Add the problems of an `InputError` raised inside to a list, instead of raising it."""
-    try:
-        yield
-    except InputError as error:
-        problems += error.problems
+        data = (datasets["train_dataset"], datasets["eval_dataset"])
+        return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class)
 
 
 def _reference(
@@ -125,6 +128,9 @@ def _reference(
 ) -> ReferenceSource:
     """The reference that a trainer's arguments ask for."""
     args = settings.args
+    problems = reference_problems(ref_model)
+    if problems:
+        raise InputError(*problems)
     spec = resolve_reference(args, policy.described, ref_model, given)
     monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
@@ -146,7 +152,7 @@ def _reference(
     else:
         producer = PolicyStart(policy.given)
     if args.sync_ref_model:
-        problems = reference_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
+        problems = moving_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
         if problems:
             raise InputError(*problems)
         return MovingReference(producer, settings, monitor, adapted=policy.is_adapted)
@@ -157,6 +163,14 @@ def _reference(
 def _all_have_reference_columns(datasets: list[Any]) -> bool:
     given = _parts(datasets)
     return bool(given) and all(has_reference_columns(part) for part in given)
+
+
+def _named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Each dataset, or each of a dictionary of them, by the name that messages call it."""
+    named: dict[str, Any] = {}
+    for name, data in datasets.items():
+        named |= {f"{name}[{key!r}]": part for key, part in data.items()} if isinstance(data, dict) else {name: data}
+    return {name: part for name, part in named.items() if part is not None}
 
 
 def _parts(datasets: list[Any]) -> list[Any]:

@@ -106,9 +106,20 @@ def get_recipe(name: str) -> Recipe:
     known = {recipe.name: recipe for recipe in list_recipes()}
     if _stem(name) in known:
         return known[_stem(name)]
-    near = difflib.get_close_matches(_stem(name), known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = nearest_recipe(name)
+    hint = f" Did you mean {near}?" if near else ""
     raise InputError(f"No recipe is named {name!r}.{hint} Run `trl-dpo-ext recipes` to list recipes.")
+
+
+def nearest_recipe(name: str) -> str | None:
+    """Return the recipe whose name, or a part of it, is nearest to a mistyped name or path; None if none is near."""
+    names = [recipe.name for recipe in list_recipes()]
+    stem = _stem(name.removesuffix(".yml"))
+    parts = {name.replace("/", "-"): name for name in names} | {
+        part: name for name in names for part in name.split("/")
+    }
+    whole = difflib.get_close_matches(stem, names, n=1)
+    return whole[0] if whole else next((parts[near] for near in difflib.get_close_matches(stem, parts, n=1)), None)
 
 
 def find_config(given: str) -> Path:

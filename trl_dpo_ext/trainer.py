@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from trl import DPOTrainer
 
 from . import _trl
-from .config import DPOExtConfig
+from .config import DPOExtConfig, explain_trainer_arguments
 from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
 
 
+@explain_trainer_arguments
 class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
@@ -53,7 +54,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
         processing_class, compute_metrics, callbacks, optimizers, quantization_config, peft_config: as TRL takes them.
 
     Raises:
-        TypeError: `args` is a plain `DPOConfig`.
+        TypeError: `args` is a plain `DPOConfig`, or an argument is unknown.
         InputError: (a ValueError) listing everything that is wrong, before a model is loaded.
 
     Example:
@@ -87,23 +88,19 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
     ) -> None:
         args = DPOExtConfig.for_model(args, model)
         show_messages(args)
-        load: dict[str, Any] = {
-            "processing_class": processing_class,
-            "quantization_config": quantization_config,
-            "peft_config": peft_config,
-        }
+        load: dict[str, Any] = {"quantization_config": quantization_config, "peft_config": peft_config}
         # 1. Decide. Nothing is loaded; every problem is reported at once.
-        spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, **load)
+        spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference = spec.pair_forward, spec.reference
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
-            spec.policy.constructing(self.reference.switches_adapters, load) as model,
+            spec.policy.constructing(self.reference.switches_adapters) as model,
             self.reference.constructing(self.host) as ref_model,
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):
-            data = (data_collator, spec.train_dataset, spec.eval_dataset)
+            data = (data_collator, spec.train_dataset, spec.eval_dataset, spec.processing_class)
             load |= {"compute_metrics": compute_metrics, "callbacks": callbacks, "optimizers": optimizers}
             super().__init__(model, ref_model, args, *data, **load)
         # 3. Attach what needs the constructed models.

@@ -51,6 +51,7 @@ ROOMS = (
     Room("reference/config.py", "Options of the reference and the store."),
     Room("forward/", "Feeds a prompt and its completions as one row: layouts, masks, model wrappers, checks."),
     Room("distributed/", "Fixes for DDP, FSDP, and DeepSpeed, each with a launched test."),
+    Room("checks/", "Checks models, tokenizers and the machine before anything is loaded."),
     Room("estimate/", "Estimates memory and names pitfalls before a run."),
     Room("recipe_registry.py", "Finds, lists, and copies the recipes."),
     Room("_trl/", "Everything that knows the internals of TRL; each fact has a test in `tests/contract`."),

@@ -60,6 +60,42 @@ def test_errors_go_through_a_method() -> None:
         Parser((Options,)).parse_args_into_dataclasses(["--first", "x"])
 
 
+def test_every_value_is_converted_and_checked_by_methods() -> None:
+    seen = []
+
+    class Parser(TrlParser):
+        def _get_value(self, action: argparse.Action, arg_string: str) -> object:
+            seen.append("_get_value")
+            return super()._get_value(action, arg_string)
+
+        def _check_value(self, action: argparse.Action, value: object) -> None:
+            seen.append("_check_value")
+            super()._check_value(action, value)
+
+        def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+            seen.append("_get_values")
+            return super()._get_values(action, arg_strings)
+
+    (parsed,) = Parser((Options,)).parse_args_into_dataclasses(["--first", "7"])
+    assert parsed.first == 7
+    assert {"_get_value", "_check_value", "_get_values"} == {*seen}, seam("values go through three methods")
+    parser = TrlParser((Options,))
+    action = next(action for action in parser._actions if action.dest == "first")
+    with pytest.raises(argparse.ArgumentError, match="argument --first: invalid int value: 'x'"):
+        parser._get_value(action, "x")
+
+
+def test_the_dataclasses_to_parse_are_an_attribute() -> None:
+    @dataclass
+    class More:
+        third: int = 3
+
+    parser = TrlParser((Options, More))
+    parser.dataclass_types = [More]
+    parsed = parser.parse_args_and_config(["--third", "4", "--first", "1"], return_remaining_strings=True)
+    assert parsed[0] == More(4), seam("only the dataclasses in dataclass_types are made, of all flags")
+
+
 def test_unknown_flags_are_handed_back() -> None:
     _, unknown = TrlParser((Options,)).parse_known_args(["--first", "1", "--third", "3"])
     assert unknown == ["--third", "3"], seam("parse_known_args hands back what it does not know")

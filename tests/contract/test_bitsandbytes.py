@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import bitsandbytes
 import pytest
@@ -87,3 +88,9 @@ def test_the_devices_with_kernels_are_listed() -> None:
     assert {"cuda", "cpu"} <= {*bitsandbytes.supported_torch_devices}, seam(
         "supported_torch_devices", "reference/model/loading.py (_device_problems)"
     )
+
+
+def test_the_line_about_a_kernel_is_logged_by_the_module_of_cpu_kernels() -> None:
+    source = (Path(bitsandbytes.__file__).parent / "backends/cpu/ops.py").read_text()
+    for fact in ('"Failed to load CPU gemm_4bit_forward from kernels-community', "logging.getLogger(__name__)"):
+        assert fact in source, seam(fact, "logging_setup.py (mute_import_messages)")

@@ -66,3 +66,10 @@ def test_transformers_keeps_the_configuration_by_a_weak_reference() -> None:
     assert integration.is_deepspeed_zero3_enabled()
     del config
     assert not integration.is_deepspeed_zero3_enabled(), seam("the reference is weak", "unsharded_loading")
+
+
+def test_the_line_about_the_cpu_is_logged_by_deepspeeds_logger() -> None:
+    mend = "logging_setup.py (mute_import_messages)"
+    assert deepspeed.utils.logger.name == "DeepSpeed", seam("the logger's name", mend)
+    source = inspect.getsource(deepspeed.accelerator.real_accelerator)
+    assert '"Setting accelerator to CPU.' in source, seam("the line's start", mend)

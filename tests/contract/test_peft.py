@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import peft
@@ -13,6 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from tests.support import tiny
 from tests.support.seams import moved
+from trl_dpo_ext import _trl
 
 IDENTITY = "reference/identity/weights.py"
 LORA = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
@@ -147,3 +149,11 @@ def test_a_tensor_that_packs_others_says_which() -> None:
     assert is_traceable_wrapper_subclass(torch.zeros(1).as_subclass(Packed)), moved(
         "torch", "__tensor_flatten__ marks wrapper subclasses", IDENTITY + " (_inner_tensors)"
     )
+
+
+def test_a_new_adapter_asks_its_model_for_checkpointing_by_the_old_name() -> None:
+    mend = "_trl/renamed.py (renamed_in_peft)"
+    assert '"is_gradient_checkpointing"' in inspect.getsource(peft.PeftModel.__init__), seam("the old name", mend)
+    with warnings.catch_warnings(), _trl.renamed_in_peft():
+        warnings.simplefilter("error", FutureWarning)
+        adapted()

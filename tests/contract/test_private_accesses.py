@@ -41,6 +41,9 @@ ACCESSES = {
     "_optionals": "test_argparse.py::test_an_option_can_be_moved_to_another_heading_of_the_help",
     "_group_actions": "test_argparse.py::test_an_option_can_be_moved_to_another_heading_of_the_help",
     "_get_help_string": "test_argparse.py::test_the_help_of_one_option_is_made_by_a_method",
+    "_get_value": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
+    "_check_value": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
+    "_get_values": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
 }
 """Private name of a foreign object, as it is accessed outside `_trl` and `distributed` -> the test of what it is."""
 
@@ -64,6 +67,9 @@ OVERRIDES = {
     "error": "test_argparse.py::test_errors_go_through_a_method",
     "to": "test_attention.py::test_the_inputs_of_a_layer_are_moved_by_their_own_method",
     "detach": "test_attention.py::test_reentrant_checkpointing_detaches_what_a_layer_is_given_by_position",
+    "_get_value": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
+    "_check_value": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
+    "_get_values": "test_argparse.py::test_every_value_is_converted_and_checked_by_methods",
     # public, and called by users or by documented parts of the base class
     "compute_loss": None,
     "evaluate": None,

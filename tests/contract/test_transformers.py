@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
 from transformers.distributed import fsdp
 from transformers.integrations import deepspeed
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -19,6 +22,7 @@ from trl import DPOConfig, DPOTrainer
 from tests.support import runs, tiny
 from tests.support.adapters import add_inside
 from tests.support.seams import moved
+from trl_dpo_ext import _trl
 
 MIXIN = "distributed/mixin.py"
 PLACEMENT = "the module that defines unsharded_loading"
@@ -334,3 +338,15 @@ def test_flash_attention_is_told_by_the_configuration() -> None:
     assert not is_flash_attention_requested(config), seam("sdpa is not flash attention", mend)
     config._attn_implementation = "flash_attention_2"
     assert is_flash_attention_requested(config), seam("flash_attention_2 is", mend)
+
+
+def test_a_configuration_sets_up_devices_once_by_one_property() -> None:
+    mend = "_trl/constructor.py (without_devices)"
+    assert isinstance(vars(TrainingArguments)["_setup_devices"], functools.cached_property), seam(
+        "_setup_devices", mend
+    )
+    args = TrainingArguments("out", use_cpu=True)
+    Accelerator(cpu=True)
+    with _trl.without_devices(args):
+        args.__post_init__()
+    assert AcceleratorState._shared_state, seam("without _setup_devices, accelerate's state is left alone", mend)

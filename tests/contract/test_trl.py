@@ -13,6 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers import integrations
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
@@ -435,3 +436,31 @@ def test_the_accelerator_holds_what_it_has_prepared(tmp_path) -> None:
     assert any(model is trainer.ref_model for model in trainer.accelerator._models), seam("accelerator._models")
     _trl.Host(trainer).release_reference()
     assert trainer.ref_model is None
+
+
+def test_a_reference_pass_asks_for_checkpointing_by_three_old_names() -> None:
+    called = []
+    model: Any = SimpleNamespace(
+        is_gradient_checkpointing=True,
+        gradient_checkpointing_disable=lambda: called.append("off"),
+        gradient_checkpointing_enable=lambda kwargs: called.append(kwargs),
+    )
+    fact = seam("disable_gradient_checkpointing(model, kwargs)")
+    with dpo_trainer.disable_gradient_checkpointing(model, {"use_reentrant": False}):
+        assert called == ["off"], fact
+    assert called == ["off", {"use_reentrant": False}], fact
+    assert "disable_gradient_checkpointing(self.model" in inspect.getsource(DPOTrainer.compute_ref_log_probs), fact
+
+
+def test_the_tokenizer_in_a_processing_class_is_an_attribute(host: Any) -> None:
+    assert host._tokenizer is host.processing_class, seam("_tokenizer")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "codecarbon", "flyte"])
+def test_a_tracker_that_is_not_installed_raises_when_it_is_made(name: str) -> None:
+    callback = integrations.INTEGRATION_TO_CALLBACK[name]
+    if _trl.trackers()[name]:
+        callback()
+        return
+    with pytest.raises((RuntimeError, ImportError)):
+        callback()

@@ -225,7 +225,10 @@ def test_wrong_data_is_named_before_a_model_is_loaded(tmp_path, monkeypatch) -> 
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(dpo_trainer, "create_model_from_path", load)
-    with pytest.raises(ValueError, match=r"2 problems:\n- train_dataset has no column.*\n- eval_dataset is empty"):
+    expected = (
+        r"3 problems:\n- train_dataset has no column.*\n- eval_dataset is empty.*\n- The model somewhere/else could not"
+    )
+    with pytest.raises(ValueError, match=expected):
         runs.trainer(
             tmp_path,
             model="somewhere/else",

@@ -21,6 +21,8 @@ from .constructor import (
     placed_reference,
     reference_entropy,
     stub_policy,
+    trainer_arguments,
+    without_devices,
     without_losses,
 )
 from .frozen_copy import adapter_pairs, copied_by_us, is_copied, start_kept
@@ -33,6 +35,8 @@ from .models import gather_object, is_peft_model, override_attention_mask, scatt
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 from .refusals import late_refusals
+from .renamed import rename_checkpointing, renamed_in_peft
+from .reporting import trackers
 from .second_adapter import SecondAdapter, SyncRefModelCallback, without_sync
 
 __all__ = [
@@ -79,6 +83,8 @@ __all__ = [
     "placed_reference",
     "quick_start",
     "reference_entropy",
+    "rename_checkpointing",
+    "renamed_in_peft",
     "replace_attention",
     "saved_on_top",
     "scatter_to_batch",
@@ -87,8 +93,11 @@ __all__ = [
     "start_kept",
     "stub_policy",
     "temporarily",
+    "trackers",
+    "trainer_arguments",
     "with_head",
     "without_compilation",
+    "without_devices",
     "without_losses",
     "without_sync",
 ]

@@ -53,6 +53,14 @@ class BatchSeams(ModelSeams):
     def _prepared(self, dataset: Any, name: str) -> Any:
         return self.trainer._prepare_dataset(dataset, self.trainer.processing_class, self.trainer.args, name)
 
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills rows up to the longest; any token if the tokenizer has none, for it is masked.
+
+        Seam: `_tokenizer` is the processing class, or its tokenizer if it is a processor.
+        """
+        return self.trainer._tokenizer.pad_token_id or 0
+
     def collated_columns(self) -> list[str] | None:
         """The dataset columns that the collator is given; None for all.
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer import dpo_trainer
 
 from .patching import temporarily
 from .placement import replicate, shard_by_layer
+
+
+def trainer_arguments() -> list[str]:
+    """The arguments of TRL's constructor, except the configuration."""
+    given = inspect.signature(dpo_trainer.DPOTrainer.__init__).parameters
+    return [name for name in given if name not in ("self", "args")]
+
+
+def without_devices(args: Any) -> AbstractContextManager[None]:
+    """Let transformers check a configuration without setting up devices, which resets those of a trainer in use.
+
+    Seam: `device` is `_setup_devices`, computed once for each instance, which also sets `distributed_state`.
+    """
+    return temporarily(args, _setup_devices=torch.device("cpu"), distributed_state=None)
 
 
 def without_losses(args: Any, names: Sequence[str], weights: Sequence[float]) -> AbstractContextManager[None]:

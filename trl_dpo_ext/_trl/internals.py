@@ -31,6 +31,7 @@ class TrainerInternals(Protocol):
     _metrics: Any
     _signature_columns: Any
     _is_vision_dataset: bool
+    _tokenizer: Any
 
     def add_callback(self, callback: Any) -> None: ...
 

@@ -21,6 +21,7 @@ from .frozen_copy import as_quiet_reference
 from .loss import Recorder, scored_tokens
 from .models import ModelSeams, is_peft_model
 from .patching import evaluation_mode, temporarily
+from .renamed import renamed_checkpointing
 
 
 def free_memory() -> None:
@@ -63,8 +64,7 @@ class ReferenceSeams(ModelSeams):
         """
         reference = self.trainer.ref_model
         recorder = Recorder(forward(self.trainer.model if reference is None else reference))
-        with self._quiet_policy():
-            chosen, rejected = self.trainer.compute_ref_log_probs(recorder, inputs)
+        chosen, rejected = self._ref_log_probs(recorder, inputs)
         return chosen, rejected, recorder.output
 
     def _quiet_policy(self) -> AbstractContextManager[None]:
@@ -93,9 +93,12 @@ class ReferenceSeams(ModelSeams):
         Seam: as `run_reference`; a model that is not the policy's own reference is run unchanged.
         """
         recorder = Recorder(model)
-        with self._quiet_policy():
-            self.trainer.compute_ref_log_probs(recorder, inputs)
+        self._ref_log_probs(recorder, inputs)
         return scored_tokens(recorder.output, inputs[COMPLETION_MASK].size(1) - 1)
+
+    def _ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        with self._quiet_policy(), renamed_checkpointing():
+            return self.trainer.compute_ref_log_probs(model, inputs)
 
     def release_reference(self) -> None:
         """Drop the trainer's reference model, and free its memory unless somebody else holds it.
@@ -122,8 +125,7 @@ class ReferenceSeams(ModelSeams):
             returned.append(forward())
             return SimpleNamespace(log_probs=nothing[:, 1:].float())
 
-        with self._quiet_policy():
-            self.trainer.compute_ref_log_probs(stand_in, {"input_ids": nothing, COMPLETION_MASK: nothing})
+        self._ref_log_probs(stand_in, {"input_ids": nothing, COMPLETION_MASK: nothing})
         return returned[0]
 
     @contextlib.contextmanager

@@ -6,15 +6,18 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
+from .. import _trl
 from ..config import DPOExtConfig, owned_hyperparameters
-from ..errors import InputError
+from ..errors import InputError, collecting
 from ..legacy_keys import unknown_key_problems
-from ..recipe_registry import find_config
+from ..recipe_registry import find_config, nearest_recipe
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Arguments:
     data: DatasetMixtureConfig
     recipe_file: Path | None
     """The file that `--config` names."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with them. What could not be parsed has its default then, so that the rest can be checked."""
+    is_partial: bool = False
+    """Whether a part could not be read, so that what is missing may be in it."""
 
 
 class TrainParser(TrlParser):
@@ -36,6 +43,8 @@ class TrainParser(TrlParser):
         types: Any = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
         super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
         self._group_by_variant()
+        self._declared = {action.dest: action.default for action in self._actions}
+        self._wrong_values: list[str] = []
 
     def _group_by_variant(self) -> None:
         """Show each variant's flags under a separate heading in --help."""
@@ -52,25 +61,90 @@ class TrainParser(TrlParser):
         """Raise the error without argparse's usage text, which would list several hundred flags."""
         raise InputError(f"{message} (see --help)")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Take the default in place of a value that cannot be converted, so that every wrong value is found."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self._wrong_values.append(f"{error} (see --help)")
+            return self._declared[action.dest]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self._wrong_values.append(f"{error} (see --help)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        before = len(self._wrong_values)
+        values = super()._get_values(action, arg_strings)
+        return values if len(self._wrong_values) == before else self._declared.get(action.dest)
+
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Parse flags and the YAML file of `--config`; flags override the file.
 
         Raises:
-            InputError: listing every unknown key and flag, or every problem with the losses.
+            InputError: listing every unknown key and flag, every wrong value, and every problem with the losses.
+        """
+        arguments = self.read(argv)
+        if arguments.problems:
+            raise InputError(*arguments.problems)
+        return arguments
+
+    def read(self, argv: Sequence[str]) -> Arguments:
+        """Parse as `parse` does, and list problems in the result instead of raising them.
+
+        Raises:
+            InputError: the command line cannot be taken apart, because an option has too few or too many values.
         """
         given, flags = _split_config(argv)
-        file = find_config(given) if given is not None else None
-        keys = _read_keys(file) if file else {}
-        problems = self._unknown_arguments(keys, flags)
-        if problems:
-            raise InputError(*problems)
-        try:
-            parsed: Any = self.parse_args_and_config([*(["--config", str(file)] if file else []), *flags])
-        except InputError:
-            raise
-        except ValueError as error:  # raised by transformers' configuration classes
-            raise InputError(str(error)) from error
-        return Arguments(*parsed, recipe_file=file)
+        file, keys, problems = None, {}, []
+        with collecting(problems):
+            file = find_config(given) if given is not None else None
+            keys = _read_keys(file) if file else {}
+        is_partial = bool(problems)
+        file = None if is_partial else file
+        problems += self._unknown_arguments(keys, flags)
+        config = ["--config", str(file)] if file else []
+        argv = [*config, *flags]
+        args = self._construct(DPOExtConfig, argv, problems) or self._stand_in(argv)
+        script = self._construct(ScriptArguments, argv, problems)
+        model = self._construct(ModelConfig, argv, problems)
+        data = self._construct(DatasetMixtureConfig, argv, problems)
+        is_partial |= not (script and model and data)
+        problems += self._wrong_values
+        return Arguments(
+            script or ScriptArguments(),
+            args,
+            model or ModelConfig(self._parsed(argv).model_name_or_path),
+            data or DatasetMixtureConfig(),
+            file,
+            tuple(dict.fromkeys(problems)),
+            is_partial,
+        )
+
+    def _construct(self, kind: type[Options], argv: Sequence[str], problems: list[str]) -> Options | None:
+        """Parse the options of one dataclass; add its problems to a list, and return None if it has any."""
+        only: Any = {"dataclass_types": [kind]}
+        with collecting(problems, ValueError, ImportError, TypeError), _trl.temporarily(self, **only):
+            try:
+                return self.parse_args_and_config(argv, return_remaining_strings=True)[0]
+            except OSError as error:
+                raise InputError(f"{error.filename}: {error.strerror}.") from None
+        return None
+
+    def _stand_in(self, argv: Sequence[str]) -> DPOExtConfig:
+        """A valid configuration in place of one with problems, as near to it as can be."""
+        without_precision = ["--bf16", "false", "--bf16_full_eval", "false"]
+        near = self._construct(DPOExtConfig, [*argv, *without_precision], [])
+        if near is not None:
+            return near
+        parsed = self._parsed(argv)
+        return DPOExtConfig(parsed.output_dir, bf16=False, report_to=parsed.report_to, seed=parsed.seed)
+
+    def _parsed(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The plain values of all options, once `_construct` has read the file of `--config`."""
+        return self.parse_known_args(_split_config(argv)[1])[0]
 
     def _unknown_arguments(self, keys: dict[str, Any], flags: Sequence[str]) -> list[str]:
         known = {action.dest for action in self._actions}
@@ -103,7 +177,9 @@ def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _read_keys(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise InputError(f"--config {file}: no such file or recipe. Run `trl-dpo-ext recipes` to list recipes.")
+        near = nearest_recipe(str(file))
+        hint = f" Did you mean {near}?" if near else ""
+        raise InputError(f"--config {file}: no such file or recipe.{hint} Run `trl-dpo-ext recipes` to list recipes.")
     try:
         keys = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -113,9 +189,9 @@ def _read_keys(file: Path) -> dict[str, Any]:
     return keys
 
 
-def parse_for_another_machine(argv: Sequence[str]) -> Arguments:
-    """Parse the flags of a run on another machine: bf16 is accepted even if this machine has no GPU for it."""
-    return TrainParser().parse([*argv, "--use_cpu", "true"])
+def read_for_another_machine(argv: Sequence[str]) -> Arguments:
+    """Read the flags of a run on another machine: bf16 is accepted even if this machine has no GPU for it."""
+    return TrainParser().read([*argv, "--use_cpu", "true"])
 
 
 def adapter_config(model: ModelConfig) -> Any:

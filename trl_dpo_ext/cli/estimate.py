@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import InputError, collecting
 from ..estimate.formulas import GIB
+from ..estimate.model_size import NO_MODEL
 from ..estimate.search import MORE_GPUS, Candidate, EstimateReport, estimate_run
 from ..recipe_registry import read_recipe
 from ..text_table import format_table
 from .adapters import as_new_adapter
-from .arguments import adapter_config, parse_for_another_machine
+from .arguments import adapter_config, read_for_another_machine
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "head", "sharding", "overhead", "total")
 
@@ -44,10 +46,15 @@ def estimate_flags(argv: Sequence[str], **options: Any) -> EstimateReport:
         argv: the flags, including `--config` if there is a recipe.
         **options: keyword arguments of `estimate_run`.
     """
-    arguments = parse_for_another_machine(argv)
+    arguments = read_for_another_machine(argv)
     recipe = read_recipe(arguments.recipe_file) if arguments.recipe_file else None
-    model, peft_config = as_new_adapter(arguments.args, arguments.model, adapter_config(arguments.model))
-    return estimate_run(arguments.args, model, peft_config, recipe, **options)
+    problems, report = [*arguments.problems], None
+    with collecting(problems):
+        model, peft_config = as_new_adapter(arguments.args, arguments.model, adapter_config(arguments.model))
+        report = estimate_run(arguments.args, model, peft_config, recipe, **options)
+    if problems or report is None:
+        raise InputError(*[problem for problem in problems if not (arguments.is_partial and problem == NO_MODEL)])
+    return report
 
 
 def describe(report: EstimateReport) -> str:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import InputError, StoreWriteError
+from ..logging_setup import mute_import_messages
 
 PROG = "trl-dpo-ext"
 COMMANDS = {
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _parser().parse_args(argv[:1]).command  # everything behind it is for the command's own parser
     module, function, _ = COMMANDS[command]
+    mute_import_messages()
     run = getattr(import_module(f".{module}", __package__), function)
     try:
         return run(argv[1:], prog=f"{PROG} {command}")

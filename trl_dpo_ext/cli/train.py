@@ -12,10 +12,12 @@ from typing import Any
 from trl import get_quantization_config
 
 from .. import _trl
+from ..checks.models import NO_MODEL
 from ..data.loading import load_preferences
 from ..distributed.checkpoints import checkpoint_to_resume
-from ..errors import InputError
+from ..errors import InputError, collecting
 from ..model_card import Origin
+from ..preflight import RunSpec
 from ..trainer import DPOExtTrainer
 from .arguments import Arguments, TrainParser, adapter_config
 from .run_summary import print_run_summary
@@ -23,10 +25,11 @@ from .run_summary import print_run_summary
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:
     """Train, save, and push to the hub if asked to."""
-    arguments = TrainParser(prog=prog).parse(argv)
-    args = arguments.args
-    checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir))
-    trainer = build_trainer(arguments)
+    arguments = TrainParser(prog=prog).read(argv)
+    args, checkpoint, problems = arguments.args, None, []
+    with collecting(problems):
+        checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, str(args.output_dir))
+    trainer = build_trainer(arguments, problems)
     trainer.origin = Origin.of_command(argv, arguments, os.environ)
     print_run_summary(trainer, arguments.model, arguments.recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -42,7 +45,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
 
 def run_precompute(argv: Sequence[str], prog: str | None = None) -> int:
     """Fill a store with the reference log-probs that `train` would read with the same arguments."""
-    arguments = TrainParser(prog=prog).parse([*argv, "--precompute_ref_log_probs", "true"])
+    arguments = TrainParser(prog=prog).read([*argv, "--precompute_ref_log_probs", "true"])
     args = arguments.args
     if arguments.script.dataset_streaming and args.max_steps < 1:
         args.max_steps = 1  # transformers needs a length, which a stream does not have; no step is run
@@ -63,28 +66,35 @@ def _without_policy(arguments: Arguments) -> Arguments:
     return replace(arguments, model=replace(arguments.model, use_peft=False, load_in_4bit=False, load_in_8bit=False))
 
 
-def build_trainer(arguments: Arguments) -> DPOExtTrainer:
+def build_trainer(arguments: Arguments, problems: Sequence[str] = ()) -> DPOExtTrainer:
     """Build the trainer that the arguments describe, with model and data loaded.
 
+    Args:
+        arguments: the arguments, valid or not.
+        problems: what else is known to be wrong.
+
     Raises:
-        InputError: no model is named, or the data cannot be loaded.
+        InputError: listing everything that is wrong with the run, before a model is loaded.
     """
-    model = arguments.model
-    if model.model_name_or_path is None:
-        raise InputError("No model: set --model_name_or_path (a hub id or a folder).")
-    args = copy.copy(arguments.args)
-    train_dataset, eval_dataset = load_preferences(arguments.script, arguments.data, args)
+    found = [*arguments.problems, *problems]
+    model, args = arguments.model, copy.copy(arguments.args)
+    names_no_data = not arguments.script.dataset_name and not arguments.data.datasets
+    datasets: dict[str, Any] = {"train_dataset": None, "eval_dataset": None}
+    if not (arguments.is_partial and names_no_data):
+        with collecting(found):
+            datasets = dict(zip(datasets, load_preferences(arguments.script, arguments.data, args), strict=True))
     from_flags = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
     }
     args.model_init_kwargs = {**from_flags, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-    return DPOExtTrainer(
-        model.model_name_or_path,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model),
-        peft_config=adapter_config(model),
-    )
+    load: dict[str, Any] = {}
+    with collecting(found, ValueError, ImportError):
+        load = {"quantization_config": get_quantization_config(model), "peft_config": adapter_config(model)}
+    name: Any = model.model_name_or_path
+    if not found and name is not None:
+        return DPOExtTrainer(name, args=args, **datasets, **load)
+    with collecting(found):
+        RunSpec.build(args, name, None, **datasets, **load)
+    raise InputError(*[problem for problem in found if not (arguments.is_partial and problem == NO_MODEL)])

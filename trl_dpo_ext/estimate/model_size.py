@@ -93,6 +93,9 @@ def _adapter_parameters(model: Any, peft_config: Any) -> int:
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+NO_MODEL = "No model: set --model_name_or_path, or set --model_config to the model's config.json."
+
+
 def read_model_config(model_name_or_path: str | None, model_config: str | None, revision: str = "main") -> Any:
     """Read a model's configuration from `model_config` (a config.json, or a folder with one), or by the model's name.
 
@@ -104,7 +107,7 @@ def read_model_config(model_name_or_path: str | None, model_config: str | None, 
     if model_config:
         return _config_from_file(Path(model_config))
     if model_name_or_path is None:
-        raise InputError("No model: set --model_name_or_path, or set --model_config to the model's config.json.")
+        raise InputError(NO_MODEL)
     try:
         return AutoConfig.from_pretrained(model_name_or_path, revision=revision)
     except (OSError, ValueError) as error:  # not cached and no network, gated, or no such model

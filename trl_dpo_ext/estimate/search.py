@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, collecting
 from ..recipe_registry import Recipe, accelerate_configs, find_accelerate
 from .formulas import Memory, Training, estimate
 from .from_args import context_from_args, training_from_args, with_precision_from_args
@@ -101,12 +101,20 @@ def estimate_run(
     Raises:
         InputError: a value is invalid, or the model's configuration cannot be read.
     """
-    _check_numbers(gpu_memory, gpus)
+    problems: list[str] = []
+    with collecting(problems):
+        _check_numbers(gpu_memory, gpus)
     accelerate_config = accelerate_config or (recipe.accelerate if recipe else None)
     if recipe and accelerate_config and accelerate_config == recipe.accelerate:
         gpus = gpus or recipe.processes
-    chosen = _read_chosen(accelerate_config, args, gpus) if accelerate_config else None
-    config = read_model_config(model.model_name_or_path, model_config, model.model_revision)
+    chosen = config = None
+    with collecting(problems):
+        chosen = _read_chosen(accelerate_config, args, gpus) if accelerate_config else None
+    if not problems or not (model.model_name_or_path or model_config):  # a name may have to be looked up on the hub
+        with collecting(problems):
+            config = read_model_config(model.model_name_or_path, model_config, model.model_revision)
+    if problems:
+        raise InputError(*problems)
     mixture = args.loss_mixture()
     training = training_from_args(args, model, mixture, config)
     size = _compute_size(model.model_name_or_path, config, peft_config)

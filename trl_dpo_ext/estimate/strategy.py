@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import InputError
+from ..recipe_registry import accelerate_configs
 
 Kind = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
 GPUS_PER_MACHINE = 8
@@ -98,7 +100,9 @@ def read_strategy(file: str | Path) -> ParallelStrategy:
     """
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"--accelerate_config {file}: no such file or shipped configuration.")
+        near = difflib.get_close_matches(str(file), accelerate_configs(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"--accelerate_config {file}: no such file or shipped configuration.{hint}")
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -91,6 +91,16 @@ class Policy:
         return configs[active[0]]
 
     @property
+    def processing_class(self) -> Any:
+        """The tokenizer or processor that was saved with the adapter; None for the model's own."""
+        return self.adapter.processing_class if self.adapter is not None else None
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether the embedding grows when the adapter is loaded."""
+        return self.adapter is not None and self.adapter.adds_tokens
+
+    @property
     def described(self) -> Any:
         """The model, or the name of the one to read configurations from."""
         return self.given if self.adapter is None else self.adapter.base
@@ -119,16 +129,14 @@ class Policy:
         return {key: value for key, value in self.adapter.base_load.items() if key in kept or key not in ours}
 
     @contextlib.contextmanager
-    def constructing(self, copies: bool, load: dict[str, Any]) -> Iterator[Any]:
+    def constructing(self, copies: bool) -> Iterator[Any]:
         """Yield the model for TRL's constructor, under the patches that the constructor has to run with.
 
         Args:
             copies: whether a frozen copy of the adapter that trains is to be the reference.
-            load: the constructor's other arguments for loading; the tokenizer of a named adapter is added.
         """
         with contextlib.ExitStack() as patches:
             if self.adapter is not None:
-                load["processing_class"] = load["processing_class"] or self.adapter.processing_class
                 patches.enter_context(self.described_args())
                 patches.enter_context(_trl.loading_policy(lambda base: self._finished(base, patches, copies)))
                 yield self.adapter.base

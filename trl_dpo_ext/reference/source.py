@@ -77,6 +77,7 @@ class ReferenceSource(CheckpointedReference, abc.ABC):
         self.host = host
         with contextlib.ExitStack() as patches:
             patches.enter_context(_trl.start_kept(self.switches_adapters, base_sample))
+            patches.enter_context(_trl.renamed_in_peft())
             yield self._enter(patches)
 
     @abc.abstractmethod

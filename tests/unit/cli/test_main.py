@@ -17,7 +17,7 @@ from trl_dpo_ext.cli import main as cli
 def test_wrong_input_ends_with_status_two_and_no_traceback(capsys) -> None:
     assert cli.main(["train", *BASE, "--loss_type", "sigmod"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: Unknown loss_type 'sigmod'.")
+    assert captured.err.startswith("error: 3 problems:\n- Unknown loss_type 'sigmod'.")  # and no model and no data
     assert "Traceback" not in captured.err
 
 

@@ -1,0 +1,1 @@
+"""Checks of models, tokenizers and the machine before anything is loaded."""
