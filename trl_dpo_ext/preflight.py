@@ -98,6 +98,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
+        for warning in unused_options(args):
+            warnings.warn(warning, stacklevel=3)
         return cls(mixture, columns, pair_forward, reference, datasets["train_dataset"], datasets["eval_dataset"])
 
 
@@ -201,8 +203,6 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
-    for warning in unused_options(args):
-        warnings.warn(warning, stacklevel=4)
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(
