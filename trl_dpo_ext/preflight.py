@@ -119,6 +119,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
+        for warning in unused_options(args):
+            warnings.warn(warning, stacklevel=3)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
         return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class)
 
@@ -195,8 +197,6 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
-    for warning in unused_options(args):
-        warnings.warn(warning, stacklevel=4)
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(

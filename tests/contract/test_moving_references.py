@@ -66,7 +66,7 @@ def test_trls_constructor_reads_the_option_and_refuses_adapters() -> None:
 
 def test_the_adapter_called_ref_is_the_reference(tmp_path) -> None:
     run = runs.trainer(tmp_path, DPOExtTrainer, peft_config=peft.LoraConfig(**LORA))
-    batch = next(iter(run.get_train_dataloader()))
+    batch = run.data_collator([run.train_dataset[row] for row in range(2)])
     base, _ = run.compute_ref_log_probs(run.model, batch)
     _trl.SecondAdapter(run.model)
     with torch.no_grad():

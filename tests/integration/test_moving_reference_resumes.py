@@ -167,7 +167,7 @@ def test_what_is_saved_is_the_policy_alone(tmp_path, folder: str) -> None:
 def test_the_losses_of_a_run_whose_reference_moves_can_be_replaced(tmp_path) -> None:
     run = runs.trained(tmp_path, peft_config=LORA, **{**SYNC, "max_steps": 2})
     run.set_losses(loss_type="ipo")
-    first = run.compute_loss(run.model, next(iter(run.get_train_dataloader())))
+    first = run.compute_loss(run.model, run.data_collator([run.train_dataset[row] for row in range(2)]))
     reference = run.reference
     assert reference.moves
     reference.move()

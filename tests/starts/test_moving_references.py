@@ -16,6 +16,7 @@ from trl import DPOTrainer
 
 from tests.support import runs, tiny
 from trl_dpo_ext import load_reference
+from trl_dpo_ext._trl import SecondAdapter
 from trl_dpo_ext.errors import InputError
 
 from .listing import Kind
@@ -179,11 +180,11 @@ def test_a_reference_of_another_size_is_refused(tmp_path, model: str) -> None:
 
 
 @moving("LoRA with trained weights outside the adapter", "error: the reference shares them")
-def test_weights_that_are_shared_with_the_reference_are_refused(tmp_path) -> None:
+def test_weights_that_are_shared_with_the_reference_are_refused() -> None:
     policy: Any = peft.get_peft_model(tiny.model(), peft.LoraConfig(**LORA))
     policy.get_base_model().lm_head.weight.requires_grad_(True)
     with pytest.raises(InputError, match=r"1 trained weights outside the adapter 'default' are shared.*lm_head.weight"):
-        runs.trainer(tmp_path, model=policy, **SYNC)
+        SecondAdapter(policy)  # old versions of PEFT freeze the base again when TRL adds its copy
 
 
 @moving("a 4-bit policy with LoRA (QLoRA)", "its second adapter moves")

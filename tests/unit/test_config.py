@@ -161,7 +161,8 @@ def own_fields() -> dict[str, Any]:
     """The fields that TRL's configuration lacks, and those that are redefined here."""
     fields = {field.name: field for field in dataclasses.fields(DPOExtConfig)}
     foreign = {field.name for field in dataclasses.fields(DPOConfig)}
-    redefined = set(inspect.get_annotations(DPOExtConfig))
+    mine = [cls for cls in DPOExtConfig.__mro__ if cls.__module__.startswith("trl_dpo_ext.")]
+    redefined = {name for cls in mine for name in inspect.get_annotations(cls)}
     return {name: field for name, field in fields.items() if name not in foreign or name in redefined}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from trl_dpo_ext.distributed.full_parameters import parameter_shapes, visit_para
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.moving import state
 from trl_dpo_ext.reference.moving.mixing import mix_factors
-from trl_dpo_ext.reference.moving.problems import mismatches
+from trl_dpo_ext.reference.moving.problems import mismatches, reference_problems, split_problems
 
 ROWS, COLUMNS, RANK = 24, 20, 2
 
@@ -153,3 +155,21 @@ def test_models_of_other_shapes_are_named() -> None:
     assert not mismatches({"a": (1, 2)}, {"a": (1, 2)})
     (problem,) = mismatches({"a": (1, 2), "b": (2,)}, {"a": (1, 3)})
     assert r"2 weights differ (first: a, (1, 2) in the policy and (1, 3) in the reference)" in problem
+
+
+@pytest.mark.parametrize("engine", ["fsdp by flag", "fsdp by accelerate", "zero3"])
+def test_an_adapter_that_will_be_split_cannot_grow(monkeypatch, engine: str) -> None:
+    zero3 = SimpleNamespace(zero_stage=3) if engine == "zero3" else None
+    flag = {"fsdp_version": 2} if engine == "fsdp by flag" else None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(engine == "fsdp by accelerate").lower())
+    args = SimpleNamespace(ref_model_mixup_alpha=0.6, fsdp_plugin_args=flag, deepspeed_plugin=zero3)
+    adapter = peft.LoraConfig(r=2)
+    (problem,) = reference_problems(args, None, adapter)
+    assert "cannot be used with an adapter under FSDP and ZeRO-3" in problem
+    args.ref_model_mixup_alpha = 1.0
+    assert not reference_problems(args, None, adapter)
+    args.ref_model_mixup_alpha, args.deepspeed_plugin = 0.6, SimpleNamespace(zero_stage=2)
+    args.fsdp_plugin_args = None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert not reference_problems(args, None, adapter)
+    assert split_problems(True, 0.6) == [problem]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,20 +62,24 @@ def _adapter_problems(adapter: Any, args: Any) -> list[str]:
         )
     elif getattr(adapter, "use_dora", False):
         problems += variant_problems(["DoRA"], args.ref_model_mixup_alpha)
-    if is_split(args):
-        problems.append(
-            f"ref_model_mixup_alpha={args.ref_model_mixup_alpha} cannot be used with an adapter under FSDP and ZeRO-3: "
-            "the rank of the mixed adapter grows, and weights that are split over processes cannot. Set "
-            "ref_model_mixup_alpha=1, or use DDP or ZeRO-2."
-        )
-    return problems
+    return [*problems, *split_problems(_will_be_split(args), args.ref_model_mixup_alpha)]
 
 
-def is_split(args: Any) -> bool:
-    """Whether the engine splits the policy's weights over processes."""
-    plugin = getattr(args, "deepspeed_plugin", None)
-    fsdp = str(args.distributed_state.distributed_type).endswith("FSDP")
-    return fsdp or getattr(plugin, "zero_stage", 0) == 3
+def _will_be_split(args: Any) -> bool:
+    """Whether the engine will split the policy's weights over processes."""
+    fsdp = args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return fsdp or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
+
+
+def split_problems(split: bool, alpha: float) -> list[str]:
+    """Return one problem if an adapter that is split over processes is to be mixed softly."""
+    if not split or alpha == 1:
+        return []
+    return [
+        f"ref_model_mixup_alpha={alpha} cannot be used with an adapter under FSDP and ZeRO-3: the rank of the mixed "
+        "adapter grows, and weights that are split over processes cannot. Set ref_model_mixup_alpha=1, or use DDP or "
+        "ZeRO-2."
+    ]
 
 
 def variant_problems(variants: list[str], alpha: float) -> list[str]:

@@ -17,7 +17,7 @@ from ..producer import Producer
 from ..source import Collator, LiveReference, ReferenceSettings
 from . import state
 from .mixing import mix_factors
-from .problems import mismatches, variant_problems
+from .problems import mismatches, split_problems, variant_problems
 
 
 class MovingReference(LiveReference):
@@ -59,6 +59,7 @@ class MovingReference(LiveReference):
         if self._adapted:
             self._adapter = _trl.SecondAdapter(self.host.unwrapped(trainer.model))
             problems = variant_problems(self._adapter.variants(), self.alpha)
+            problems += split_problems(self.host.is_sharded, self.alpha)
         else:
             policy = parameter_shapes(self.host.unwrapped(trainer.model))
             problems = mismatches(policy, parameter_shapes(self._module()))
