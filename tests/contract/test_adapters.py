@@ -80,7 +80,8 @@ def test_transformers_puts_an_adapter_inside_a_model_under_the_names_that_peft_g
     assert {name for name, _ in inside.named_parameters()} == ours, seam("transformers", "names of an adapter inside")
     assert inside._hf_peft_config_loaded, seam("transformers", "_hf_peft_config_loaded")
     assert not any(p.requires_grad for p in inside.parameters()), seam("transformers", "an adapter inside is frozen")
-    assert callable(inside.active_adapters), seam("transformers", "active_adapters is a method there")
+    (layer,) = [module for module in inside.modules() if isinstance(module, BaseTunerLayer)]
+    assert list(layer.active_adapters) == ["default"], seam("peft", "a layer's active_adapters")
     assert "autocast_adapter_dtype" in inspect.signature(peft.PeftModel.from_pretrained).parameters, seam(
         "peft", "cast"
     )

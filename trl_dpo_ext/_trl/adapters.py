@@ -33,10 +33,14 @@ def has_adapter_inside(model: Any) -> bool:
 
 
 def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
-    """The configurations of a model's adapters by name, and the names of the active ones."""
-    active: Any = model.active_adapters
-    names: Any = active() if callable(active) else active
-    return model.peft_config, list(names)
+    """The configurations of a model's adapters by name, and the names of the active ones.
+
+    Seam: a layer with an adapter names the active ones; transformers' method refuses some versions of peft.
+    """
+    if isinstance(model, PeftModel):
+        return model.peft_config, list(model.active_adapters)
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return model.peft_config, list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def are_switched_off(model: Any) -> bool:
