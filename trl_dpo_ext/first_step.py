@@ -53,7 +53,10 @@ class FirstStepChecks:
         """
         if self.host.is_training and not self._begun:
             self._begun = True
-            trainable.check_optimizer(self.host.trainer.optimizer)
+            engine = self.host.casts_parameters()
+            trainable.check_begins(
+                self.host.unwrapped(self.host.trainer.model), None if engine else self.host.trainer.optimizer
+            )
             self.reference.training_begins()
             if self._are_one_model() and self._policy_is_noisy():
                 self._quiet_logps = self.host.quiet_token_logps(

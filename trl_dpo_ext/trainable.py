@@ -82,16 +82,21 @@ def check_trains(policy: Any, optimizer: Any) -> None:
         )
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Check that the optimizer that training starts with has parameters.
+def check_begins(policy: Any, optimizer: Any) -> None:
+    """Check once more, at the first batch, what the user may have changed since the trainer was created.
+
+    Args:
+        policy: the model, without what distributed training wraps around it.
+        optimizer: the one that training begins with; None where an engine keeps its parameters elsewhere.
 
     Raises:
-        InputError: it has none.
+        InputError: no parameter requires a gradient, or the optimizer was made when none did.
     """
-    if hasattr(optimizer, "param_groups") and not any(group["params"] for group in optimizer.param_groups):
+    check_trains(policy, None)
+    if hasattr(optimizer, "param_groups") and not list(_parameters(optimizer)):
         raise InputError(
-            "Nothing would train: the optimizer has no parameters. Check requires_grad of the policy's parameters, and "
-            "call train() after changing it."
+            "Nothing would train: the optimizer has no parameters. Call train() after requires_grad_(True), without "
+            "creating the optimizer before."
         )
 
 

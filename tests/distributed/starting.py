@@ -31,7 +31,8 @@ def policy(folder: Path, adapted: bool) -> Any:
 
 def start(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, and return what the first step's check has measured."""
-    run = launched.trainer(folder, {**settings, "model": policy(folder, settings.pop("adapted"))})
+    model = policy(folder, settings.pop("adapted"))
+    run = launched.trainer(folder, {**settings, "model": model})
     run.train()
     return {"difference": run.first_step.start_difference}
 

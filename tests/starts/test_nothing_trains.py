@@ -194,13 +194,22 @@ def test_an_optimizer_of_some_of_the_policys_parameters_is_no_mistake(tmp_path: 
 
 @nothing_trains(
     "freeze the policy between creating the trainer and `train()`",
-    "error before the first step: the optimizer is empty",
+    "error before the first step",
 )
 def test_a_policy_that_is_frozen_before_training_is_refused_at_the_first_batch(tmp_path: Path) -> None:
     run = runs.trainer(tmp_path)
     run.model.requires_grad_(False)
-    with pytest.raises(InputError, match="the optimizer has no parameters"):
+    with pytest.raises(InputError, match="no parameter of the policy requires a gradient"):
         run.train()
+
+
+def test_an_optimizer_that_was_made_of_nothing_is_refused_at_the_first_batch(tmp_path: Path) -> None:
+    run = runs.trainer(tmp_path)
+    run.model.requires_grad_(False)
+    run.create_optimizer()
+    run.model.requires_grad_(True)
+    with pytest.raises(InputError, match="the optimizer has no parameters"):
+        first_batch(run)
 
 
 def frozen_half() -> PeftModel:

@@ -158,6 +158,35 @@ def test_the_weights_of_a_trained_adapter_that_change_after_construction_are_nam
         first_batch(run)
 
 
+@another_reference("merge the adapter after creating the trainer", "error before the first step that names the layer")
+def test_an_adapter_that_is_merged_after_construction_stops_the_run(tmp_path: Path) -> None:
+    config = LoraConfig(**LORA, init_lora_weights=False)
+    run = runs.trainer(tmp_path, model=get_peft_model(tiny.model(), config), ref_store=str(tmp_path / "refs"), **STORE)
+    shifted(run.model)
+    run.model.merge_adapter()
+    with pytest.raises(InputError, match=r"merged into the policy \(.*q_proj\).*unmerge_adapter"):
+        first_batch(run)
+
+
+@another_reference(
+    "put the reference model into training mode after creating the trainer, with dropout",
+    "error before the first step: call `ref_model.eval()`",
+)
+def test_a_reference_that_is_put_into_training_mode_stops_the_run(tmp_path: Path) -> None:
+    run = runs.trainer(tmp_path, model=tiny.model(attention_dropout=0.5))
+    run.ref_model.train()
+    with pytest.raises(InputError, match=r"runs in training mode.*ref_model\.eval"):
+        first_batch(run)
+
+
+@another_reference("put reference log-probs of another model into the dataset's columns", "error before the first step")
+def test_columns_of_another_model_stop_the_run(tmp_path: Path) -> None:
+    columns = {name: [-20.0] * 8 for name in ("ref_chosen_logps", "ref_rejected_logps")}
+    run = runs.trainer(tmp_path, train_dataset=tiny.preferences(8, **columns), **STORE)
+    with pytest.raises(InputError, match=r"own columns.*Another model, chat template or code"):
+        first_batch(run)
+
+
 def test_the_check_can_be_switched_off_for_a_live_reference(tmp_path: Path) -> None:
     run = runs.trainer(tmp_path, peft_config=LoraConfig(**LORA), verify_reference=False)
     shifted(run.model)

@@ -115,9 +115,14 @@ def shared_weights(models: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of trained weights of `models["policy"]` that lie in the memory of `models["reference"]` too."""
     if "reference" not in models:
         return []
-    theirs = {p.data_ptr() for p in models["reference"].parameters() if p.numel() and not p.is_meta}
-    ours = models["policy"].named_parameters()
-    return [name for name, p in ours if p.requires_grad and not p.is_meta and p.numel() and p.data_ptr() in theirs]
+    theirs = {_address(p) for p in models["reference"].parameters()} - {0}
+    return [name for name, p in models["policy"].named_parameters() if p.requires_grad and _address(p) in theirs]
+
+
+def _address(parameter: torch.Tensor) -> int:
+    """Where a parameter's values are in memory; 0 for one that is sharded or has none here."""
+    sharded = hasattr(parameter, "_local_tensor") or hasattr(parameter, "ds_id")
+    return 0 if sharded or parameter.is_meta or not parameter.numel() else parameter.data_ptr()
 
 
 def weights_hash(model: nn.Module) -> str:
