@@ -100,7 +100,7 @@ class RunSpec:
             with _collecting(problems), policy.described_args():
                 config = None if policy.adds_tokens else config
                 processing_class = check_tokenizer(args, policy.described, config, given, _named_parts(datasets))
-        if is_readable and not policy.converts:
+        if (is_readable or isinstance(model, str)) and not policy.converts:
             problems += trainable.policy_problems(model, peft_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)

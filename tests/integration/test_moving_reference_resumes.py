@@ -177,7 +177,8 @@ def test_the_losses_of_a_run_whose_reference_moves_can_be_replaced(tmp_path) -> 
 
 def test_a_reference_that_moves_is_chosen_before_a_model_is_loaded(tmp_path) -> None:
     args, data = runs.config(tmp_path, **SYNC), tiny.preferences()
+    model = tiny.saved_model(str(tmp_path / "model"))
     for peft_config, moves in ((None, True), (LORA, True)):
-        spec = RunSpec.build(args, "absent/model", None, data, None, peft_config=peft_config)
+        spec = RunSpec.build(args, model, None, data, None, peft_config=peft_config)
         assert spec.reference.moves is moves
-    assert not RunSpec.build(runs.config(tmp_path), "absent/model", None, data, None).reference.moves
+    assert not RunSpec.build(runs.config(tmp_path), model, None, data, None).reference.moves

@@ -92,7 +92,7 @@ MODELS = [
         "pass a `PeftModel` with its adapter layers disabled",
         STOPPED + "activate the adapter with `set_adapter`",
         disabled,
-        r"set_adapter\('default'\)",
+        "adapters are switched off",
     ),
     nothing_trains.case(
         "pass a `PeftModel` in which only adapters that are not active require gradients",

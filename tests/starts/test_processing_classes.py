@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,22 +316,25 @@ def moved(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "ref_model", "expected"),
+    "model",
     [
         wrong_tokenizer.case(
-            "a model from no folder, and no `ref_model`",
-            "error: pass `ref_model`, or precompute",
-            lambda _: tiny.model(),
-            lambda _: None,
-            NOTHING,
+            "a model from no folder, and no `ref_model`", "a copy of the model is the reference", lambda _: tiny.model()
         ),
         wrong_tokenizer.case(
-            "a model whose folder is gone, and no `ref_model`",
-            "error: pass `ref_model`, or precompute",
-            moved,
-            lambda _: None,
-            "No reference can be loaded: its folder",
+            "a model whose folder is gone, and no `ref_model`", "a copy of the model is the reference", moved
         ),
+    ],
+)
+def test_a_model_that_no_folder_holds_is_its_own_reference(tmp_path, model: Any) -> None:
+    run = runs.trainer(tmp_path, model=model(tmp_path), ref_model=None)
+    loss = run.compute_loss(run.model, next(iter(run.get_train_dataloader())))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "ref_model", "expected"),
+    [
         wrong_tokenizer.case(
             "a string as `ref_model`",
             "error: give a model, or `ref_model_name_or_path`",

@@ -298,7 +298,7 @@ def test_an_adapter_named_like_the_copy_is_refused(tmp_path: Path) -> None:
 def test_two_active_adapters_are_refused(tmp_path: Path) -> None:
     model = with_name("default", beside="other")
     model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(InputError, match="2 active adapters"):
+    with pytest.raises(InputError, match="2 adapters of the model are active"):
         runs.trainer(tmp_path, model=model)
 
 

@@ -252,7 +252,7 @@ def _instance_problems(model: Any, ref_model: Any, peft_config: Any) -> list[str
         )
     if _trl.are_switched_off(model):
         problems.append(
-            "The model's adapters are switched off, so that they neither compute nor train. Call "
+            "Nothing would train: the model's adapters are switched off. Call "
             f"model.{'enable_adapter_layers' if adapted else 'enable_adapters'}() first."
         )
     if adapted and ref_model is None and len(active) == 1:
