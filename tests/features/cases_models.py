@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.support import tiny
+from tests.support.tolerances import rounding
 
-from .cases_training import COMPILED, OTHER_DRAWS, STARTING_EVALUATION
-from .feature import HALF, Feature, Refused
+from .cases_training import COMPILED, NOT_STORED, OTHER_DRAWS, STARTING_EVALUATION
+from .feature import HALF, Differs, Feature, Refused, Run
 
 _CAUSAL = {"task_type": "CAUSAL_LM"}
 _PROJECTIONS: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], **_CAUSAL}
@@ -39,6 +42,17 @@ def _compiled_in_place(folder: Path) -> dict[str, Any]:
     model = _loaded(folder)
     model.compile(backend="eager")
     return {"model": model}
+
+
+def _losses(run: Run) -> list[float]:
+    return [line["loss"] for line in run.logs if "loss" in line]
+
+
+def _follows(ours: Run, _: Run) -> None:
+    """The reference catches up with the policy, so the second loss is nearer to log 2 than that of plain LoRA."""
+    first, second, *_ = _losses(ours)
+    assert first == pytest.approx(math.log(2), abs=rounding(1.0))
+    assert 0.6918 < second < math.log(2)  # 0.6913 with a reference that stays
 
 
 ADAPTERS: dict[str, peft.PeftConfig] = {
@@ -132,5 +146,12 @@ MODELS = [
         {"peft_config": _lora(lora_dropout=0.2), "disable_dropout": False, "learning_rate": 0.1, **STARTING_EVALUATION},
         share_prompt=OTHER_DRAWS,
         padding_free=OTHER_DRAWS,
+    ),
+    Feature(
+        "LoRA, `sync_ref_model`",
+        {"peft_config": _lora(), "sync_ref_model": True, "ref_model_sync_steps": 1},
+        plain=Differs("TRL has no reference to move and stops", _follows),
+        store=NOT_STORED,
+        trl_fails=NotImplementedError,
     ),
 ]

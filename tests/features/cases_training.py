@@ -14,6 +14,7 @@ from tests.support import tiny
 from .feature import HALF, ROUNDING, STEEP, Differs, Feature, Refused, Run
 
 COMPILED = Refused("hooks on a compiled model are ignored", "cannot be used with torch_compile=True")
+NOT_STORED = Refused("stored log-probs do not follow the reference", "cannot be used with sync_ref_model=True")
 NOISE_BY_LENGTH = Refused(
     "NEFTune scales its noise by the length of a row", "cannot be used with neftune_noise_alpha=5.0"
 )
@@ -105,7 +106,7 @@ TRAINING = [
     Feature(
         "`sync_ref_model`",
         {"sync_ref_model": True, "ref_model_sync_steps": 1, "max_steps": 3},
-        store=Refused("stored log-probs do not follow the reference", "cannot be used with sync_ref_model=True"),
+        store=NOT_STORED,
     ),
     Feature(
         "`neftune_noise_alpha`",
