@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from tests.support import tiny
 from tests.support.tolerances import rounding
 
-from .cases_training import COMPILED, NOT_STORED, OTHER_DRAWS, STARTING_EVALUATION
+from .cases_training import COMPILED, NOISE_BY_LENGTH, NOT_STORED, OTHER_DRAWS, STARTING_EVALUATION
 from .feature import HALF, Differs, Feature, Refused, Run
 
 _CAUSAL = {"task_type": "CAUSAL_LM"}
@@ -53,6 +53,13 @@ def _follows(ours: Run, _: Run) -> None:
     first, second, *_ = _losses(ours)
     assert first == pytest.approx(math.log(2), abs=rounding(1.0))
     assert 0.6918 < second < math.log(2)  # 0.6913 with a reference that stays
+
+
+def _quiet_reference(ours: Run, other: Run) -> None:
+    """The policy's noise is TRL's, and the reference's log-probs, the difference, are not."""
+    mine, theirs = ours.logs[0], other.logs[0]
+    assert mine["logps/chosen"] == theirs["logps/chosen"]
+    assert mine["rewards/chosen"] != theirs["rewards/chosen"]
 
 
 ADAPTERS: dict[str, peft.PeftConfig] = {
@@ -153,5 +160,12 @@ MODELS = [
         plain=Differs("TRL has no reference to move and stops", _follows),
         store=NOT_STORED,
         trl_fails=NotImplementedError,
+    ),
+    Feature(
+        "LoRA, `neftune_noise_alpha`",
+        {"peft_config": _lora(), "neftune_noise_alpha": 5.0},
+        plain=Differs("TRL adds noise to the reference too", _quiet_reference),
+        share_prompt=NOISE_BY_LENGTH,
+        padding_free=NOISE_BY_LENGTH,
     ),
 ]
