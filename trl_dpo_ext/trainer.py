@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @explain_trainer_arguments
-class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):
+class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignore[misc]  # TRL's card, not transformers'
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:

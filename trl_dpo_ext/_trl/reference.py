@@ -69,8 +69,10 @@ class ReferenceSeams(ModelSeams):
 
     def _quiet_policy(self) -> AbstractContextManager[None]:
         """The state in which TRL may run the reference: see `as_quiet_reference`, where the policy is the reference."""
-        policy = None if self.trainer.ref_model is not None else self.unwrapped(self.trainer.model)
-        return as_quiet_reference(policy) if is_peft_model(policy) else contextlib.nullcontext()
+        policy = self.unwrapped(self.trainer.model)
+        if self.trainer.ref_model is not None or not is_peft_model(policy):
+            return contextlib.nullcontext()
+        return as_quiet_reference(policy)
 
     def quiet_token_logps(
         self, model: Any, inputs: Mapping[str, Any], forward: Callable[[Any], Callable[..., Any]]

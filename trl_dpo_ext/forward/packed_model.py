@@ -96,8 +96,8 @@ def _pack_pairs(
     groups = [row % pairs for row in range(len(ids))] if share else None
     packed = pack([row[:length] for row, length in zip(ids, fed, strict=True)], groups, multiple)
     tokens = np.zeros(ids.shape, dtype=np.int64)
-    for row, places in zip(tokens, packed.places, strict=True):
-        row[: len(places)] = places
+    for number, places in enumerate(packed.places):
+        tokens[number, : len(places)] = places
     wanted = scored[:, 1:].astype(bool)
     return PackedPairs(packed, ids[:, 1:][wanted], tokens[:, :-1][wanted], tokens.flatten())
 

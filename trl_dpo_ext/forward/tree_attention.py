@@ -171,7 +171,10 @@ def by_varlen(
     indices = trees.on(query.device)
     queries, keys, most_queries, most_keys = indices.cumulative
     window, _ = reach
-    grouped = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.11 takes fewer heads unasked
+    takes = inspect.signature(varlen.varlen_attn).parameters
+    grouped: dict[str, Any] = (
+        {"enable_gqa": True} if "enable_gqa" in takes else {}
+    )  # torch 2.11 takes fewer heads unasked
     key, value = (each[0].transpose(0, 1).index_select(0, indices.keys) for each in (key, value))
     output = varlen.varlen_attn(
         query[0].transpose(0, 1).contiguous(),
@@ -183,7 +186,7 @@ def by_varlen(
         most_keys,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        **({"enable_gqa": True} if grouped else {}),
+        **grouped,
     )
     assert isinstance(output, torch.Tensor)
     return output[None]
