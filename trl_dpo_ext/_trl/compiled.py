@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate.utils import is_compiled_module
+from torch import nn
 
 
 def without_compilation(model: Any) -> Any:
@@ -17,6 +20,22 @@ def without_compilation(model: Any) -> Any:
     if not is_compiled_module(model):
         return model
     return model if getattr(vars(model).get("forward"), "__self__", None) is model else model._orig_mod
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside, modules that `module.compile()` has compiled in place are called as they were before.
+
+    Seam: it leaves `_compiled_call_impl`, which a call runs unless it is None.
+    """
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 def is_compiled_by(accelerator: Any) -> bool:

@@ -26,7 +26,7 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
         >>> args.beta
         0.1
     """
-    saved = {name: vars(target).get(name, _ABSENT) for name in values}
+    saved = {name: _held(target, name) for name in values}
     for name, value in values.items():
         setattr(target, name, value)
     try:
@@ -37,6 +37,13 @@ def temporarily(target: Any, **values: Any) -> Iterator[None]:
                 delattr(target, name)
             else:
                 setattr(target, name, value)
+
+
+def _held(target: Any, name: str) -> Any:
+    """The value that a target holds itself, or through a property of its class."""
+    if isinstance(getattr(type(target), name, None), property):
+        return getattr(target, name)
+    return vars(target).get(name, _ABSENT)
 
 
 @contextlib.contextmanager

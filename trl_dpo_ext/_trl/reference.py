@@ -15,7 +15,7 @@ from trl.trainer import dpo_trainer
 
 from .adapters import FROZEN
 from .batch import COMPLETION_MASK, REFERENCE_COLUMNS, labels_of
-from .compiled import without_compilation
+from .compiled import uncompiled, without_compilation
 from .constructor import placed_reference
 from .frozen_copy import as_quiet_reference
 from .loss import Recorder, scored_tokens
@@ -172,7 +172,7 @@ class ReferenceSeams(ModelSeams):
     def _evaluated(self, model: Any) -> Iterator[tuple[Any, Any]]:
         model = without_compilation(model)  # a pass adds hooks for each batch
         causal = self.causal_model(model)
-        with evaluation_mode(causal):
+        with uncompiled(causal), evaluation_mode(causal):
             yield model, causal
 
     def _reference_of_policy(self) -> Any:

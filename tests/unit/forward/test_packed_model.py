@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.nn.attention import varlen as torch_varlen
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support import architectures, kernels
@@ -71,7 +72,10 @@ def attend_by(way: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             return kernels.varlen(q, k, v, *cumulative, softmax_scale=scale, causal=True, window_size=window_size)
 
         monkeypatch.setattr(tree_attention, "varlen_takes", lambda *_, **__: True)
-        monkeypatch.setattr(torch_varlen, "varlen_attn", kernel, raising=False)
+        stand_in: Any = ModuleType("torch.nn.attention.varlen")  # torch 2.8 does not have it
+        stand_in.varlen_attn = kernel
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+        monkeypatch.setattr(torch.nn.attention, "varlen", stand_in, raising=False)
 
 
 @pytest.mark.parametrize("case", sorted(filter(packable, architectures.EXACT)))
