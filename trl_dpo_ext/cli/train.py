@@ -39,7 +39,7 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
         print(f"Saved to {args.output_dir}.", flush=True)
     if args.push_to_hub:
         trainer.push_to_hub()
-    trainer.accelerator.end_training()
+    getattr(trainer, "end", trainer.accelerator.end_training)()  # older versions of transformers have no `end`
     return 0
 
 
