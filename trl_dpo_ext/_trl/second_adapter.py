@@ -12,10 +12,10 @@ from torch import nn
 from trl import SyncRefModelCallback
 
 from ..errors import InputError
+from .adapters import FROZEN
+from .frozen_copy import gradients_kept
 from .patching import temporarily
 
-NAME = "ref"
-"""Seam: `compute_ref_log_probs` runs the policy with the adapter of this name, if it has one."""
 _LOW_RANK = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
 """Seam: where peft keeps the first factor of a product -> where it keeps the second."""
 
@@ -48,12 +48,12 @@ class SecondAdapter:
     def __init__(self, policy: Any) -> None:
         self.source = policy.active_adapter
         self.policy = policy
-        if NAME not in policy.peft_config:
+        if FROZEN not in policy.peft_config:
             self._add()
         self._check_complete()
         for slot in self._slots().values():
             if isinstance(slot[self.source], nn.Dropout):
-                slot[NAME] = nn.Identity()  # the reference is run without noise
+                slot[FROZEN] = nn.Identity()  # the reference is run without noise
         for name, parameter in self._parameters(self.source).items():
             self._set(_renamed(name, self.source), parameter.detach().clone())
         self.names = {name: _renamed(name, self.source) for name in self._parameters(self.source)}
@@ -63,11 +63,8 @@ class SecondAdapter:
         config = copy.deepcopy(self.policy.peft_config[self.source])
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # some initializations take the adapter off the base
-        states = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
-        with torch.random.fork_rng():
-            self.policy.add_adapter(NAME, config)
-        for parameter, requires_grad in states:
-            parameter.requires_grad_(requires_grad)
+        with torch.random.fork_rng(), gradients_kept(self.policy):
+            self.policy.add_adapter(FROZEN, config)
 
     def _check_complete(self) -> None:
         mine = {id(parameter) for parameter in self._parameters(self.source).values()}
@@ -96,7 +93,7 @@ class SecondAdapter:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The copy's parameters by name; for a policy that is not split over processes."""
-        return self._parameters(NAME)
+        return self._parameters(FROZEN)
 
     def _set(self, name: str, value: torch.Tensor) -> None:
         """Give a parameter of the copy a value, of any shape."""
@@ -139,7 +136,7 @@ def _renamed(name: str, adapter: str) -> str:
     """The counterpart's name: the last part of it that is the adapter's name is exchanged."""
     parts = name.split(".")
     at = len(parts) - 1 - parts[::-1].index(adapter)
-    return ".".join([*parts[:at], NAME, *parts[at + 1 :]])
+    return ".".join([*parts[:at], FROZEN, *parts[at + 1 :]])
 
 
 def _second_factor(name: str) -> str | None:
