@@ -15,6 +15,8 @@ from trl_dpo_ext import hyperparameter_fields, recipe_registry
 from trl_dpo_ext.losses import tables
 from trl_dpo_ext.option_docs import read_args
 
+import compat
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for what is generated from the tests
 
@@ -57,6 +59,7 @@ FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperpara
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "loss counts": tables.counts_as_markdown,
+        "versions": compat.as_markdown,
         "losses": tables.as_markdown,
         "data options": lambda: options_as_markdown("DataOptions"),
         "loss options": lambda: options_as_markdown("DPOExtConfig"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -60,6 +61,16 @@ def test_every_floor_is_the_oldest_version_that_runs() -> None:
     for requirement in map(Requirement, PROJECT["dependencies"]):
         (floors[requirement.name],) = [Version(each.version) for each in requirement.specifier if each.operator == ">="]
     assert floors == {name: version for name, version in pinned("oldest").items() if name in floors}
+
+
+@pytest.mark.parametrize("environment", ["oldest", "newest"])
+def test_the_recorded_run_had_these_versions_and_no_failure(environment: str) -> None:
+    result = json.loads((COMPAT / "results.json").read_text())[environment]
+    ran = {name: Version(version) for name, version in result["versions"].items() if name in pinned(environment)}
+    assert ran == {name: version for name, version in pinned(environment).items() if name in ran}
+    assert {"torch", "trl", "transformers", "peft"} <= ran.keys()
+    assert result["failed"] == 0
+    assert result["passed"] > 4000
 
 
 @pytest.mark.parametrize("environment", ["oldest", "newest"])
