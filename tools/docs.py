@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import compat
+
 from trl_dpo_ext import hyperparameter_fields, recipe_registry
 from trl_dpo_ext.losses import tables
 from trl_dpo_ext.option_docs import read_args
-
-import compat
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for what is generated from the tests
