@@ -61,7 +61,7 @@ def test_the_other_files_train_as_they_stand(tmp_path, name: str) -> None:
     record = launch(folder, name, command, processes=processes, flags=HSDP if name == "fsdp2_hsdp" else ())
     assert f"Saved to {folder}/out." in record.printed
     assert record["logs"][-1]["step"] == 3
-    written = read_strategy(RECIPES / f"{name}.yaml").over(processes)
+    written = read_strategy(RECIPES / f"{name}.yaml").with_processes(processes)
     shard_size = 2 if name == "fsdp2_hsdp" else 0
     expected = replace(written, half_precision=bf16 == "true", on_cpu=True, machines=1, shard_size=shard_size)
     assert record["estimated_as"] == asdict(expected)

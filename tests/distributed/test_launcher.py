@@ -27,7 +27,7 @@ def test_two_processes_of_an_engine_train_as_one_process_does(tmp_path, alone: R
     assert len(losses) == 3
     assert [line["loss"] for line in split.steps] == pytest.approx(losses, abs=2e-4)
     assert split.weights.keys() == alone.weights.keys()
-    written = read_strategy(RECIPES / f"{engine}.yaml").over(2)
+    written = read_strategy(RECIPES / f"{engine}.yaml").with_processes(2)
     assert split["estimated_as"] == dataclasses.asdict(dataclasses.replace(written, half_precision=False, on_cpu=True))
     for name, tensor in alone.weights.items():
         torch.testing.assert_close(split.weights[name].float(), tensor, rtol=1e-4, atol=1e-5)

@@ -37,13 +37,14 @@ def base_tensors(model: nn.Module) -> dict[str, Any]:
     the entries of quantized layers.
     """
     base = without_peft_model(model)
+    return _without_adapters(base, base.state_dict(keep_vars=True))
+
+
+def _without_adapters(base: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that no adapter added, under the names they have without adapters."""
     tuners = {name for name, module in base.named_modules() if _wraps_a_layer(module)}
-    tensors = {}
-    for name, value in base.state_dict(keep_vars=True).items():
-        kept = _original_name(name, tuners)
-        if kept is not None:
-            tensors[kept] = value
-    return tensors
+    originals = {name: _original_name(name, tuners) for name in tensors}
+    return {original: tensors[name] for name, original in originals.items() if original is not None}
 
 
 def without_peft_model(model: nn.Module) -> nn.Module:
@@ -106,7 +107,9 @@ def _starts_apart(config: Any) -> bool:
 
 def trained_base_weights(model: nn.Module) -> list[str]:
     """Return the names of base weights that require gradients: an adapter's reference changes with them."""
-    trained = [name for name, tensor in base_tensors(model).items() if getattr(tensor, "requires_grad", False)]
+    base = without_peft_model(model)
+    # By parameter: `state_dict` of a part of a model under FSDP1 makes a root of each unit, and the next forward fails.
+    trained = _without_adapters(base, {name: p for name, p in base.named_parameters() if p.requires_grad})
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # of weights that PEFT adds
     return [name for name in trained if not (isinstance(prefix, str) and prefix and prefix in name)]
 
