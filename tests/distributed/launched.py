@@ -144,7 +144,7 @@ def check_data(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Check a dataset, and count the batches that this process has read of it."""
     from datasets import Dataset
 
-    from trl_dpo_ext.core.hyperparameters import Hyper
+    from trl_dpo_ext.core.columns import Column
     from trl_dpo_ext.data import columns, validation
 
     read = []
@@ -156,7 +156,7 @@ def check_data(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     read_batches = validation.read_batches
     validation.read_batches = columns.read_batches = counting
-    weights = {"chosen_token_weights": Hyper("Weight of each token.", per_token="chosen")}
+    weights = {"chosen_token_weights": Column("Weight of each token.", per_token="chosen")}
     dataset = Dataset.from_dict(settings["data"])
     report = validation.check_preferences(dataset, "train_dataset", {})
     tokens = columns.token_column_problems(dataset, "train_dataset", weights)

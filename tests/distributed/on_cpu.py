@@ -45,7 +45,8 @@ def stand_in_for_gpus() -> None:
     accelerate.state.PartialState._prepare_backend = prepare_backend
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if fsdp1:  # crashes when it offloads from the CPU to the CPU, which accelerate asks for at every save
-        fsdp.StateDictConfig.offload_to_cpu = property(lambda _: False, lambda _, value: None)
+        never = property(lambda _: False, lambda _, value: None)
+        fsdp.StateDictConfig.offload_to_cpu = never  # pyright: ignore[reportAttributeAccessIssue]
         copy_gathered_states()
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # what is offloaded from the CPU is in its memory already
 

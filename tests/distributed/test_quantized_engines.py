@@ -13,6 +13,7 @@ from tests.support.tolerances import rounding
 
 FLAGS = ["--mixed_precision", "no"]
 NF4: dict[str, Any] = {"ref_quantization": "nf4", "ref_drift_num_pairs": 6, "ref_calibrate": True, "loss_type": "dpop"}
+ALL = ("multi_gpu", "fsdp1", "fsdp2", "zero2", "zero3")
 LORA: dict[str, Any] = {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}}
 
 pytestmark = pytest.mark.distributed
