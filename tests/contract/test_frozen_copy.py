@@ -77,7 +77,7 @@ def test_switching_adapters_changes_requires_grad() -> None:
     with model.disable_adapter():
         pass
     assert any(p.requires_grad for p in model.parameters()), (
-        "PEFT leaves requires_grad alone now: trl_dpo_ext/_trl/adapters.py (gradients_kept) is not needed any more."
+        "PEFT leaves requires_grad alone now: trl_dpo_ext/_trl/adapter_copy.py (gradients_kept) is not needed any more."
     )
 
 

@@ -1,5 +1,6 @@
 """The only package that knows TRL's internals. Every fact it relies on is a *seam* with a test in tests/contract."""
 
+from .adapter_copy import adapter_pairs
 from .adapters import (
     FROZEN,
     adapters_of,
@@ -25,7 +26,7 @@ from .constructor import (
     without_devices,
     without_losses,
 )
-from .frozen_copy import adapter_pairs, copied_by_us, is_copied, start_kept
+from .frozen_copy import copied_by_us, is_copied, start_kept
 from .host import Host
 from .internals import TrainerInternals
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens

@@ -1,22 +1,22 @@
-"""Adapters: loaded, taken out of a model, copied as the reference under any name, and saved where loaders look."""
+"""Adapters: loaded, taken out of a model, renamed, and saved where loaders look."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer import dpo_trainer
 
+from .adapter_copy import copy_adapter
 from .constructor import create_stub
 from .patching import temporarily
 
@@ -132,25 +132,9 @@ def rename_frozen_name(model: PeftModel) -> None:
     if active != [FROZEN]:
         return
     name = TRAINED if TRAINED not in configs else "policy"
-    _add_copy(model, name, model.add_adapter)
+    copy_adapter(model, FROZEN, name, frozen=False)
     model.set_adapter(name)
     model.delete_adapter(FROZEN)
-
-
-def _add_copy(model: PeftModel, name: str, add_adapter: Callable[[str, Any], None]) -> None:
-    """Add a copy of the active adapter under another name, without an initialization that moves the base."""
-    (active,) = adapters_of(model)[1]
-    config: Any = model.peft_config[active]
-    if isinstance(getattr(config, "init_lora_weights", None), str):
-        config = copy.copy(config)
-        config.init_lora_weights = True
-    add_adapter(name, config)
-    _copy_weights(model, active, name)
-
-
-def _copy_weights(model: PeftModel, source: str, target: str) -> None:
-    weights = get_peft_model_state_dict(model, adapter_name=source, save_embedding_layers=False)
-    set_peft_model_state_dict(model, {name: tensor.clone() for name, tensor in weights.items()}, adapter_name=target)
 
 
 @contextlib.contextmanager

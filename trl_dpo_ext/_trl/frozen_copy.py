@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from trl.trainer import dpo_trainer
 
-from ..errors import InputError
+from .adapter_copy import copy_adapter, gradients_kept
 from .adapters import FROZEN, TRAINED, rename_frozen_name
 from .models import gather_object, is_peft_model
 from .patching import evaluation_mode, temporarily
 
 _copied: weakref.WeakSet[Any] = weakref.WeakSet()
 """Policies whose frozen copy was made here, which a second trainer makes anew."""
-
-
-@contextlib.contextmanager
-def gradients_kept(model: nn.Module) -> Iterator[None]:
-    """Restore each parameter's `requires_grad`, which PEFT changes where adapters are switched or added."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            if parameter.requires_grad != required:
-                parameter.requires_grad_(required)
 
 
 @contextlib.contextmanager
@@ -127,66 +113,5 @@ def keep_start(policy: Any) -> None:
         if not is_copied(policy):  # the user's, and equal: `Policy.of` has compared it
             return
         policy.delete_adapter(FROZEN)
-    active = policy.active_adapter
-    try:
-        with gradients_kept(policy):
-            policy.add_adapter(FROZEN, _frozen_config(policy.peft_config[active]))
-    except ValueError as error:
-        raise InputError(
-            f"The reference is a frozen copy of the adapter {active!r}, which PEFT refuses. {error} {_MERGE}"
-        ) from error
     _copied.add(policy)
-    missing = _copy_tensors(policy, active)
-    if missing:
-        raise InputError(
-            f"The reference is a frozen copy of the adapter {active!r}, but PEFT made it without {missing[0]} "
-            f"({len(missing)} parameters are missing). {_MERGE}"
-        )
-
-
-_MERGE = "Merge the adapter with model.merge_and_unload() and pass a new peft_config."
-
-
-def _frozen_config(config: Any) -> Any:
-    """An adapter's configuration for its copy, which is never trained and must not take anything off the base."""
-    config = copy.deepcopy(config)
-    config.inference_mode = True
-    if hasattr(config, "bias"):
-        config.bias = "none"
-    if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True
-    return config
-
-
-def _copy_tensors(policy: Any, active: str) -> list[str]:
-    """Copy parameters, buffers and scales of an adapter to its frozen copy; returns names of what the copy lacks."""
-    missing = []
-    with torch.no_grad():
-        for name, mine, copied in adapter_pairs(policy, active):
-            if copied is None or copied.shape != mine.shape:
-                missing.append(name)
-            else:
-                copied.data.copy_(mine.data)
-                copied.requires_grad_(False)
-    for module in policy.modules():
-        scaling = getattr(module, "scaling", None)
-        if isinstance(scaling, dict) and active in scaling and FROZEN in scaling:
-            scaling[FROZEN] = scaling[active]
-    return missing
-
-
-def adapter_pairs(policy: Any, active: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """Name, tensor, and tensor of the frozen copy, for each parameter and buffer of an adapter.
-
-    Seam: PEFT keeps an adapter's tensors under names of which one part is the adapter's name.
-    """
-    tensors = {**dict(policy.named_parameters(remove_duplicate=False)), **dict(policy.named_buffers())}
-    for name, tensor in tensors.items():
-        parts = name.split(".")
-        places = [at for at, part in enumerate(parts) if part == active]
-        renamed = [".".join((*parts[:at], FROZEN, *parts[at + 1 :])) for at in places]
-        found = [tensors[other] for other in renamed if other in tensors]
-        if found:
-            yield name, tensor, found[0]
-        elif places and isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-            yield name, tensor, None
+    copy_adapter(policy, policy.active_adapter, FROZEN, frozen=True)

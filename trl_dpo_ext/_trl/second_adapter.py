@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,8 +11,8 @@ from torch import nn
 from trl import SyncRefModelCallback
 
 from ..errors import InputError
+from .adapter_copy import copy_adapter
 from .adapters import FROZEN
-from .frozen_copy import gradients_kept
 from .patching import temporarily
 
 _LOW_RANK = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
@@ -48,23 +47,14 @@ class SecondAdapter:
     def __init__(self, policy: Any) -> None:
         self.source = policy.active_adapter
         self.policy = policy
-        if FROZEN not in policy.peft_config:
-            self._add()
+        with torch.random.fork_rng():
+            copy_adapter(policy, self.source, FROZEN, frozen=True)
         self._check_complete()
         for slot in self._slots().values():
             if isinstance(slot[self.source], nn.Dropout):
                 slot[FROZEN] = nn.Identity()  # the reference is run without noise
-        for name, parameter in self._parameters(self.source).items():
-            self._set(_renamed(name, self.source), parameter.detach().clone())
         self.names = {name: _renamed(name, self.source) for name in self._parameters(self.source)}
         """Parameter of the trained adapter -> its counterpart in the copy."""
-
-    def _add(self) -> None:
-        config = copy.deepcopy(self.policy.peft_config[self.source])
-        if hasattr(config, "init_lora_weights"):
-            config.init_lora_weights = True  # some initializations take the adapter off the base
-        with torch.random.fork_rng(), gradients_kept(self.policy):
-            self.policy.add_adapter(FROZEN, config)
 
     def _check_complete(self) -> None:
         mine = {id(parameter) for parameter in self._parameters(self.source).values()}

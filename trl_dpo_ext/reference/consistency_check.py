@@ -97,7 +97,7 @@ def _adapter_cause(host: _trl.Host, policy: Any) -> str:
     if copied is not None:
         apart = [
             name
-            for name, mine, theirs in _trl.adapter_pairs(policy, policy.active_adapter)
+            for name, mine, theirs in _trl.adapter_pairs(policy, policy.active_adapter, _trl.FROZEN)
             if theirs is None or not torch.equal(mine.to(theirs.dtype), theirs)
         ]
         if apart:
