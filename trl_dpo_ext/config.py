@@ -30,7 +30,7 @@ from .legacy_keys import explain_unknown_arguments
 from .option_docs import document_options
 from .policy.config import PolicyOptions
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
-from .reference.moving.config import MovingReferenceOptions, moving_problems
+from .reference.moving.config import MovingReferenceOptions, moving_option_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
@@ -191,7 +191,7 @@ class DPOExtConfig(
             *_reference_problems(self, mixture),
             *store_problems(self, mixture),
             *reference_model_problems(self, mixture),
-            *moving_problems(self, mixture),
+            *moving_option_problems(self, mixture),
             *forward_problems(self, mixture),
             *pitfall_problems(self),
             *dataset_column_problems(self),

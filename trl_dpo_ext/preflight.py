@@ -28,7 +28,7 @@ from .reference.columns import has_reference_columns, refuse_sums
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
-from .reference.moving.problems import moving_problems
+from .reference.moving.problems import moving_reference_problems
 from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
@@ -154,7 +154,7 @@ def _reference(
     else:
         producer = PolicyStart(policy.given)
     if args.sync_ref_model:
-        problems = moving_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
+        problems = moving_reference_problems(args, spec if spec is not None else ref_model, policy.adapter_config)
         if problems:
             raise InputError(*problems)
         return MovingReference(producer, settings, monitor, adapted=policy.is_adapted)

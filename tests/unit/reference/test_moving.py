@@ -14,7 +14,7 @@ from trl_dpo_ext.distributed.full_parameters import parameter_shapes, visit_para
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.moving import state
 from trl_dpo_ext.reference.moving.mixing import mix_factors
-from trl_dpo_ext.reference.moving.problems import mismatches, moving_problems, split_problems
+from trl_dpo_ext.reference.moving.problems import mismatches, moving_reference_problems, split_problems
 
 ROWS, COLUMNS, RANK = 24, 20, 2
 
@@ -164,12 +164,12 @@ def test_an_adapter_that_will_be_split_cannot_grow(monkeypatch, engine: str) -> 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(engine == "fsdp by accelerate").lower())
     args = SimpleNamespace(ref_model_mixup_alpha=0.6, fsdp_plugin_args=flag, deepspeed_plugin=zero3)
     adapter = peft.LoraConfig(r=2)
-    (problem,) = moving_problems(args, None, adapter)
+    (problem,) = moving_reference_problems(args, None, adapter)
     assert "cannot be used with an adapter under FSDP and ZeRO-3" in problem
     args.ref_model_mixup_alpha = 1.0
-    assert not moving_problems(args, None, adapter)
+    assert not moving_reference_problems(args, None, adapter)
     args.ref_model_mixup_alpha, args.deepspeed_plugin = 0.6, SimpleNamespace(zero_stage=2)
     args.fsdp_plugin_args = None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    assert not moving_problems(args, None, adapter)
+    assert not moving_reference_problems(args, None, adapter)
     assert split_problems(True, 0.6) == [problem]

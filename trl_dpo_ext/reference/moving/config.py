@@ -32,7 +32,7 @@ class MovingReferenceOptions:
     ref_model_sync_steps: int = 512
 
 
-def moving_problems(args: Any, mixture: LossMixture) -> list[str]:
+def moving_option_problems(args: Any, mixture: LossMixture) -> list[str]:
     """Return what is wrong with the options of a moving reference, given the losses."""
     if not args.sync_ref_model or not mixture.needs_reference:
         return []

@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Parameters by name."""
 
 
-def moving_problems(args: Any, reference: Any, adapter: Any) -> list[str]:
+def moving_reference_problems(args: Any, reference: Any, adapter: Any) -> list[str]:
     """Return why the reference that a trainer's arguments ask for cannot move.
 
     Args:
