@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from . import _trl, trainable
+from . import _trl
+from .checks import trainable
 from .core import transforms
 from .forward.outputs import ForwardOutputs, PairBatch
 from .forward.pair_forward import PairForward

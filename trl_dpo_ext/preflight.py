@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _trl, trainable
+from . import _trl
+from .checks import trainable
 from .checks.machine import machine_problems
 from .checks.models import policy_config, reference_problems
 from .checks.tokenizers import check_tokenizer

@@ -4,14 +4,17 @@ from .adapter_copy import adapter_pairs
 from .adapters import (
     FROZEN,
     adapters_of,
+    adapts_head,
     are_switched_off,
     as_peft_model,
     has_adapter_inside,
     load_adapter,
     loaded_from_top,
     loading_policy,
+    merged_adapters,
     outside_trains,
     saved_on_top,
+    wraps_layer,
 )
 from .attention import has_interface, replace_attention
 from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
@@ -32,7 +35,7 @@ from .internals import TrainerInternals
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
 from .metrics import COUNTERS, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
-from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head
+from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
 from .patching import evaluation_mode, temporarily
 from .reference import free_memory
 from .refusals import late_refusals
@@ -57,6 +60,7 @@ __all__ = [
     "TrainerInternals",
     "adapter_pairs",
     "adapters_of",
+    "adapts_head",
     "are_switched_off",
     "as_peft_model",
     "badges",
@@ -77,6 +81,7 @@ __all__ = [
     "load_adapter",
     "loaded_from_top",
     "loading_policy",
+    "merged_adapters",
     "no_model_hash",
     "no_reference_model",
     "outside_trains",
@@ -97,8 +102,10 @@ __all__ = [
     "trackers",
     "trainer_arguments",
     "with_head",
+    "without_adapter",
     "without_compilation",
     "without_devices",
     "without_losses",
     "without_sync",
+    "wraps_layer",
 ]

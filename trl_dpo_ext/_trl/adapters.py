@@ -42,6 +42,25 @@ def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
     return model.peft_config, list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
+def wraps_layer(module: nn.Module) -> bool:
+    """Whether an adapter has put a module around a layer of the model."""
+    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def merged_adapters(model: nn.Module) -> list[str]:
+    """Names of the layers into which an adapter is merged.
+
+    Seam: PEFT's wrapper of a layer says so as `merged`.
+    """
+    return [name for name, module in model.named_modules() if wraps_layer(module) and getattr(module, "merged", False)]
+
+
+def adapts_head(config: Any) -> bool:
+    """Whether a PEFT configuration lists the head among its targets; TRL reads its weight past the adapter."""
+    targets = getattr(config, "target_modules", None)
+    return not isinstance(targets, str) and any(str(name).split(".")[-1] == "lm_head" for name in targets or ())
+
+
 def are_switched_off(model: Any) -> bool:
     """Whether a model's adapters are loaded but do not compute."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -33,6 +33,11 @@ def is_peft_model(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
+def without_adapter(model: Any) -> Any:
+    """The model inside a `PeftModel`; any other model unchanged."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def gather_object(value: Any) -> list[Any]:
     """One object of each process, in their order, on every process."""
     gathered = gather_objects([value])
@@ -80,8 +85,7 @@ class ModelSeams:
 
     def causal_model(self, model: Any) -> Any:
         """The model with an output layer, without what training or an adapter has wrapped around it."""
-        inner = self.unwrapped(model)
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        return without_adapter(self.unwrapped(model))
 
     def models(self) -> dict[str, Any]:
         """Policy and live reference as the losses call them, without what training has wrapped around them.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .adapters import adapts_head
 from .compiled import is_compiled, without_compilation
 from .models import is_peft_model
 
@@ -56,8 +57,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "A model with an adapter was compiled before it was given to the trainer. Give the model itself, and set "
             "torch_compile=True."
         )
-    targets = getattr(peft_config, "target_modules", None)
-    if not isinstance(targets, str) and any(str(name).split(".")[-1] == "lm_head" for name in targets or ()):
+    if adapts_head(peft_config):
         problems.append(
             "peft_config adapts lm_head, but log-probs are computed from its weight directly, so that adapter would "
             "not be trained. Remove 'lm_head' from target_modules, or put it into modules_to_save."

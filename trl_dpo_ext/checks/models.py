@@ -9,10 +9,10 @@ import transformers
 
 from .. import _trl
 from ..errors import InputError
+from .configuration import named_class, read_configuration
 
 NO_MODEL = "No model: set --model_name_or_path (a hub id or a folder), or pass a model."
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
-_PASSED = ("token", "cache_dir", "subfolder", "local_files_only", "code_revision")
 
 
 def policy_config(args: Any, model: Any) -> Any:
@@ -82,11 +82,9 @@ def _read_config(args: Any, name: str) -> Any:
         inside = [file for known in (_CONFIG, _ADAPTER) for file in path.glob(f"*/{known}")]
         hint = f" Did you mean {max(inside, key=lambda file: file.stat().st_mtime).parent}?" if inside else ""
         raise InputError(f"The model folder {name} has no {_CONFIG} (--model_name_or_path).{hint}")
-    load = args.model_init_kwargs or {}
-    settings = {key: load[key] for key in _PASSED if key in load}
-    settings["trust_remote_code"] = load.get("trust_remote_code", args.trust_remote_code)
+    load = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     try:
-        return transformers.AutoConfig.from_pretrained(name, revision=load.get("revision"), **settings)
+        return read_configuration(name, load, load.get("revision"))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"The model {name} could not be read (--model_name_or_path): {first_line(error)}") from None
 
@@ -104,11 +102,11 @@ def _kind_problem(name: str, config: Any) -> str | None:
             f"{_CONFIG} of {name} names no class under architectures, by which TRL loads the model. Write it with "
             "save_pretrained of a ...ForCausalLM model."
         )
-    return _class_problem(f"{name} is a {names[0]},", config, getattr(transformers, names[0], None))
+    return _class_problem(f"{name} is a {names[0]},", config, named_class(config))
 
 
 def _instance_problem(model: Any, what: str) -> str | None:
-    plain = model.get_base_model() if _trl.is_peft_model(model) else model
+    plain = _trl.without_adapter(model)
     kind: Any = type(plain)
     # A class that comes with a checkpoint may have a head and not say that it generates.
     judged = kind.__module__.startswith("transformers.") or plain.get_output_embeddings() is None

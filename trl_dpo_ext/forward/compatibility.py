@@ -30,7 +30,7 @@ def packing_problems(model: Any, longest: int | None = None) -> list[str]:
     Seam: transformers' models name their attention in `config._attn_implementation` and hold their backbone as
     `base_model`.
     """
-    causal = _causal(model)
+    causal = _trl.without_adapter(model)
     adapters = getattr(model, "peft_config", {})
     adapters = adapters.values() if isinstance(adapters, dict) else [adapters]
     config, name = causal.config.get_text_config(), type(causal).__name__
@@ -60,10 +60,6 @@ def packing_problems(model: Any, longest: int | None = None) -> list[str]:
     problems += _state_problems(causal, config, name)
     problems += _position_problems(causal.base_model, config, name, longest)
     return problems
-
-
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _state_problems(causal: Any, config: Any, name: str) -> list[str]:

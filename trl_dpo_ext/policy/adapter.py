@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils import find_adapter_config_file
 
+from .._trl import adapts_head
+from ..checks.configuration import read_configuration
 from ..errors import InputError
 
 _PASSED = ("token", "cache_dir", "local_files_only", "subfolder")
@@ -111,11 +113,8 @@ class SavedAdapter:
                 f"{self.name} is an adapter, and its adapter_config.json does not name its base model: set "
                 "base_model_name_or_path there, or pass PeftModel.from_pretrained(base, adapter, is_trainable=True)."
             )
-        settings = {
-            key: value for key, value in self.base_load.items() if key in ("revision", "trust_remote_code", *_PASSED)
-        }
         try:
-            return AutoConfig.from_pretrained(self.base, **settings)
+            return read_configuration(self.base, self.base_load, self.base_revision)
         except (OSError, ValueError) as error:
             if find_adapter_config_file(self.base) if Path(self.base).is_dir() else None:
                 reason = "which is an adapter itself. Merge that one into its base, save the result, and name it there."
@@ -159,10 +158,7 @@ class SavedAdapter:
                 f"merge. Start from its base, {self.base}, with a new adapter."
             ]
         found = []
-        targets = (
-            self.config.target_modules if isinstance(getattr(self.config, "target_modules", None), (set, list)) else ()
-        )
-        if not merge and "lm_head" in targets:
+        if not merge and adapts_head(self.config):
             found.append(
                 f"{self.name} adapts lm_head, whose adapter TRL bypasses: it would neither compute nor train. Set "
                 "merge_adapter=True (--merge_adapter) to merge it first."

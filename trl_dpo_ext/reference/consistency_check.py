@@ -10,7 +10,7 @@ from torch import nn
 from .. import _trl
 from ..errors import InputError
 from .identity.unchanged import base_sample
-from .identity.weights import adapters_alter_base, merged_adapters
+from .identity.weights import adapters_alter_base
 
 # Root mean square of the difference per token, in nats. In float32 two batch shapes differ by rounding, 1e-5 or so;
 # with 8 bits of mantissa by a few hundredths. Another model, template or vocabulary is off by one half and more.
@@ -76,7 +76,7 @@ def likely_cause(host: _trl.Host, stored: bool) -> str:
             f"{len(changed) - 1} more differ. Pass the policy as it is now as ref_model=load_reference(model), or set "
             "precompute_ref_log_probs before changing it."
         )
-    merged = merged_adapters(policy)
+    merged = _trl.merged_adapters(policy)
     if merged:
         return f"An adapter is merged into the policy ({merged[0]}). Call model.unmerge_adapter() first."
     if reference is None and not stored:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..._trl import without_adapter
 from .files import commit_of, weight_files, weight_files_hash
 from .identity import Identity, canonical
-from .weights import adapter_hash, adapters_alter_base, base_tensors, weights_hash, without_peft_model
+from .weights import adapter_hash, adapters_alter_base, base_tensors, weights_hash
 
 # Fields of a model's configuration that do not change the log-probs of a given sequence: names, kernels, what only
 # generation, training or another output uses. Every other field counts, so that a new one is not overlooked.
@@ -99,7 +100,7 @@ def identify(
         InputError: the model has no such adapter, or its weights are on the meta device.
     """
     tensors = base_tensors(causal_model)
-    config = getattr(without_peft_model(causal_model), "config", None)
+    config = getattr(without_adapter(causal_model), "config", None)
     files = None
     if source is not None and not adapters_alter_base(causal_model):
         files = weight_files(source, revision)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..._trl import merged_adapters, without_adapter, wraps_layer
 from ...errors import InputError
 from .hashing import chunks_of_memory, combined, hashing_threads
 
@@ -36,32 +37,15 @@ def base_tensors(model: nn.Module) -> dict[str, Any]:
     base gives the same tensors whatever adapters it has. Without adapters this is the model's `state_dict`, including
     the entries of quantized layers.
     """
-    base = without_peft_model(model)
+    base = without_adapter(model)
     return _without_adapters(base, base.state_dict(keep_vars=True))
 
 
 def _without_adapters(base: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors that no adapter added, under the names they have without adapters."""
-    tuners = {name for name, module in base.named_modules() if _wraps_a_layer(module)}
+    tuners = {name for name, module in base.named_modules() if wraps_layer(module)}
     originals = {name: _original_name(name, tuners) for name in tensors}
     return {original: tensors[name] for name, original in originals.items() if original is not None}
-
-
-def without_peft_model(model: nn.Module) -> nn.Module:
-    """Return the model inside a `PeftModel`, and any other model unchanged."""
-    from peft import PeftModel
-
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, nn.Module):
-        raise TypeError(f"{type(model).__name__} has no base model.")
-    return base
-
-
-def _wraps_a_layer(module: nn.Module) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
 
 
 def _original_name(name: str, tuners: set[str]) -> str | None:
@@ -85,11 +69,6 @@ def adapters_alter_base(model: nn.Module) -> bool:
     return bool(merged_adapters(model)) or bool(inits - _INITS_KEEPING_BASE)
 
 
-def merged_adapters(model: nn.Module) -> list[str]:
-    """Return the names of layers into which an adapter is merged."""
-    return [n for n, module in model.named_modules() if _wraps_a_layer(module) and getattr(module, "merged", False)]
-
-
 def adapters_start_apart(model: nn.Module) -> bool:
     """Return True if a new adapter makes another model of the base before it is trained, as virtual tokens do."""
     from peft import PeftModel
@@ -107,7 +86,7 @@ def _starts_apart(config: Any) -> bool:
 
 def trained_base_weights(model: nn.Module) -> list[str]:
     """Return the names of base weights that require gradients: an adapter's reference changes with them."""
-    base = without_peft_model(model)
+    base = without_adapter(model)
     # By parameter: `state_dict` of a part of a model under FSDP1 makes a root of each unit, and the next forward fails.
     trained = _without_adapters(base, {name: p for name, p in base.named_parameters() if p.requires_grad})
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # of weights that PEFT adds

@@ -14,11 +14,6 @@ from ...errors import InputError
 from .quantization import is_quantized
 
 
-def plain_model(model: Any) -> Any:
-    """A model without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
 def from_memory(kind: Any, model: Any, settings: dict[str, Any]) -> Any:
     """A model of the instance's own weights, which the instance goes on to change."""
     config = copy.deepcopy(model.config)

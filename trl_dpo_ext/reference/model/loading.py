@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from ..._trl import without_adapter
 from ..._trl.unsharded import shards_while_loading, unsharded_loading
+from ...checks.configuration import named_class, read_configuration
 from ...errors import InputError
 from ..config import DTYPES, QUANTIZATIONS
 from ..identity.unchanged import version
-from .clone import from_memory, plain_model
+from .clone import from_memory
 from .memory import describe_quantization
 from .quantization import bnb_config, disable_cpu_repacking, is_quantized, mute_int8_casts, skipped_layers
 
@@ -91,12 +93,12 @@ def load_reference(
     if by_name:
         config, kind = checkpoint(model, revision, from_pretrained)
     else:
-        config, kind = model.config, type(plain_model(model))
+        config, kind = model.config, type(without_adapter(model))
     problems = [*_setting_problems(quantization, dtype, compute_dtype), *_quantized_again(model, config, quantization)]
     problems += _device_problems(quantization, place)
     if problems:
         raise InputError(*problems)
-    plain = as_dtype(dtype) or (torch.float32 if by_name else plain_model(model).dtype)
+    plain = as_dtype(dtype) or (torch.float32 if by_name else without_adapter(model).dtype)
     settings = {"dtype": plain, **from_pretrained}
     if not shards_while_loading():  # which spreads an unquantized model by itself
         settings["device_map"] = {"": place}
@@ -196,11 +198,8 @@ def checkpoint(name: str, revision: str | None, from_pretrained: Mapping[str, An
     """The configuration and the class of a checkpoint, without loading its weights."""
     import transformers
 
-    passed = ("trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "code_revision")
-    settings = {key: from_pretrained[key] for key in passed if key in from_pretrained}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, **settings)
+        config = read_configuration(name, from_pretrained, revision)
     except (OSError, ValueError) as error:
         raise InputError(f"The reference {name} could not be found: {error}") from error
-    kind = getattr(transformers, (config.architectures or [""])[0], None)
-    return config, kind or transformers.AutoModelForCausalLM
+    return config, named_class(config) or transformers.AutoModelForCausalLM

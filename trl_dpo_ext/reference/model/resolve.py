@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..._trl import is_peft_model
+from ..._trl import is_peft_model, without_adapter
 from ...errors import InputError
 from ..config import absolute_reward_problems
-from .clone import plain_model
 from .loading import checkpoint
 from .quantization import is_quantized
 from .spec import ReferenceSpec
@@ -70,7 +69,7 @@ def reference_settings(args: Any, policy: Any) -> dict[str, Any]:
         if not args.changes_checkpoint:
             return {"model": policy, "dtype": dtype}
         load = {"attn_implementation": policy.config._attn_implementation}
-        dtype = dtype or plain_model(policy).dtype
+        dtype = dtype or without_adapter(policy).dtype
     dtype = dtype or load.pop("dtype", None) or "float32"
     load.pop("dtype", None)
     load.setdefault("trust_remote_code", args.trust_remote_code)

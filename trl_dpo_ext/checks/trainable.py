@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from . import _trl
-from .errors import InputError
-from .reference.identity.weights import merged_adapters
+from .. import _trl
+from ..errors import InputError
 
 
 def policy_problems(policy: Any, peft_config: Any) -> list[str]:
@@ -26,7 +25,7 @@ def policy_problems(policy: Any, peft_config: Any) -> list[str]:
         ]
     if isinstance(policy, str) or peft_config is not None:
         return []
-    merged = merged_adapters(policy)
+    merged = _trl.merged_adapters(policy)
     if merged:
         return [
             f"Nothing would train: an adapter is merged into the policy (first in {merged[0]}), so its weights are not "
