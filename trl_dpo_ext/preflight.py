@@ -26,6 +26,7 @@ from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
 from .policy.start import Policy
 from .reference.columns import has_reference_columns, refuse_sums
+from .reference.dataset_source import DatasetReference
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
@@ -33,7 +34,6 @@ from .reference.moving.problems import moving_reference_problems
 from .reference.moving.source import MovingReference
 from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
-    DatasetReference,
     LiveReference,
     NoReference,
     ReferenceSettings,

@@ -15,9 +15,9 @@ from tests.support import runs, tiny
 from tests.support.stored_runs import STORED, batch_sums, live, report, stored
 from tests.support.tolerances import rounding
 from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reference.dataset_source import DatasetReference
 from trl_dpo_ext.reference.identity.identify import identify
 from trl_dpo_ext.reference.model.spec import ReferenceSpec
-from trl_dpo_ext.reference.source import DatasetReference
 
 
 def test_a_new_dataset_is_evaluated_before_training_and_after_it_where_it_is_stored(tmp_path, store):

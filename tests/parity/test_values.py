@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trl_dpo_ext import list_losses
-from trl_dpo_ext.reference.source import DatasetReference
+from trl_dpo_ext.reference.dataset_source import DatasetReference
 
 F_DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 HOST_NAMES = [variant.name for variant in list_losses() if variant.from_trl]

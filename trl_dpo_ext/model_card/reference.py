@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..reference.config import ReferenceModelOptions
-from ..reference.source import DatasetReference, NoReference
+from ..reference.dataset_source import DatasetReference
+from ..reference.source import NoReference
 from .names import Named, named, without_paths
 
 _SHOWN_APART = ("ref_model_name_or_path", "ref_model_revision", "ref_drift_num_pairs")

@@ -7,6 +7,7 @@ from typing import Any
 from .. import _trl
 from ..core.pairs import NEEDS, Need
 from ..errors import InputError
+from ..forward.outputs import PairBatch, RefLogps
 
 
 def has_reference_columns(dataset: Any) -> bool:
@@ -26,3 +27,9 @@ def refuse_sums(needs: Need, dataset: Any, name: str) -> None:
             f"The losses need {', '.join(NEEDS[need].label for need in more)}, but the {name} dataset has sums of "
             f"reference log-probs ({', '.join(_trl.REFERENCE_COLUMNS)}). Remove those columns, so that a store is used."
         )
+
+
+def sums_of(batch: PairBatch) -> RefLogps:
+    """The reference log-probs that a batch has in such columns, each (pairs,)."""
+    chosen, rejected = (batch.inputs[column] for column in _trl.REFERENCE_COLUMNS)
+    return RefLogps(chosen, rejected)

@@ -1,7 +1,7 @@
 """Where reference log-probs come from: one class for each kind of reference, one object for each run.
 
 `ReferenceSource` answers every question about a run's reference: what TRL's constructor may load, what the reference
-log-probs of a batch are, what the store is keyed by, what the run summary says. A new kind is one class here.
+log-probs of a batch are, what the store is keyed by, what the run summary says. A new kind is one class.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from datasets import config as datasets_config
 from .. import _trl
 from ..core import transforms
 from ..core.pairs import Need
-from ..errors import InputError
 from ..forward.outputs import PairBatch, RefLogps
 from ..forward.pair_forward import PairForward
 from .checkpointed import CheckpointedReference
-from .columns import has_reference_columns, refuse_sums
+from .columns import has_reference_columns, refuse_sums, sums_of
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
 from .identity.unchanged import base_sample
@@ -140,8 +139,8 @@ class NoReference(ReferenceSource):
         return "none"
 
 
-class LiveReference(ReferenceSource):
-    """A reference that runs beside the policy: a model, or the policy itself with its adapter switched."""
+class ProducedReference(ReferenceSource):
+    """A reference whose log-probs a producer computes, for each batch or for a store."""
 
     def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
         super().__init__(settings, drift)
@@ -150,11 +149,22 @@ class LiveReference(ReferenceSource):
 
     def _enter(self, patches: contextlib.ExitStack) -> Any:
         self.producer.host = self.host
-        if Need.REF_ENTROPY in self.settings.needs:
-            patches.enter_context(_trl.reference_entropy())
-        model = self.producer.load()
+        model = self._load(patches)
         patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
         return model
+
+    @abc.abstractmethod
+    def _load(self, patches: contextlib.ExitStack) -> Any:
+        """Enter the patches that loading needs; return the `ref_model` for TRL's constructor."""
+
+
+class LiveReference(ProducedReference):
+    """A reference that runs beside the policy: a model, or the policy itself with its adapter switched."""
+
+    def _load(self, patches: contextlib.ExitStack) -> Any:
+        if Need.REF_ENTROPY in self.settings.needs:
+            patches.enter_context(_trl.reference_entropy())
+        return self.producer.load()
 
     def attach(self, collator: Collator) -> Collator:
         """Check that training leaves the reference as it is, and turn off its dropout."""
@@ -189,42 +199,7 @@ class LiveReference(ReferenceSource):
         return "the policy with its adapter off"
 
 
-class DatasetReference(ReferenceSource):
-    """Log-probs that the user's datasets hold, as sums in the columns `ref_chosen_logps` and `ref_rejected_logps`."""
-
-    is_stored = True
-
-    def __init__(self, settings: ReferenceSettings, is_initial_policy: bool = True) -> None:
-        super().__init__(settings)
-        self.is_initial_policy = is_initial_policy
-
-    def _enter(self, patches: contextlib.ExitStack) -> Any:
-        patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
-        patches.enter_context(_trl.no_model_hash())
-
-    def fill(self, dataset: Any, name: str) -> None:
-        """Refuse a dataset without the columns: which reference made those of the others is not known.
-
-        Raises:
-            InputError: naming the dataset.
-        """
-        refuse_sums(self.settings.needs, dataset, name)
-        if not has_reference_columns(dataset):
-            raise InputError(
-                f"The {name} dataset has no columns {' and '.join(_trl.REFERENCE_COLUMNS)}, but this run reads its "
-                "reference log-probs from such columns. Add them, or remove them from all datasets to use a store."
-            )
-
-    def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
-        """Read the sums from the batch."""
-        return _from_columns(batch)
-
-    def describe(self) -> str:
-        """See `ReferenceSource.describe`."""
-        return "the dataset's own columns"
-
-
-class StoredReference(ReferenceSource):
+class StoredReference(ProducedReference):
     """Log-probs per token from a store, which a producer fills with what is missing.
 
     A dataset that has reference columns is not stored: its columns are read.
@@ -234,21 +209,14 @@ class StoredReference(ReferenceSource):
     stored: StoredLogps
     """The open store, from the first `fill` on."""
 
-    def __init__(self, producer: Producer, settings: ReferenceSettings, drift: DriftMonitor | None = None) -> None:
-        super().__init__(settings, drift)
-        self.producer, self.is_initial_policy = producer, producer.is_initial_policy
-        self.switches_adapters = producer.switches_adapters
-        self._collator: Collator | None = None
-        self._streams = False
+    _collator: Collator | None = None
+    _streams: bool = False
 
-    def _enter(self, patches: contextlib.ExitStack) -> Any:
-        self.producer.host = self.host
+    def _load(self, patches: contextlib.ExitStack) -> Any:
         # The reference is loaded when something is missing in the store, not before.
         patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
         patches.enter_context(_trl.no_model_hash())
-        model = self.producer.load_unless_on_demand()
-        patches.enter_context(_trl.placed_reference(model if self.producer.is_replicated else None))
-        return model
+        return self.producer.load_unless_on_demand()
 
     def fill(self, dataset: Any, name: str) -> None:
         """Compute what the store lacks of a dataset."""
@@ -284,7 +252,7 @@ class StoredReference(ReferenceSource):
     def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
         """Sum up the stored log-probs of the batch."""
         if batch.stored is None:
-            return _from_columns(batch)
+            return sums_of(batch)
         sums = transforms.sum_logps(batch.stored, batch.mask, self.settings.args.ld_alpha)
         chosen, rejected = sums.chunk(2)
         return RefLogps(chosen, rejected, _trl.scored_output(batch.stored))
@@ -297,11 +265,6 @@ class StoredReference(ReferenceSource):
     def _plain_collator(self) -> Collator:
         """The collator without the stored log-probs; during TRL's constructor, TRL's."""
         return self._collator or self.host.trainer.data_collator
-
-
-def _from_columns(batch: PairBatch) -> RefLogps:
-    chosen, rejected = (batch.inputs[column] for column in _trl.REFERENCE_COLUMNS)
-    return RefLogps(chosen, rejected)
 
 
 def default_folder(identity: Identity) -> Path:
