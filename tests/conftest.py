@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from accelerate.state import GradientState
 
 gc.disable()  # until everything is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,3 +41,12 @@ def verbosity() -> Iterator[None]:
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def no_loader_is_left_open() -> Iterator[None]:
+    """Let accelerate forget the loaders that a test has left before their end; it has one list for all trainers."""
+    state = GradientState()
+    before = state.dataloader_references
+    yield
+    state.dataloader_references = before

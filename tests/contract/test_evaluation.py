@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import GradientState
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer
@@ -45,13 +43,7 @@ class Recorded(DPOTrainer):
         super().log(logs, start_time)
 
 
-@pytest.fixture(autouse=True)
-def _no_loader_is_left_open() -> Iterator[None]:
-    """Let accelerate forget the loaders that a test has left before their end; it has one list for all trainers."""
-    state = GradientState()
-    before = state.dataloader_references
-    yield
-    state.dataloader_references = before
+pytestmark = pytest.mark.usefixtures("no_loader_is_left_open")
 
 
 @pytest.fixture(scope="module")

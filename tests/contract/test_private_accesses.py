@@ -62,7 +62,7 @@ OVERRIDES = {
     "_load_best_model": "test_transformers.py::test_the_best_model_is_loaded_by_one_call_after_training",
     "_set_signature_columns_if_needed": "test_transformers.py::test_columns_that_are_not_in_the_signature_are_dropped_before_the_collator",
     "_prepare_dataset": "test_trl.py::test_tokenized_data_has_the_columns_that_lengths_are_made_of",
-    "_precompute_ref_logps": "test_trl.py::test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone",
+    "_precompute_ref_logps": "test_trl_constructor.py::test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone",
     "_get_help_string": "test_argparse.py::test_the_help_of_one_option_is_made_by_a_method",
     "error": "test_argparse.py::test_errors_go_through_a_method",
     "to": "test_attention.py::test_the_inputs_of_a_layer_are_moved_by_their_own_method",
@@ -94,15 +94,13 @@ DEEP_IMPORTS = {
     "transformers.quantizers.quantizers_utils": "test_transformers.py::test_skipped_modules_are_the_start_or_the_end_of_a_name",
     "transformers.utils": "test_transformers.py::test_a_file_of_a_local_folder_is_found_under_its_name",
     "transformers.utils.generic": "test_transformers.py::test_flash_attention_is_told_by_the_configuration",
-    "trl.trainer": "test_trl.py::test_both_models_are_loaded_by_create_model_from_path_policy_first",
-    "trl.trainer.utils": "test_trl.py::test_the_default_output_folder_is_named_like_trls",
+    "trl.trainer": "test_trl_constructor.py::test_both_models_are_loaded_by_create_model_from_path_policy_first",
+    "trl.trainer.utils": "test_trl_constructor.py::test_the_default_output_folder_is_named_like_trls",
 }
 """Module inside another library, two levels down or more and not documented as an address -> the test of what it has."""
 
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "transformers", "trl")
 DOCUMENTED = ("accelerate.logging", "accelerate.utils", "datasets.exceptions")
-
-
 INTERPRETERS = ("builtins", "typing", "enum", "abc")
 
 
