@@ -1,30 +1,49 @@
-"""Where a stage writes what it measured: one JSON file, rewritten after every cell."""
+"""Where the stages write what they measured: one JSON file for all of them, rewritten after every cell."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import statistics
 import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the other benchmarks
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+from .report import write_markdown
 
-PACKAGES = ("triton", "transformers", "trl", "accelerate", "datasets", "bitsandbytes", "peft", "pyarrow", "numpy")
+PACKAGES = (
+    "triton", "transformers", "trl", "accelerate", "datasets", "bitsandbytes", "peft", "deepspeed", "pyarrow", "numpy",
+)  # fmt: skip
 SWITCHES = ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
+NOT_MEASURED = float("nan")
+"""In place of a figure that only a GPU gives; written as "not measured"."""
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What the stages have written into a folder, by stage: `header` and `cells`."""
+    file = folder / "gpu.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def change(folder: Path, stage: str, content: dict[str, Any]) -> None:
+    """Put one stage's results into the file; stages that run side by side take turns."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        everything = {**results(folder), stage: content}
+        temporary = folder / ".gpu.json"
+        temporary.write_text(json.dumps(everything, indent=1) + "\n")
+        temporary.replace(folder / "gpu.json")
+        write_markdown(everything, folder / "gpu.md")
 
 
 class Book:
@@ -32,26 +51,38 @@ class Book:
 
     Args:
         stage: its name.
-        folder: where `stage.json` goes.
+        folder: where gpu.json and gpu.md are.
         dry: toy sizes on the CPU.
         seconds: after which no further cell is begun.
         only: beginnings of the names of the cells to run; None runs all.
+        commit: of the code; cells that it has finished on this device already are kept, if no file differs from it.
     """
 
-    def __init__(self, stage: str, folder: Path, dry: bool, seconds: float, only: Sequence[str] | None) -> None:
-        self.stage, self.dry, self.only = stage, dry, only
-        self.path = folder / f"{stage}.json"
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        dry: bool = False,
+        seconds: float = math.inf,
+        only: Sequence[str] | None = None,
+        commit: str = "",
+    ) -> None:
+        self.stage, self.folder, self.dry, self.only = stage, folder, dry, only
         self.began, self.seconds = time.monotonic(), seconds
         self.device = torch.device("cpu" if dry else "cuda")
-        self.content: dict[str, Any] = {"header": {}, "cells": {}}
+        before = results(folder).get(stage, {"header": {}, "cells": {}})
+        self.header = self._header(commit)
+        same = all(before["header"].get(name) == self.header.get(name) for name in ("commit", "card", "torch"))
+        kept = {name: cell for name, cell in before["cells"].items() if cell.get("status") in ("passed", "measured")}
+        self.cells: dict[str, Any] = kept if same and commit and not commit.endswith("-changed") else {}
+        self._done = frozenset(self.cells)
+        self._write()
 
-    def write_header(self, commit: str, date: str) -> None:
-        """Card, driver, versions, commit, date and command."""
+    def _header(self, commit: str) -> dict[str, Any]:
+        """Card, driver, versions, commit and date."""
         header: dict[str, Any] = {
-            "stage": self.stage,
-            "date": date or f"{datetime.date.today():%Y-%m-%d}",
+            "date": f"{datetime.date.today():%Y-%m-%d}",
             "commit": commit,
-            "command": f"gpu.py {self.stage}" + " --dry" * self.dry,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
@@ -62,11 +93,15 @@ class Book:
         for name in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 header[name] = importlib.metadata.version(name)
-        if not self.dry:
-            properties = torch.cuda.get_device_properties(0)
-            header |= {"card": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1), **_driver()}
-        self.content["header"] = header
-        self._write()
+        if self.dry:
+            return {**header, "card": "none: a dry run on a CPU"}
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            **header,
+            "card": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            **_driver(),
+        }
 
     @property
     def left(self) -> float:
@@ -85,91 +120,64 @@ class Book:
             out["error"] = f"{type(error).__name__}: {str(error)[:400]}"
             out["where"] = f"{Path(last.filename).name}:{last.lineno}"
             traceback.print_exc()
+        checks = out.pop("checks", {})
+        failed = "error" in out or not all(checks.values())
+        status = "failed" if failed else "passed" if checks else "measured"
+        out = {"status": status, **({"checks": checks} if checks else {}), **out}
         out["seconds"] = round(time.monotonic() - began, 2)
-        self.content["cells"].pop("so far", None)
-        self.content["cells"][name] = _rounded(out)
-        self._write()
-        print(name, json.dumps(self.content["cells"][name])[:600], flush=True)
+        self._put(name, out)
+        print(name, json.dumps(self.cells[name])[:600], flush=True)
+
+    def check(self, out: dict[str, Any], claim: str, holds: Any) -> None:
+        """Write down whether a claim of a cell holds; one that does not fails the cell, which goes on."""
+        out.setdefault("checks", {})[claim] = bool(holds)
+
+    def not_run(self, name: str, why: str) -> None:
+        """A cell that cannot run here, which is no failure and no success."""
+        self._put(name, {"status": "not run", "why": why})
+        print(f"{name}: not run, {why}", flush=True)
 
     def note(self, out: dict[str, Any]) -> None:
         """Keep what a long cell has so far, in case its stage is ended before it."""
-        self.content["cells"]["so far"] = _rounded(out)
-        self._write()
+        self._put("so far", {"status": "unfinished", **out})
 
     def wanted(self, name: str, needs: float = 2.0) -> bool:
-        """Whether a cell is to run: it was not left out, and there is time."""
-        if self.only and not any(name.startswith(start) for start in self.only):
+        """Whether a cell is to run: it was not left out, is not there already, and there is time."""
+        if name in self._done or (self.only and not any(name.startswith(start) for start in self.only)):
             return False
         if self.left < (0 if self.dry else needs):
-            self.content["cells"][name] = {"skipped": "no time left"}
-            self._write()
+            self.not_run(name, "no time left")
             return False
         return True
 
-    def close(self) -> None:
-        """The stage ran to its end."""
-        self.content["header"]["stage_seconds"] = round(time.monotonic() - self.began, 1)
+    def some(self, options: Sequence[Any], dry: int = 1) -> list[Any]:
+        """All options; in a dry run the first ones, where the others run the same code."""
+        return list(options)[:dry] if self.dry else list(options)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the cells that failed."""
+        return [name for name, cell in self.cells.items() if cell["status"] == "failed"]
+
+    def close(self, ended: str | None = None) -> None:
+        """The stage ran to its end, or was ended by what happened outside of its cells."""
+        self.header["stage_seconds"] = round(time.monotonic() - self.began, 1)
+        if ended:
+            self.header["ended"] = ended
+        self._write()
+
+    def _put(self, name: str, cell: dict[str, Any]) -> None:
+        self.cells.pop("so far", None)
+        self.cells[name] = _plain(cell, self.dry)
         self._write()
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-        temporary.replace(self.path)
+        change(self.folder, self.stage, {"header": self.header, "cells": self.cells})
 
     def sync(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def milliseconds(self, run: Callable[[], object], repeats: int = 10) -> float:
-        """Median time of `run` on the device, which is kept busy until the host has asked for all of it."""
-        return self.times(run, repeats)[0]
-
-    def times(self, run: Callable[[], object], repeats: int = 10) -> tuple[float, float]:
-        """Milliseconds of `run` on the device (median), and those that the host takes to ask for it."""
-        for _ in range(2):
-            run()
-        self.sync()
-        began = time.perf_counter()
-        run()
-        host = time.perf_counter() - began
-        if self.dry:
-            return host * 1000, host * 1000
-        self.sync()
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-        torch.cuda._sleep(int(host * repeats * 2 * 2e9))  # cycles, of about 2 GHz
-        began = time.perf_counter()
-        for first, last in events:
-            first.record()
-            run()
-            last.record()
-        host = (time.perf_counter() - began) / repeats
-        self.sync()
-        return statistics.median(first.elapsed_time(last) for first, last in events), host * 1000
-
-    def once(self, run: Callable[[], object]) -> float:
-        """Milliseconds of one run, by the host's clock, the device waited for before and after."""
-        self.sync()
-        began = time.perf_counter()
-        run()
-        self.sync()
-        return (time.perf_counter() - began) * 1000
-
-
-def free() -> None:
-    """Give back what nobody holds."""
-    import gc
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    if not values:
-        return {}
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "count": len(values)}
 
 
 def _driver() -> dict[str, Any]:
@@ -182,14 +190,16 @@ def _driver() -> dict[str, Any]:
         return {"driver_version": f"not read: {type(error).__name__}"}
 
 
-def _rounded(value: Any) -> Any:
+def _plain(value: Any, dry: bool) -> Any:
     """Plain JSON, numbers to five digits, NaN as text."""
     if isinstance(value, dict):
-        return {str(key): _rounded(one) for key, one in value.items()}
+        return {str(key): _plain(one, dry) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(one) for one in value]
+        return [_plain(one, dry) for one in value]
     if isinstance(value, torch.Tensor):
-        return _rounded(value.tolist())
+        return _plain(value.tolist(), dry)
     if isinstance(value, float):
+        if math.isnan(value) and dry:
+            return "not measured"
         return float(f"{value:.5g}") if math.isfinite(value) else str(value)
     return value if isinstance(value, (int, str, bool, type(None))) else str(value)

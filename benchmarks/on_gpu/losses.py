@@ -1,7 +1,8 @@
-"""Every loss on the GPU against the CPU, value and gradient, in float32."""
+"""Every loss on the GPU against the CPU, value and gradient, in float32; and some of them compiled."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,52 +10,82 @@ import torch
 from .book import Book
 
 ALLOWED = 1e-5
+COMPILED = ("sigmoid", "ipo", "dpop", "simpo", "orpo", "apo_zero", "aot", "tdpo2")
+"""One of each family of formulas."""
 
 
 def run(book: Book) -> None:
-    from tests.support.batches import GOLDEN
     from trl_dpo_ext import list_losses
 
     variants = list_losses()
+    if book.wanted("values and gradients", 15):
+        with book.cell("values and gradients") as out:
+            compare(book, variants, out)
+    for name in book.some(COMPILED):
+        if book.wanted(f"compiled {name}", 15):
+            with book.cell(f"compiled {name}") as out:
+                compiled(book, next(v for v in variants if v.name == name), out)
+
+
+def compare(book: Book, variants: list[Any], out: dict[str, Any]) -> None:
+    from tests.support.batches import GOLDEN
+
     worst: dict[str, float] = {}
+    errors: dict[str, str] = {}
     for variant in variants:
-        if not book.wanted(variant.name, 1):
-            continue
-        with book.cell(variant.name) as out:
-            out["largest relative difference"] = 0.0
+        worst[variant.name] = 0.0
+        try:
             for case in GOLDEN["cases"][variant.name]:
-                here, there = (
-                    _value_and_gradients(variant, case, "cpu"),
-                    _value_and_gradients(variant, case, book.device),
-                )
-                for expected, got in zip(here, there, strict=True):
-                    assert got.device.type == book.device.type, f"a result is on {got.device}"
-                    found = _difference(got.cpu().double(), expected.double())
-                    out["largest relative difference"] = max(out["largest relative difference"], found)
-        worst[variant.name] = (
-            out.get("largest relative difference", float("nan")) if "error" not in out else float("inf")
-        )
-    with book.cell("summary") as out:
-        out["variants"] = len(worst)
-        out["failed"] = [name for name, found in worst.items() if found == float("inf")]
-        out[f"beyond {ALLOWED}"] = {name: found for name, found in worst.items() if ALLOWED < found < float("inf")}
-        out["largest"] = max((found for found in worst.values() if found < float("inf")), default=None)
+                here = _value_and_gradients(variant, case, "cpu", None)
+                there = _value_and_gradients(variant, case, book.device, None)
+                worst[variant.name] = max(worst[variant.name], _apart(book, there, here))
+        except Exception as error:
+            errors[variant.name] = f"{type(error).__name__}: {str(error)[:200]}"
+    out["variants"] = len(worst)
+    out["largest relative difference"] = max(worst.values())
+    out["of"] = max(worst, key=lambda name: worst[name])
+    beyond = {name: found for name, found in worst.items() if not found <= ALLOWED}
+    out |= {"errors": errors} if errors else {}
+    out |= {f"beyond {ALLOWED}": beyond} if beyond else {}
+    book.check(out, "every loss runs on the device", not errors)
+    book.check(out, f"no relative difference above {ALLOWED}", not beyond)
 
 
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to each value but to no less than a thousandth of the largest."""
-    if torch.equal(got.isnan(), expected.isnan()) is False:
-        return float("inf")
-    floor = expected.abs().max() * 1e-3 + 1e-12
-    return float(((got - expected).abs() / expected.abs().clamp(min=float(floor))).nan_to_num().max())
+def compiled(book: Book, variant: Any, out: dict[str, Any]) -> None:
+    """Compiled by the backend that users get (on a CPU: traced, and not compiled), against the same loss as it is."""
+    from tests.support.batches import GOLDEN
+
+    torch.compiler.reset()
+    case = GOLDEN["cases"][variant.name][0]
+    backend = "eager" if book.dry else "inductor"
+    plain = _value_and_gradients(variant, case, book.device, None)
+    again = _value_and_gradients(variant, case, book.device, lambda loss: torch.compile(loss, backend=backend))
+    out["backend"], out["largest relative difference"] = backend, _apart(book, again, plain)
+    book.check(out, f"no relative difference above {ALLOWED}", out["largest relative difference"] <= ALLOWED)
 
 
-def _value_and_gradients(variant: Any, case: dict[str, Any], device: Any) -> list[torch.Tensor]:
+def _apart(book: Book, got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """The largest difference, relative to each value but to no less than a thousandth of the largest."""
+    most = 0.0
+    for one, other in zip(got, expected, strict=True):
+        assert one.device.type == book.device.type, f"a result is on {one.device}"
+        one, other = one.cpu().double(), other.cpu().double()
+        if not torch.equal(one.isnan(), other.isnan()):
+            return float("inf")
+        floor = float(other.abs().max() * 1e-3 + 1e-12)
+        most = max(most, float(((one - other).abs() / other.abs().clamp(min=floor)).nan_to_num().max()))
+    return most
+
+
+def _value_and_gradients(
+    variant: Any, case: dict[str, Any], device: Any, change: Callable[[Any], Any] | None
+) -> list[torch.Tensor]:
     """As the tests run a golden case; only the pairs are made on the device, which a loss has to find by itself."""
     from tests.support.batches import GOLDEN, gradients, make_pairs
 
     torch.manual_seed(0)
     loss = variant.make()
+    loss = loss if change is None else change(loss)
 
     def pairs(batch: str, **more: Any) -> Any:
         with torch.device(device):

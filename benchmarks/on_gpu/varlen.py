@@ -1,13 +1,16 @@
-"""torch's variable-length attention: how unequal lengths line up, whether a shared row is right, and what it takes."""
+"""Attention of one layer: how unequal lengths line up in torch's kernel, and what each way to feed pairs takes."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from trl_dpo_ext.forward.packing import pack
+from trl_dpo_ext.forward.tree_attention import TreeAttention, TreeMask
 
 from .attention import (
     CUDNN,
@@ -20,22 +23,17 @@ from .attention import (
     gradients,
     masked,
     segments,
-    segments_at,
-    segments_at_once,
     segments_by_hand,
-    starts,
     tensors,
 )
-from .book import Book, free
+from .book import Book
+from .clocks import free, times
 
 
 def run(book: Book) -> None:
     torch.manual_seed(0)
-    if book.stage == "layers":
-        layers(book)
-        return
     alignment(book)
-    shared_row(book)
+    layers(book)
 
 
 def alignment(book: Book) -> None:
@@ -49,7 +47,7 @@ def alignment(book: Book) -> None:
             got, expected, other = _three(inputs, of_query, of_key)
             out["error against bottom right"] = got_error = _errors(got, expected)
             out["error against top left"] = _errors(got, other)
-            out["bottom right"] = got_error[0] < 0.02 and max(got_error) < 0.05
+            book.check(out, "the last query sees the last key", got_error[0] < 0.02 and max(got_error) < 0.05)
 
 
 def _packed(heads: Heads, queries: int, keys: int, device: torch.device) -> list[torch.Tensor]:
@@ -75,113 +73,58 @@ def _errors(got: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float
     return [float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in zip(got, expected, strict=True)]
 
 
-def shared_row(book: Book) -> None:
-    """Trunk and two branches as three segments, against attention with the tree's dense mask."""
-    if not book.wanted("shared row"):
-        return
-    with book.cell("shared row") as out:
-        heads = HEADS["d64"]
-        lengths = [(100, 50, 70), (33, 1, 90)]
-        tree = Tree(lengths, book.device)
-        inputs = _packed(heads, tree.tokens, tree.tokens, book.device)
-        results = []
-        for way in (tree.attend, partial(tree.attend, by=segments_at_once), tree.dense):
-            exact = way == tree.dense
-            leaves = [(one.double() if exact else one).detach().clone().requires_grad_() for one in inputs[:3]]
-            made = way(*leaves)
-            results.append([made, *gradients(made, leaves, inputs[3].to(made.dtype))])
-        out["relative error of output, grad_q, grad_k, grad_v"] = _errors(results[0], results[2])
-        out["... by the operator"] = _errors(results[1], results[2])
-
-
-class Tree:
-    """Pairs in one packed row: trunk, chosen branch, rejected branch, one pair after the other."""
-
-    def __init__(self, lengths: list[tuple[int, int, int]], device: torch.device) -> None:
-        self.lengths, self.device = lengths, device
-        self.tokens = sum(map(sum, lengths))
-        self.of_query, self.of_key, keys, at = [], [], [], 0
-        for trunk, chosen, rejected in lengths:
-            here = torch.arange(at, at + trunk + chosen + rejected)
-            parts = here[:trunk], here[trunk : trunk + chosen], here[trunk + chosen :]
-            self.of_query += [trunk, chosen, rejected]
-            self.of_key += [trunk, trunk + chosen, trunk + rejected]
-            keys += [parts[0], parts[0], parts[1], parts[0], parts[2]]
-            at += len(here)
-        self.keys = torch.cat(keys).to(device)
-        self.at_query, self.at_key = starts(self.of_query, device), starts(self.of_key, device)
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, by: Any = segments_at
-    ) -> torch.Tensor:
-        """(tokens, heads, size) each."""
-        key, value = key[self.keys], value[self.keys]
-        if self.device.type == "cpu":
-            return segments_by_hand(query, key, value, self.of_query, self.of_key)
-        most = max(self.of_query), max(self.of_key)
-        return by(query, key, value, self.at_query, self.at_key, *most)
-
-    def seen(self) -> torch.Tensor:
-        """(tokens, tokens) bool: what each place sees."""
-        pair, branch = [], []
-        for number, parts in enumerate(self.lengths):
-            for which, length in enumerate(parts):
-                pair += [number] * length
-                branch += [which] * length
-        pairs, branches = torch.tensor(pair, device=self.device), torch.tensor(branch, device=self.device)
-        same = (branches[None] == 0) | (branches[None] == branches[:, None])
-        return ((pairs[None] == pairs[:, None]) & same).tril()
-
-    def dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The same with a mask over all of the row."""
-        groups = query.size(1) // key.size(1)
-        key, value = (one.repeat_interleave(groups, dim=1).transpose(0, 1) for one in (key, value))
-        scores = query.transpose(0, 1) @ key.transpose(1, 2) / math.sqrt(query.size(2))
-        return (scores.masked_fill(~self.seen(), float("-inf")).softmax(-1) @ value).transpose(0, 1)
-
-
 def layers(book: Book) -> None:
     """A layer's attention, forward and backward, for whole micro-batches of pairs with real lengths."""
     from train_step import pairs
 
-    for lengths in ("hh", "ultrafeedback"):
-        for name, heads in HEADS.items():
+    for lengths in book.some(("hh", "ultrafeedback")):
+        for name, heads in book.some(HEADS.items()):
             cell = f"layer {name} {lengths}, micro-batch 4"
             if not book.wanted(cell, 8):
                 continue
             with book.cell(cell) as out:
+                of_batches: dict[str, list[float]] = {}
                 for number in range(1 if book.dry else 2):
                     drawn = pairs(lengths, 4, 1000, seed=number)
-                    parts = [tuple(len(pair[f"{p}_ids"]) for p in ("prompt", "chosen", "rejected")) for pair in drawn]
-                    for way, value in _layer(book, heads, parts).items():
-                        out.setdefault(way, []).append(value)
-                out |= {f"{way}, median": statistics.median(values) for way, values in list(out.items())}
+                    for way, value in _layer(book, heads, drawn).items():
+                        of_batches.setdefault(way, []).append(value)
+                out["of each batch"] = of_batches
+                out["median"] = {way: statistics.median(values) for way, values in of_batches.items()}
             free()
 
 
-def _layer(book: Book, heads: Heads, parts: list[Any]) -> dict[str, float]:
+def _layer(book: Book, heads: Heads, pairs: list[dict[str, list[int]]]) -> dict[str, float]:
     """Milliseconds (forward and backward) of each way to feed these pairs, on the device and for the host to ask."""
     device = book.device
-    tree = Tree(parts, device)
-    plain = max(p + max(c, r) for p, c, r in parts)
-    shared = max(map(sum, parts))
-    two = tensors(heads, 2 * len(parts), plain, device)
-    one = tensors(heads, len(parts), shared, device)
-    packed = [each.requires_grad_() for each in _packed(heads, tree.tokens, tree.tokens, device)[:3]]
-    given = torch.randn_like(packed[0])
-    plain_mask = torch.ones(2 * len(parts), 1, plain, plain, dtype=torch.bool, device=device).tril()
-    mask = torch.stack([_padded(Tree([part], device).seen(), shared) for part in parts])[:, None]
+    # As the package packs them: only tokens that are fed, what a pair begins with once.
+    both = [
+        np.array(pair["prompt_ids"] + pair[f"{side}_ids"])[:-1] for pair in pairs for side in ("chosen", "rejected")
+    ]
+    trees = pack(both, [number // 2 for number in range(len(both))]).trees
+    assert trees is not None
+    plain = max(map(len, both)) + 1
+    padded = tensors(heads, len(both), plain, device)
+    packed = tensors(heads, 1, trees.width, device)
+    mask = TreeMask.of(trees, (None, None), device)
+    whole = torch.ones(len(both), 1, plain, plain, dtype=torch.bool, device=device).tril()
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal, module.training = heads.groups, True, True  # type: ignore[assignment]
+    attend = TreeAttention("sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+
+    def of_package() -> Any:
+        return attend(module, *packed[:3], mask)[0].transpose(1, 2), packed
+
+    def by_row() -> Any:
+        return attend._by_row(trees, (None, None), module, *packed[:3]).transpose(1, 2), packed
+
     ways: dict[str, Any] = {
-        "TRL's rows, cuDNN, mask": (CUDNN, lambda: (masked(*two[:3], plain_mask), two)),
-        "TRL's rows, mem-efficient, mask": (EFFICIENT, lambda: (masked(*two[:3], plain_mask), two)),
-        "TRL's rows, flash, causal": (FLASH, lambda: (causal(*two[:3]), two)),
-        "shared rows, cuDNN, mask": (CUDNN, lambda: (masked(*one[:3], mask), one)),
-        "shared rows, mem-efficient, mask": (EFFICIENT, lambda: (masked(*one[:3], mask), one)),
-        "shared and packed, varlen": (None, lambda: (tree.attend(*packed), [*packed, given])),
-        "shared and packed, operator": (None, lambda: (tree.attend(*packed, segments_at_once), [*packed, given])),
+        "TRL's rows, cuDNN, mask": (CUDNN, lambda: (masked(*padded[:3], whole), padded)),
+        "TRL's rows, mem-efficient, mask": (EFFICIENT, lambda: (masked(*padded[:3], whole), padded)),
+        "TRL's rows, flash, causal": (FLASH, lambda: (causal(*padded[:3]), padded)),
+        "share_prompt, as the package attends": (None, of_package),
+        "share_prompt, one row for each sequence": (None, by_row),
     }
-    found = {"positions, TRL": 2 * len(parts) * plain, "positions, shared": len(parts) * shared}
-    found["positions, packed"] = tree.tokens
+    found: dict[str, float] = {"positions, TRL": len(both) * plain, "positions, share_prompt": trees.width}
     for way, (backend, call) in ways.items():
 
         def step(call: Any = call) -> None:
@@ -189,11 +132,5 @@ def _layer(book: Book, heads: Heads, parts: list[Any]) -> dict[str, float]:
             gradients(made, inputs[:3], inputs[3])
 
         with forced(backend, device):
-            found[f"{way}, ms"], found[f"{way}, host ms"] = book.times(step, repeats=5)
+            found[f"{way}, ms"], found[f"{way}, host ms"] = times(book, step, repeats=5)
     return found
-
-
-def _padded(seen: torch.Tensor, width: int) -> torch.Tensor:
-    wide = torch.eye(width, dtype=torch.bool, device=seen.device)
-    wide[: seen.size(0), : seen.size(0)] |= seen
-    return wide
