@@ -13,7 +13,8 @@ QUICK := not distributed and not recipes and not slurm and not model and not fea
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check docs clean
+.PHONY: help demo test test-model test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check docs clean \
+	gpu gpu-wheels gpu-dry-run
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,5 +92,22 @@ check: $(VENV)/made ## Check lint, format, types, and the generated files
 docs: $(VENV)/made ## Generate config_fields.py and the generated parts of the READMEs
 	$(PY) tools/docs.py
 
+# On the machine with the GPU, whose own python3 has torch and transformers: benchmarks/README.md.
+STAGE ?=
+MINUTES ?= 8
+OUT ?= gpu-results
+gpu: ## Check and measure on the GPU of this machine, as far as MINUTES=8 go (STAGE=..., OUT=gpu-results)
+	$(PYTHON) benchmarks/gpu.py $(STAGE) --minutes $(MINUTES) --out $(OUT)
+
+# For that machine, if it has no index; of its Python version. Wheels for a newer glibc than 2.28 would not do everywhere.
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach tag,_2_28 _2_27 _2_26 _2_24 _2_17 2014 _2_12 2010 _2_5 1,--platform manylinux$(tag)_x86_64)
+gpu-wheels: ## Download what benchmarks/gpu.py needs beside torch and transformers into gpu-wheels/
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version $(GPU_PYTHON) \
+		$(GPU_PLATFORMS) --dest gpu-wheels --requirement benchmarks/on_gpu/wheels.txt
+
+gpu-dry-run: $(VENV)/made ## Run every cell of benchmarks/gpu.py at toy size on the CPU (a minute)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/gpu.py --dry-run --out build/gpu-dry-run
+
 clean: ## Remove the virtual environments and the demo's output
-	rm -rf $(VENV) $(COMPAT:%=$(VENV)-%) $(VENV)-quick demo/work build dist
+	rm -rf $(VENV) $(COMPAT:%=$(VENV)-%) $(VENV)-quick demo/work build dist gpu-wheels gpu-results

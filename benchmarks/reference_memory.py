@@ -83,22 +83,22 @@ def forward_seconds(model: Any, ids: torch.Tensor, repeats: int) -> float:
     return min(taken[1:])  # the first warms up
 
 
-def step_peak(policy: Callable[[], Any], kind: dict[str, Any], ids: torch.Tensor) -> int:
-    """Bytes of GPU memory at most in one training step of half as many pairs as there are rows."""
+def step_peak(policy: Callable[[], Any], kind: dict[str, Any], ids: torch.Tensor) -> int | None:
+    """Bytes of GPU memory at most in one training step of half as many pairs as there are rows; None on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
-        args = DPOExtConfig(
-            folder, report_to="none", bf16=True, ref_drift_num_pairs=0, gradient_checkpointing=True, **kind
-        )
+        settings = {"bf16": True, "ref_drift_num_pairs": 0, "gradient_checkpointing": True, "use_cpu": not ids.is_cuda}
+        args = DPOExtConfig(folder, report_to="none", **settings, **kind)
         model = policy().to(torch.bfloat16)
         trainer = DPOExtTrainer(model, args=args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer())
         trainer.create_optimizer()
         mask = torch.zeros_like(ids)
         mask[:, ids.size(1) // 2 :] = 1
-        torch.cuda.reset_peak_memory_stats()
+        if ids.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": mask}
         trainer.compute_loss(trainer.model, batch).backward()
         trainer.optimizer.step()
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() if ids.is_cuda else None
 
 
 def measure(options: argparse.Namespace) -> dict[str, Cost]:

@@ -122,7 +122,7 @@ class Book:
             traceback.print_exc()
         checks = out.pop("checks", {})
         failed = "error" in out or not all(checks.values())
-        status = "failed" if failed else "passed" if checks else "measured"
+        status = "failed" if failed else "passed" if checks else "ran" if self.dry else "measured"
         out = {"status": status, **({"checks": checks} if checks else {}), **out}
         out["seconds"] = round(time.monotonic() - began, 2)
         self._put(name, out)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from .book import Book, free
+from .book import Book
+from .clocks import free
 
 # Beside the cases there: case -> the model, and flags.
 MORE = {
@@ -16,16 +18,27 @@ MORE = {
         "qwen2.5-0.5b",
         "--dtype bfloat16 --gradient_checkpointing false --ignore_pitfalls bf16_weights",
     ),
+    "full, bf16 weights, share_prompt, no checkpointing": (
+        "qwen2.5-0.5b",
+        "--dtype bfloat16 --gradient_checkpointing false --ignore_pitfalls bf16_weights --share_prompt true",
+    ),
+    "full, bf16 weights, eager, no checkpointing": (
+        "qwen2.5-0.5b",
+        "--dtype bfloat16 --gradient_checkpointing false --ignore_pitfalls bf16_weights --attn_implementation eager",
+    ),
 }
+FIRST = "QLoRA, NF4"
+"""Never measured so far."""
 
 
 def run(book: Book) -> None:
     from estimate_peak import CASES, measure, save
-    from published_models import MODELS
 
-    folders: dict[str, Path] = {}  # the larger models last: what is left out for time are they
-    for case, (model, flags) in sorted({**CASES, **MORE}.items(), key=lambda case: "7b" in case[1][0]):
-        if not book.wanted(case, 40 if "7b" in model else 25):
+    from tests.support.published_models import MODELS
+
+    folders: dict[str, Path] = {}
+    for case, (model, flags) in book.some(sorted({**CASES, **MORE}.items(), key=lambda case: case[0] != FIRST)):
+        if not book.wanted(case, 40 if "7b" in model else 15):
             continue
         with book.cell(case) as out:
             config = _toy() if book.dry else MODELS[model][0]()
@@ -34,13 +47,21 @@ def run(book: Book) -> None:
                 folders[model] = Path(tempfile.mkdtemp(dir=in_memory))
                 save(folders[model], config, str(book.device))
             free()
-            flags = f"{flags} --use_cpu true".replace("--optim adamw_bnb_8bit", "") if book.dry else flags
+            flags = f"{flags} --use_cpu true" if book.dry else flags
             began = time.monotonic()
             expected, pool, beside = measure(folders[model], config, flags)
-            out |= {"model": model, "flags": flags, "estimated_gib": expected, "pool_gib": pool}
-            out["beside the pool, of all processes on the card, gib"] = beside
+            out |= {
+                "model": "toy" if book.dry else model,
+                "flags": flags,
+                "estimated, GiB": expected,
+                "pool, GiB": pool,
+            }
+            # What every process on the GPU holds: this one has to be alone there.
+            out |= {"beside the pool, GiB": beside, "estimated / measured": expected / (pool + beside)}
             out["seconds without making the model"] = time.monotonic() - began
         free()
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _toy() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import random
 import statistics
 import tempfile
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 
 from .attention import cudnn
-from .book import Book, free, spread
+from .book import NOT_MEASURED, Book
+from .clocks import free, once, peak_mib, spread
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Contestant:
     """One way to run the step, and what was measured of it."""
 
     trainer: Any
+    attention: str = "sdpa"
     cudnn: bool = True
     causal: bool = False
     """Without the mask of right-padded rows, as flash attention runs them: the same losses, another kernel."""
@@ -31,39 +34,75 @@ class Contestant:
 
 def run(book: Book) -> None:
     if book.stage == "step":
-        launches(book)  # first: where the host is the limit, the rest compares hosts
-        for lengths in ("hh", "ultrafeedback"):
+        for lengths in book.some(("ultrafeedback", "hh")):
             compare(book, "qwen2.5-0.5b", lengths, micro_batch=4, batches=8, checkpointing=False)
+        launches(book)
     else:
-        for lengths in ("ultrafeedback", "hh"):
+        for lengths in book.some(("ultrafeedback", "hh")):
             compare(book, "llama-3-8b", lengths, micro_batch=2, batches=4, checkpointing=True)
 
 
-def contestants(options: argparse.Namespace, folder: str) -> dict[str, Contestant]:
-    """All of them around one policy and one reference."""
-    from train_step import build
+# Best first. The last comes from the Hub, and is found without a network where it was downloaded before.
+FLASH_ATTENTION = ("flash_attention_3", "flash_attention_2", "kernels-community/flash-attn2")
+
+
+def flash_attention(model: Any) -> tuple[str | None, dict[str, str]]:
+    """The best flash attention of transformers that works here, and why those before it do not."""
+    reasons, before = {}, model.config._attn_implementation
+    for name in FLASH_ATTENTION:
+        try:
+            model.set_attn_implementation(name)
+            model.set_attn_implementation(before)
+            return name, reasons
+        except Exception as error:
+            reasons[name] = f"{type(error).__name__}: {str(error)[:160]}"
+    model.set_attn_implementation(before)
+    return None, reasons
+
+
+def contestants(book: Book, options: argparse.Namespace, folder: str) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """All of them around one policy and one reference; and which kernels are missing here, with the reason."""
+    from train_step import model
+    from trl import DPOConfig, DPOTrainer
 
     from tests.support import tiny
     from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
-    both = build(options, folder)
-    trl, ours = both["TRL"].trainer, both["ours"].trainer
-    settings = {"bf16": False, "use_cpu": options.device == "cpu", "report_to": "none", "max_length": None}
-    packing = DPOExtConfig(f"{folder}/packing", padding_free=True, **settings)
+    policy, reference = model(options.model_shape, options, 0), model(options.model_shape, options, 1)
+    settings = {"bf16": False, "use_cpu": book.dry, "report_to": "none", "max_length": None}
+    settings["gradient_checkpointing"] = options.gradient_checkpointing
     data = {"train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
-    packed = DPOExtTrainer(trl.model, trl.ref_model, packing, **data)
-    for one in (ours, packed):
-        one.pair_forward.to_verify = False  # runs once in a training, so it is no part of a step's cost
+    flash, missing = flash_attention(policy)
+    if book.dry:
+        flash = "eager"  # for the code's sake
+    trl = DPOTrainer(policy, reference, DPOConfig(f"{folder}/trl", **settings), **data)
+
+    def ours(**flags: Any) -> Any:
+        args = DPOExtConfig(f"{folder}/{next(iter(flags))}", verify_share_prompt=False, **flags, **settings)
+        return DPOExtTrainer(policy, reference, args, **data)
+
+    shared, packed = ours(share_prompt=True), ours(padding_free=True)
     if options.gradient_checkpointing:
-        trl.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return {
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    found = {
         "TRL": Contestant(trl),
         "TRL again": Contestant(trl),
         "TRL, cuDNN off": Contestant(trl, cudnn=False),
         "TRL, causal kernel": Contestant(trl, cudnn=False, causal=True),
-        "ours, share_prompt": Contestant(ours),
-        "ours, padding_free": Contestant(packed),
+        "share_prompt": Contestant(shared),
+        "padding_free": Contestant(packed),
     }
+    if flash:
+        found |= {f"TRL, {flash}": Contestant(trl, flash), f"share_prompt, {flash}": Contestant(shared, flash)}
+    return found, missing
+
+
+def drawn(book: Book, lengths: str, count: int, vocabulary: int, seed: int) -> list[dict[str, list[int]]]:
+    """Pairs with the lengths of real data; short ones in a dry run."""
+    from train_step import pairs
+
+    rows = pairs(lengths, count, vocabulary, seed=seed)
+    return [{name: ids[:10] for name, ids in row.items()} for row in rows] if book.dry else rows
 
 
 def compare(book: Book, shape: str, lengths: str, micro_batch: int, batches: int, checkpointing: bool) -> None:
@@ -75,7 +114,7 @@ def compare(book: Book, shape: str, lengths: str, micro_batch: int, batches: int
     free()
 
 
-def _options(book: Book, shape: str, micro_batch: int, checkpointing: bool) -> argparse.Namespace:
+def options_of(book: Book, shape: str, micro_batch: int, checkpointing: bool) -> argparse.Namespace:
     toy = {"vocab_size": 512, "hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 2} if book.dry else {}
     if book.dry and "llama" in shape:
         toy["hidden_size"] = 64
@@ -87,8 +126,6 @@ def _options(book: Book, shape: str, micro_batch: int, checkpointing: bool) -> a
         trl_attention="sdpa",
         gradient_checkpointing=checkpointing,
         micro_batch=micro_batch,
-        no_share_prompt=False,
-        padding_free=False,
         **toy,
     )
 
@@ -96,19 +133,20 @@ def _options(book: Book, shape: str, micro_batch: int, checkpointing: bool) -> a
 def _compare(
     book: Book, shape: str, lengths: str, micro_batch: int, count: int, checkpointing: bool, out: Any, folder: str
 ) -> None:
-    from train_step import pairs
-
-    all_of_them = contestants(_options(book, shape, micro_batch, checkpointing), folder)
+    all_of_them, missing = contestants(book, options_of(book, shape, micro_batch, checkpointing), folder)
     trl = all_of_them["TRL"].trainer
-    count = 2 if book.dry else count
-    examples = pairs(lengths, micro_batch * count, trl.model.config.vocab_size, seed=0)
+    count = 1 if book.dry else count
+    out["kernels that are not here"] = missing
+    examples = drawn(book, lengths, micro_batch * count, trl.model.config.vocab_size, seed=0)
     batches = [
         {n: t.to(book.device) for n, t in trl.data_collator(examples[at : at + micro_batch]).items()}
         for at in range(0, len(examples), micro_batch)
     ]
     out["pairs"], out["gradient checkpointing"] = len(examples), checkpointing
     out["agreement"] = agreement(book, all_of_them, batches[0])
-    out["peak_mib"] = {n: peak(book, one, batches[0]) for n, one in all_of_them.items()}
+    numbers = [list(one.values()) for one in out["agreement"].values()]
+    book.check(out, "losses and gradients are finite", torch.tensor(numbers).isfinite().all())
+    out["peak above what rests between steps, MiB"] = {n: peak(book, o, batches[0]) for n, o in all_of_them.items()}
     for inputs in batches:  # every shape once, timed apart: cuDNN builds a plan for each
         for one in all_of_them.values():
             one.cold.append(timed(book, one, inputs))
@@ -138,7 +176,9 @@ def summarize(all_of_them: dict[str, Contestant], micro_batch: int, out: dict[st
     out["warm ms per step, median over batches"] = {n: statistics.median(times) for n, times in medians.items()}
     out["warm pairs per second"] = {n: micro_batch * len(t) / sum(t) * 1000 for n, t in medians.items()}
     out["first time ms per step"] = {name: spread(one.cold) for name, one in all_of_them.items()}
-    for base in ("TRL", "TRL, cuDNN off", "TRL, causal kernel"):
+    best = min((name for name in medians if name.startswith("TRL")), key=lambda name: sum(medians[name]))
+    out["TRL's best"] = "not measured" if math.isnan(sum(medians[best])) else best
+    for base in dict.fromkeys(("TRL", best)):
         out[f"speed relative to {base}"] = {
             name: ratio([b / own for b, own in zip(medians[base], times, strict=True)], medians[base], times)
             for name, times in medians.items()
@@ -157,6 +197,9 @@ def ratio(per_batch: list[float], base: list[float], own: list[float]) -> dict[s
 def settings_of(one: Contestant) -> Iterator[None]:
     """Inside, kernels are those of this contestant."""
     models = (one.trainer.model, one.trainer.ref_model)
+    before = one.trainer.model.config._attn_implementation
+    for each in models:
+        each.config._attn_implementation = one.attention
 
     def unmasked(_module: Any, args: Any, keywords: dict[str, Any]) -> Any:
         return args, {**keywords, "attention_mask": None}
@@ -170,6 +213,8 @@ def settings_of(one: Contestant) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for each in models:
+            each.config._attn_implementation = before
 
 
 def step(one: Contestant, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -182,7 +227,7 @@ def step(one: Contestant, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def timed(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
     with settings_of(one):
-        taken = book.once(lambda: step(one, inputs))
+        taken = once(book, lambda: step(one, inputs))
     one.trainer.model.zero_grad()
     return taken
 
@@ -208,7 +253,7 @@ def agreement(book: Book, all_of_them: dict[str, Contestant], inputs: dict[str, 
 
 def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int) -> dict[str, float]:
     found = {}
-    for name in ("TRL", "ours, share_prompt", "ours, padding_free"):
+    for name in ("TRL", "share_prompt", "padding_free"):
         fed, one = [0], all_of_them[name]
 
         def count(_module: Any, _args: Any, keywords: dict[str, Any], fed: list[int] = fed) -> None:
@@ -227,17 +272,10 @@ def positions(all_of_them: dict[str, Contestant], batches: list[Any], pairs: int
 
 def peak(book: Book, one: Contestant, inputs: dict[str, torch.Tensor]) -> float:
     """MiB above what rests between steps, gradients included."""
-    if book.dry:
-        return 0.0
-    free()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     with settings_of(one):
-        step(one, inputs)
-    torch.cuda.synchronize()
-    most = torch.cuda.max_memory_allocated() - before
+        most = peak_mib(book, lambda: step(one, inputs))
     one.trainer.model.zero_grad()
-    return most / 2**20
+    return most
 
 
 def launches(book: Book) -> None:
@@ -245,16 +283,16 @@ def launches(book: Book) -> None:
     if not book.wanted("launches", 15):
         return
     from torch.profiler import ProfilerActivity, profile
-    from train_step import pairs
 
     kinds = [ProfilerActivity.CPU if book.dry else ProfilerActivity.CUDA]
     with book.cell("launches") as out, tempfile.TemporaryDirectory() as folder:
-        all_of_them = contestants(_options(book, "qwen2.5-0.5b", 2, False), folder)
+        all_of_them, _ = contestants(book, options_of(book, "qwen2.5-0.5b", 2, False), folder)
         trl = all_of_them["TRL"].trainer
-        for micro_batch in (2, 4):
-            examples = pairs("hh", micro_batch, trl.model.config.vocab_size, seed=1)
+        for micro_batch in book.some((2, 4)):
+            examples = drawn(book, "hh", micro_batch, trl.model.config.vocab_size, seed=1)
             inputs = {n: t.to(book.device) for n, t in trl.data_collator(examples).items()}
-            for name in ("TRL", "TRL, causal kernel", "ours, share_prompt", "ours, padding_free"):
+            out[f"micro-batch {micro_batch}"] = found = {}
+            for name in book.some(("share_prompt", "TRL", "TRL, causal kernel", "padding_free")):
                 one = all_of_them[name]
                 taken = [timed(book, one, inputs) for _ in range(2 if book.dry else 8)][1:]
                 with settings_of(one), profile(activities=kinds) as seen:
@@ -262,9 +300,9 @@ def launches(book: Book) -> None:
                     book.sync()
                 one.trainer.model.zero_grad()
                 kernels = [e for e in seen.key_averages() if e.self_device_time_total > 0]
-                out[f"micro-batch {micro_batch}, {name}"] = {
-                    "step_ms": statistics.median(taken),
-                    "kernels": sum(e.count for e in kernels),
-                    "kernels_ms": sum(e.self_device_time_total for e in kernels) / 1000,
+                found[name] = {
+                    "step, ms": statistics.median(taken),
+                    "kernels": NOT_MEASURED if book.dry else sum(e.count for e in kernels),
+                    "kernels, ms": NOT_MEASURED if book.dry else sum(e.self_device_time_total for e in kernels) / 1000,
                 }
     free()

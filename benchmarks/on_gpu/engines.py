@@ -1,0 +1,92 @@
+"""FSDP1, FSDP2 and DeepSpeed, launched with one process on the one GPU: the same weights as without an engine.
+
+Jobs run side by side. One process has nothing to split; what is tested is that each engine starts, trains packed rows
+and stored references, saves and resumes on CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .book import Book
+
+PLAIN = "single_gpu"
+ENGINES = ("fsdp2", "fsdp1", "zero2", "zero3")
+TRAINING: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "loss_type": "dpop",
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "share_prompt": True,
+}
+SAVING: dict[str, Any] = {
+    **TRAINING,
+    "precompute_ref_log_probs": True,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "max_steps": 4,
+}
+
+
+def run(book: Book) -> None:
+    if not book.wanted("train", 60):
+        return
+
+    names = [PLAIN, *(engine for engine in book.some(ENGINES) if installed(book, engine))]
+    folder = Path(tempfile.mkdtemp())
+    with book.cell(f"{PLAIN}, trained") as out:
+        jobs = {name: start(book, folder / name, name, TRAINING) for name in names}
+        plain = jobs.pop(PLAIN).wait(book.left).weights
+        out["tensors"] = len(plain)
+    if "error" in out:
+        return
+    for name, job in jobs.items():
+        with book.cell(f"{name}, trained") as out:
+            out["largest difference of a weight"] = apart = _apart(job.wait(max(book.left, 5)).weights, plain)
+            book.check(out, f"{name} ran, and its weights equal those without an engine", apart <= 1e-4)
+    for name in [] if book.dry else names[1:]:
+        if book.wanted(f"{name}, resumed", 40):
+            with book.cell(f"{name}, resumed") as out:
+                resume(book, folder / f"{name}-saving", name, out)
+
+
+def installed(book: Book, engine: str) -> bool:
+    """Whether an engine's library is here; if not, that is written down as not run."""
+    if not engine.startswith("zero") or importlib.util.find_spec("deepspeed") is not None:
+        return True
+    book.not_run(f"{engine}, trained", "deepspeed is not installed")
+    return False
+
+
+def start(book: Book, folder: Path, engine: str, settings: dict[str, Any]) -> Any:
+    """Start a job of tests/distributed with one process, on the GPU; in a dry run on the CPU, as the tests do."""
+    from tests.distributed import engines
+
+    variables = {"PYTHONPATH": os.environ["PYTHONPATH"]}  # with what is installed beside this checkout
+    if not book.dry:
+        variables |= {"ACCELERATE_TORCH_DEVICE": "cuda:0", "ACCELERATE_BYPASS_DEVICE_MAP": "false"}
+        variables |= {"DS_ACCELERATOR": "cuda", "WITHOUT_STAND_IN": "1"}
+    if not folder.exists():
+        engines.prepared(folder)
+    target = "tests.distributed.launched:train"
+    return engines.start(folder, engine, target, settings, processes=1, flags=engines.FLOAT32, variables=variables)
+
+
+def resume(book: Book, folder: Path, engine: str, out: dict[str, Any]) -> None:
+    """Four steps with a stored reference and checkpoints; and the last two again, from the second's checkpoint."""
+    whole = start(book, folder, engine, {**SAVING, "ref_store": str(folder / "refs")}).wait(max(book.left, 5))
+    again = {**SAVING, "ref_store": str(folder / "refs"), "resume": str(folder / "out" / "checkpoint-2")}
+    weights = whole.weights  # read before the next job overwrites them
+    resumed = start(book, folder, engine, again).wait(max(book.left, 5))
+    out["largest difference of a weight"] = apart = _apart(resumed.weights, weights)
+    book.check(out, "weights equal those of the whole run", apart <= 1e-5)
+
+
+def _apart(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    return max(float((got[name].float().cpu() - tensor.float().cpu()).abs().max()) for name, tensor in expected.items())
