@@ -92,7 +92,7 @@ def _outcome(code: int | None) -> str:
 
 def _write_end(folder: Path, stage: str, why: str) -> None:
     """Write into the results that a stage was ended, by this program or by a signal."""
-    from on_gpu.book import change, results
+    from on_gpu.results import change, results
 
     content = results(folder).get(stage, {"header": {"card": "unknown"}, "cells": {}})
     change(folder, stage, {**content, "header": {**content["header"], "ended": why}})
@@ -121,8 +121,8 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def _summarize(folder: Path) -> None:
-    from on_gpu.book import results
     from on_gpu.report import tally
+    from on_gpu.results import results
 
     for kind, names in tally(results(folder)).items():
         print(f"{kind}: {len(names)}" + "".join(f"\n  {name}" for name in names if kind in ("failed", "not run")))

@@ -1,10 +1,9 @@
-"""Where the stages write what they measured: one JSON file for all of them, rewritten after every cell."""
+"""Where a stage writes what it measured, cell by cell."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .report import write_markdown
+from .results import change, results
 
 PACKAGES = (
     "triton", "transformers", "trl", "accelerate", "datasets", "bitsandbytes", "peft", "deepspeed", "pyarrow", "numpy",
@@ -27,23 +26,6 @@ PACKAGES = (
 SWITCHES = ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
 NOT_MEASURED = float("nan")
 """In place of a figure that only a GPU gives; written as "not measured"."""
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """What the stages have written into a folder, by stage: `header` and `cells`."""
-    file = folder / "gpu.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def change(folder: Path, stage: str, content: dict[str, Any]) -> None:
-    """Put one stage's results into the file; stages that run side by side take turns."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        everything = {**results(folder), stage: content}
-        temporary = folder / ".gpu.json"
-        temporary.write_text(json.dumps(everything, indent=1) + "\n")
-        temporary.replace(folder / "gpu.json")
-        write_markdown(everything, folder / "gpu.md")
 
 
 class Book:

@@ -38,7 +38,7 @@ def run(book: Book) -> None:
     if not book.wanted("train", 60):
         return
 
-    names = [PLAIN, *(engine for engine in book.some(ENGINES) if installed(book, engine))]
+    names = [PLAIN, *(engine for engine in ENGINES if can_run(book, engine))]
     folder = Path(tempfile.mkdtemp())
     with book.cell(f"{PLAIN}, trained") as out:
         jobs = {name: start(book, folder / name, name, TRAINING) for name in names}
@@ -56,11 +56,14 @@ def run(book: Book) -> None:
                 resume(book, folder / f"{name}-saving", name, out)
 
 
-def installed(book: Book, engine: str) -> bool:
-    """Whether an engine's library is here; if not, that is written down as not run."""
-    if not engine.startswith("zero") or importlib.util.find_spec("deepspeed") is not None:
+def can_run(book: Book, engine: str) -> bool:
+    """Whether an engine can be launched here; if not, that is written down as not run."""
+    if engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        book.not_run(f"{engine}, trained", "deepspeed is not installed")
+    elif book.dry and engine != ENGINES[0]:
+        book.not_run(f"{engine}, trained", "a dry run launches one engine")
+    else:
         return True
-    book.not_run(f"{engine}, trained", "deepspeed is not installed")
     return False
 
 

@@ -35,7 +35,7 @@ TIMES_ERROR = 1.5
 
 def run(book: Book) -> None:
     for case in book.some((*CASES, *EXPERTS)):
-        for dtype in (torch.float32,) if case in EXPERTS else (torch.bfloat16, torch.float32):
+        for dtype in (torch.float32,) if case in EXPERTS else book.some((torch.bfloat16, torch.float32)):
             name = f"{case}, {str(dtype).removeprefix('torch.')}"
             if book.wanted(name, 5):
                 with book.cell(name) as out:
