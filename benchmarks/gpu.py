@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # the other benchmarks, and the package of this checkout
 
 from on_gpu.plan import GROUPS, STAGES, groups_of, limits, unknown_stages  # noqa: E402
+from on_gpu.report import tally  # noqa: E402
+from on_gpu.results import change, finished, results  # noqa: E402
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -92,8 +95,6 @@ def _outcome(code: int | None) -> str:
 
 def _write_end(folder: Path, stage: str, why: str) -> None:
     """Write into the results that a stage was ended, by this program or by a signal."""
-    from on_gpu.results import change, results
-
     content = results(folder).get(stage, {"header": {"card": "unknown"}, "cells": {}})
     change(folder, stage, {**content, "header": {**content["header"], "ended": why}})
 
@@ -101,14 +102,20 @@ def _write_end(folder: Path, stage: str, why: str) -> None:
 def run_all(options: argparse.Namespace) -> int:
     """Run the stages that the minutes allow, in their order; returns the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
-    deadline, status = time.monotonic() + options.minutes * 60, 0
-    for group in groups_of(options.stages):
+    here = options.dry_run and not options.processes
+    deadline, status = time.monotonic() + (math.inf if here else options.minutes * 60), 0
+    for wanted in groups_of(options.stages):
         left = deadline - time.monotonic()
+        before = results(options.out)
+        group = [stage for stage in wanted if here or not finished(before.get(stage), options.commit)]
+        for stage in wanted:
+            if stage not in group:
+                print(f"{stage}: done before")
         chosen = limits(group, left, options.limit)
         for stage in group:
             if stage not in chosen:
                 print(f"{stage}: not run, {left:.0f} s left")
-        if options.dry_run and not options.processes:
+        if here:
             for stage in group:
                 began = time.monotonic()
                 code = run_here(stage, left, options)
@@ -121,9 +128,6 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def _summarize(folder: Path) -> None:
-    from on_gpu.report import tally
-    from on_gpu.results import results
-
     for kind, names in tally(results(folder)).items():
         print(f"{kind}: {len(names)}" + "".join(f"\n  {name}" for name in names if kind in ("failed", "not run")))
     print(f"Results: {folder}/gpu.md, {folder}/gpu.json")

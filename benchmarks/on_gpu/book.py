@@ -53,7 +53,7 @@ class Book:
         self.began, self.seconds = time.monotonic(), seconds
         self.device = torch.device("cpu" if dry else "cuda")
         before = results(folder).get(stage, {"header": {}, "cells": {}})
-        self.header = self._header(commit)
+        self.header = {**self._header(commit), **({"only": list(only)} if only else {})}
         same = all(before["header"].get(name) == self.header.get(name) for name in ("commit", "card", "torch"))
         kept = {name: cell for name, cell in before["cells"].items() if cell.get("status") in ("passed", "measured")}
         self.cells: dict[str, Any] = kept if same and commit and not commit.endswith("-changed") else {}

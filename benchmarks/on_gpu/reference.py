@@ -97,7 +97,7 @@ def _by_key(loaded: Any) -> Any:
 
 
 def _fill(folder: Path, device: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start `main` below as a process, on the CPU where `device` is not "cuda"."""
+    """Start `filled` as a process, on the CPU where `device` is not "cuda"."""
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "on_gpu.reference", device, *arguments]
     with (folder / "printed").open("wb") as printed:
@@ -114,10 +114,7 @@ def store_from_cpu(book: Book) -> None:
         with book.cell(f"store from a CPU, {name}") as out:
             folder, bf16 = Path(tempfile.mkdtemp()), name != "float32"
             saved = _saved(folder / "model", _policy(book))
-            process = _fill(folder, "cpu", saved, str(folder / "refs"), str(int(bf16)), "20", "0")
-            status, printed = process.wait(120), (folder / "printed").read_text()
-            assert status == 0, printed[-400:]
-            theirs = printed.split()[-1]
+            theirs = _filled_on_cpu(book, folder, saved, bf16)
             settings = {"bf16": bf16, "train_dataset": preferences(20), **STORED}
             ours = trainer(book, "ours", saved, ref_store=str(folder / "refs"), share_prompt=True, **settings)
             book.check(out, "fingerprints are equal", ours.reference.stored.store.identity.fingerprint == theirs)
@@ -133,6 +130,17 @@ def store_from_cpu(book: Book) -> None:
             ours.train()
             out["losses"] = losses = [line["loss"] for line in ours.state.log_history if "loss" in line]
             book.check(out, "losses are finite", torch.tensor(losses).isfinite().all())
+
+
+def _filled_on_cpu(book: Book, folder: Path, saved: str, bf16: bool) -> str:
+    """Fill a store in a process that sees no GPU; returns the reference's fingerprint."""
+    arguments = (saved, str(folder / "refs"), str(int(bf16)), "20", "0")
+    if book.dry:  # this one sees none
+        return filled("cpu", *arguments)
+    process = _fill(folder, "cpu", *arguments)
+    status, printed = process.wait(120), (folder / "printed").read_text()
+    assert status == 0, printed[-400:]
+    return printed.split()[-1]
 
 
 def _saved(folder: Path, model: Any) -> str:
@@ -261,16 +269,15 @@ def out_of_memory(book: Book) -> None:
             book.check(out, "the batches were halved", made.reference.stored.max_tokens < 60000)
 
 
-def main() -> None:
-    """Fill a store, on the CPU or the GPU: DEVICE MODEL STORE BF16 ROWS MAX_TOKENS, where 0 is the default."""
-    device, saved, store, bf16, rows, most = sys.argv[1:]
+def filled(device: str, saved: str, store: str, bf16: str, rows: str, most: str) -> str:
+    """Fill a store of a saved model on the CPU or the GPU, in batches of `most` positions; returns the fingerprint."""
     book = Book("reference", Path(tempfile.mkdtemp()), dry=device != "cuda")
     settings: dict[str, Any] = {"train_dataset": preferences(int(rows)), "bf16": bool(int(bf16)), **STORED}
     if int(most):
         settings["precompute_ref_max_tokens"] = int(most)
     made = trainer(book, "ours", saved, ref_store=store, **settings)
-    print(made.reference.stored.store.identity.fingerprint)
+    return made.reference.stored.store.identity.fingerprint
 
 
 if __name__ == "__main__":
-    main()
+    print(filled(*sys.argv[1:]))

@@ -25,3 +25,13 @@ def change(folder: Path, stage: str, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(everything, indent=1) + "\n")
         temporary.replace(folder / "gpu.json")
         write_markdown(everything, folder / "gpu.md")
+
+
+def finished(content: dict[str, Any] | None, commit: str) -> bool:
+    """Whether a stage has nothing left to run for a commit: all of its cells are done, or cannot run here."""
+    if content is None or not commit or commit.endswith("-changed") or content["header"].get("commit") != commit:
+        return False
+    header, cells = content["header"], content["cells"].values()
+    cut = "stage_seconds" not in header or "ended" in header or "only" in header
+    left = [cell for cell in cells if cell["status"] == "failed" or cell.get("why") == "no time left"]
+    return not (cut or left)

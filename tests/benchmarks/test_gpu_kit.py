@@ -153,6 +153,24 @@ def test_the_page_begins_with_the_versions_and_with_what_failed(tmp_path) -> Non
     assert "| TRL | 2.0 | a\\|b |\n| ours | 1.0 |  |" in page
 
 
+CUT = [
+    {"header": {"ended": "over its time"}},
+    {"header": {"only": ["a"]}},
+    {"header": {"commit": "def"}},
+    {"cells": {"a": {"status": "failed"}}},
+    {"cells": {"a": {"status": "not run", "why": "no time left"}}},
+]
+
+
+@pytest.mark.parametrize("cut", [{}, *CUT], ids=str)
+def test_a_stage_runs_again_unless_nothing_of_it_is_left(tmp_path, monkeypatch, cut: dict[str, Any]) -> None:
+    cells = {"a": {"status": "passed"}, "b": {"status": "not run", "why": "deepspeed is not installed"}}
+    header = {"card": "some", "commit": "abc", "stage_seconds": 3.0, **cut.get("header", {})}
+    results.change(tmp_path, "losses", {"header": header, "cells": {**cells, **cut.get("cells", {})}})
+    scripts, _ = run_scripts(tmp_path, monkeypatch, {"losses": ""}, "losses", "--commit", "abc")
+    assert scripts.started == (["losses"] if cut else [])
+
+
 class Script:
     """Stands for `gpu.start`: a process that writes a cell and then runs a line of Python."""
 
