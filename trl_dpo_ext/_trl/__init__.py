@@ -17,7 +17,7 @@ from .adapters import (
     wraps_layer,
 )
 from .attention import has_interface, replace_attention
-from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of
+from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of, reads_token_ids
 from .compiled import without_compilation
 from .constructor import (
     no_model_hash,
@@ -88,6 +88,7 @@ __all__ = [
     "override_attention_mask",
     "placed_reference",
     "quick_start",
+    "reads_token_ids",
     "reference_entropy",
     "rename_checkpointing",
     "renamed_in_peft",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from trl.trainer import dpo_trainer
 
 from .models import ModelSeams
 
@@ -28,6 +29,14 @@ def keeps_end(collator: Any) -> bool:
     Seam: the collator truncates to `max_length`, by the mode in `truncation_mode`.
     """
     return getattr(collator, "truncation_mode", "keep_start") == "keep_end"
+
+
+def reads_token_ids(collator: Any) -> bool:
+    """Whether a collator is TRL's own, whose sequences are prompt and completion of the columns of token ids.
+
+    Seam: `DataCollatorForPreference` reads nothing else, and cuts the two together to its `max_length`, if it has one.
+    """
+    return type(collator) is dpo_trainer.DataCollatorForPreference
 
 
 def labels_of(inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -226,7 +226,7 @@ class StoredReference(ProducedReference):
         if not hasattr(self, "stored"):
             args = self.settings.args
             identity = self.producer.identity()
-            store = Store.open(args.ref_store or default_folder(identity), identity)
+            store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
             self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens)
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
@@ -239,7 +239,7 @@ class StoredReference(ProducedReference):
 
     def attach(self, collator: Collator) -> Collator:
         """Let batches carry stored log-probs, and free a reference model that is not needed any more."""
-        self._collator = collator
+        self._collator = self.host.trainer.data_collator  # without what adds columns to its batches
         if not self._streams:
             self.producer.release()
         return self.stored.collator(collator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.precompute.batching import Batch
+from trl_dpo_ext.reference.precompute.processes import Communicator
 from trl_dpo_ext.reference.precompute.runner import (
-    Communicator,
+    Fetch,
     PrecomputeStats,
     ReferencePass,
     default_max_tokens,
+    fetched_later,
     is_out_of_memory,
 )
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence
@@ -68,23 +71,27 @@ def run(
     meeting, forwards = Meeting(), [0] * COUNT
 
     def process(index: int) -> PrecomputeStats:
-        def score(batch: Batch) -> list[np.ndarray]:
+        def start(batch: Batch) -> Fetch:
             forwards[index] += 1
-            return [logps(sequence) for sequence in batch.sequences]
+            return lambda: [logps(sequence) for sequence in batch.sequences]
 
         store = Store.open(folders[index], IDENTITY)
         mine = ReferencePass(
             store,
-            score,
+            start,
             max_tokens[index],
             synchronous_forward=synchronous_forward,
             communicator=meeting.of(index),
             disable_tqdm=True,
         )
-        return mine.run(data[index])
+        return mine.run(missing_of(store, data[index]))
 
     with ThreadPoolExecutor(COUNT) as pool:
         return list(pool.map(process, range(COUNT))), forwards
+
+
+def missing_of(store: Store, data: dict[bytes, TokenSequence]) -> dict[bytes, TokenSequence]:
+    return {key: data[key] for key in store.missing(data)}
 
 
 def assert_right(folder: Path, data: dict[bytes, TokenSequence]) -> None:
@@ -124,11 +131,10 @@ def test_in_lockstep_each_process_runs_as_many_forwards_as_the_other(tmp_path, s
     assert_right(tmp_path / "refs", data)
 
 
-def test_what_is_there_is_found(tmp_path) -> None:
+def test_what_is_there_is_not_computed_again(tmp_path) -> None:
     run([tmp_path / "refs"] * 2, [work(0, 10)] * 2)
     (report, _), forwards = run([tmp_path / "refs"] * 2, [work(5, 20)] * 2)
-    assert (report.found, report.computed) == (5, 10)
-    assert "5 sequences found, 10 computed" in str(report)
+    assert report.computed == 10
     assert sum(forwards) > 0
 
 
@@ -147,23 +153,14 @@ def test_processes_with_unlike_free_memory_make_the_same_batches(tmp_path, limit
     assert_right(tmp_path / "refs", data)
 
 
-def test_a_store_that_stays_incomplete_is_named_with_its_likely_cause(tmp_path) -> None:
-    with_a_silent_peer = Communicator(0, 2, lambda value: [value, value])
-    store = Store.open(tmp_path / "refs", IDENTITY)
-    reference_pass = alone(store, 30, lambda batch: None)
-    reference_pass.communicator = with_a_silent_peer
-    with pytest.raises(InputError, match=r"\d+ of 41 sequences are still missing from .*refs .* a shared filesystem"):
-        reference_pass.run(work(0, 41))
-
-
 def alone(store: Store, max_tokens: int, before: Any) -> ReferencePass:
     """A pass of one process that calls `before` with every batch that it tries."""
 
-    def score(batch: Batch) -> list[np.ndarray]:
+    def start(batch: Batch) -> Fetch:
         before(batch)
-        return [logps(sequence) for sequence in batch.sequences]
+        return lambda: [logps(sequence) for sequence in batch.sequences]
 
-    return ReferencePass(store, score, max_tokens, disable_tqdm=True)
+    return ReferencePass(store, start, max_tokens, disable_tqdm=True)
 
 
 OUT_OF_MEMORY = [
@@ -261,7 +258,7 @@ def test_memory_that_pytorch_has_cached_counts_as_free(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)
-        config = SimpleNamespace(hidden_size=4096, intermediate_size=14336)
+        config = SimpleNamespace(hidden_size=4096, intermediate_size=14336, _attn_implementation="sdpa")
         return default_max_tokens(torch.device("cuda"), config, torch.bfloat16)
 
     model = 16 << 30
@@ -269,3 +266,92 @@ def test_memory_that_pytorch_has_cached_counts_as_free(monkeypatch) -> None:
     assert later == first == int((20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336)))
     assert limit(1 << 20, model, model) == 4096
     assert limit(79 << 30, 0, 0) == 131072
+
+
+def test_eager_attention_counts_the_scores_of_the_longest_sequence(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+
+    def limit(attention: str, longest: int) -> int:
+        config = SimpleNamespace(**sizes, _attn_implementation=attention)
+        return default_max_tokens(torch.device("cuda"), config, torch.bfloat16, longest)
+
+    assert limit("sdpa", 4096) == limit("sdpa", 1) > limit("eager", 1024) > limit("eager", 2048)
+    assert limit("eager", 2048) == int((20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336) + 32 * 2048 * 8))
+
+
+def order_of(store: Store, batches: int, fail_at: int | None = None) -> list[str]:
+    """In which order batches are started and fetched; one of them fails."""
+    seen: list[str] = []
+
+    def start(batch: Batch) -> Fetch:
+        number = len([each for each in seen if each.startswith("start")])
+        seen.append(f"start {number}")
+        if number == fail_at:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        def fetch() -> list[np.ndarray]:
+            seen.append(f"fetch {number}")
+            return [logps(sequence) for sequence in batch.sequences]
+
+        return fetch
+
+    with contextlib.suppress(RuntimeError):
+        ReferencePass(store, start, 1, disable_tqdm=True).run(work(0, batches))
+    return seen
+
+
+def test_a_batch_is_started_before_the_one_before_is_fetched(tmp_path) -> None:
+    """A GPU would wait otherwise while the CPU takes results over and packs the next batch."""
+    store = Store.open(tmp_path / "refs", IDENTITY)
+    assert order_of(store, 3) == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
+    assert len(store) == 3
+
+
+def test_what_was_started_before_an_error_is_fetched_and_kept(tmp_path) -> None:
+    store = Store.open(tmp_path / "refs", IDENTITY)
+    assert order_of(store, 3, fail_at=2) == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1"]
+    assert len(store) == 2
+
+
+def test_memory_that_runs_out_while_results_are_fetched_halves_that_batch(tmp_path) -> None:
+    sizes: list[int] = []
+
+    def start(batch: Batch) -> Fetch:
+        def fetch() -> list[np.ndarray]:
+            sizes.append(batch.positions)
+            if batch.positions > 20:
+                raise RuntimeError("CUDA error: out of memory")
+            return [logps(sequence) for sequence in batch.sequences]
+
+        return fetch
+
+    data, store = work(0, 41), Store.open(tmp_path / "refs", IDENTITY)
+    assert ReferencePass(store, start, 80, disable_tqdm=True).run(data).computed == 41
+    assert max(sizes) > 20
+    assert_right(tmp_path / "refs", data)
+
+
+def test_results_are_copied_to_the_cpu_without_waiting_and_awaited_by_an_event(monkeypatch) -> None:
+    """A stand-in for a tensor on a GPU: the copy is started at once, and waited for when results are asked for."""
+    done: list[str] = []
+
+    class OnGpu:
+        is_cuda, device = True, "cuda:1"
+
+        def float(self) -> OnGpu:
+            return self
+
+        def to(self, device: str, non_blocking: bool) -> torch.Tensor:
+            assert (device, non_blocking) == ("cpu", True)
+            done.append("copy")
+            return torch.arange(5.0)
+
+    stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: done.append("wait")))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device == "cuda:1" else None)
+    fetch = fetched_later(OnGpu(), [2, 3])  # type: ignore[arg-type]
+    assert done == ["copy"]
+    assert [each.tolist() for each in fetch()] == [[0.0, 1.0], [2.0, 3.0, 4.0]]
+    assert done == ["copy", "wait"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..._trl import COMPLETION_MASK
@@ -37,12 +38,12 @@ class ReferenceCollator:
         if all(column in batch for column in self.own_columns):
             return batch
         rows, tokens = batch["input_ids"].shape
-        placed = torch.zeros(rows, tokens - 1)
+        placed = np.zeros((rows, tokens - 1), np.float32)
         asked = [(row, sequence) for row, sequence in enumerate(batch_sequences(batch)) if sequence is not None]
         for (row, sequence), logps in zip(asked, self._logps([sequence for _, sequence in asked]), strict=True):
-            placed[row, sequence.start : sequence.start + len(logps)] = torch.from_numpy(logps)
+            placed[row, sequence.start : sequence.start + len(logps)] = logps
         # Of a partly masked completion, only the unmasked tokens count.
-        return {**batch, REF_TOKEN_LOGPS: placed * batch[COMPLETION_MASK][:, 1:].bool().cpu()}
+        return {**batch, REF_TOKEN_LOGPS: torch.from_numpy(placed) * batch[COMPLETION_MASK][:, 1:].bool().cpu()}
 
     def _logps(self, sequences: list[TokenSequence]) -> list[Any]:
         try:

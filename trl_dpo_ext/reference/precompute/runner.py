@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ...errors import InputError
 from ..store.store import Store
 from ..store.writer import PartWriter
 from .batching import Batch, make_batches
+from .processes import Communicator
 from .sequences import TokenSequence
 
 _FLUSH_SHARE = 0.1
@@ -35,14 +38,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-@dataclass(frozen=True)
-class Communicator:
-    """Rank and collectives of a process; by default a single process."""
-
-    rank: int = 0
-    world_size: int = 1
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-    """Gathers one object of each process, ordered by rank, on every process; also used as a barrier."""
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -76,18 +72,22 @@ class PrecomputeStats:
         )
 
 
+Fetch = Callable[[], list[np.ndarray]]
+
+
 @dataclass
 class ReferencePass:
-    """Computes missing sequences and writes them to the store.
+    """Computes sequences and writes them to the store.
 
     Raises:
-        InputError: a single sequence does not fit in memory, or the processes' stores are not one folder.
+        InputError: a single sequence does not fit in memory.
         StoreWriteError: the store could not be written.
     """
 
     store: Store
-    score_batch: Callable[[Batch], list[np.ndarray]]
-    """Gives the log-probs of every sequence of a batch, in its order, (completion tokens,) float32 each."""
+    start_batch: Callable[[Batch], Fetch]
+    """Starts to compute a batch. What it returns waits for the log-probs of every sequence, in the batch's order,
+    (completion tokens,) float32 each; it is called after the next batch was started, so that a GPU does not idle."""
     max_tokens: int
     """Token positions per batch. `run` lowers it to the smallest value of all processes, and where memory runs out."""
     share: bool = True
@@ -99,35 +99,31 @@ class ReferencePass:
     """Name of the data in the progress bar."""
     disable_tqdm: bool = False
 
-    def run(self, wanted: dict[bytes, TokenSequence]) -> PrecomputeStats:
-        """Compute what the store lacks of `wanted`; every process calls this with its own data.
+    def run(self, missing: dict[bytes, TokenSequence]) -> PrecomputeStats:
+        """Compute sequences that the store lacks; every process calls this with its own.
 
         Afterwards `max_tokens` is a size that fits in memory, for use in the next pass.
         """
-        self.store.refresh()
         # Free memory differs between devices, but processes that share batches must make the same ones.
         self.max_tokens = min(self.communicator.gather(self.max_tokens))
-        missing = self.store.missing(wanted)
-        batches = self._own_batches(missing, wanted)
+        batches = self._own_batches(missing)
         most = max(self.communicator.gather(len(batches)))
         stats = self._compute_all(batches, fillers=most - len(batches) if self.synchronous_forward else 0)
-        total = PrecomputeStats(found=len(wanted) - len(missing), seconds=stats.seconds)
+        total = PrecomputeStats(seconds=stats.seconds)
         for part in self.communicator.gather(stats):
             total.add(PrecomputeStats(**{**vars(part), "seconds": 0.0}))
-        self.store.refresh()
-        self._check_complete(wanted)
         return total
 
-    def _own_batches(self, missing: list[bytes], wanted: dict[bytes, TokenSequence]) -> list[Batch]:
+    def _own_batches(self, missing: dict[bytes, TokenSequence]) -> list[Batch]:
         """Return this process's batches: processes with one folder and the same data share them, others do not."""
         visible = _ranks_sharing(self.store.folder, self.communicator)
-        of_all = self.communicator.gather(missing)
-        peers = [rank for rank in visible if of_all[rank] == missing]
-        batches = make_batches({key: wanted[key] for key in missing}, self.max_tokens, self.share)
+        mine = hashlib.blake2b(b"".join(missing), digest_size=16).digest()
+        of_all = self.communicator.gather(mine)
+        peers = [rank for rank in visible if of_all[rank] == mine]
+        batches = make_batches(missing, self.max_tokens, self.share)
         return batches[peers.index(self.communicator.rank) :: len(peers)]
 
     def _compute_all(self, batches: list[Batch], fillers: int) -> PrecomputeStats:
-        stats = PrecomputeStats()
         progress = tqdm(
             total=sum(batch.tokens for batch in batches),
             desc=f"Reference log-probs of {self.label}",
@@ -139,56 +135,91 @@ class ReferencePass:
             expected_sequences=sum(len(batch.keys) for batch in batches),
             expected_tokens=sum(batch.scored for batch in batches),
         )
-        started = flushed = time.perf_counter()
+        run = _Run(self, writer, progress)
         with writer, progress:
-            for batch in batches:
-                self._compute(batch, writer, stats)
-                progress.update(batch.tokens)
-                now = time.perf_counter()
-                if now - flushed > min(max((now - started) * _FLUSH_SHARE, 1.0), 60.0):
-                    writer.flush()
-                    flushed = now
-            for _ in range(fillers):
-                self.score_batch(_FILLER)
-        stats.seconds = time.perf_counter() - started
-        return stats
-
-    def _compute(self, batch: Batch, writer: PartWriter, stats: PrecomputeStats) -> None:
-        if batch.positions > self.max_tokens and len(batch.keys) > 1 and not self.synchronous_forward:
-            for half in batch.halves():  # the limit was lowered after the batches were made
-                self._compute(half, writer, stats)
-            return
-        try:
-            values = self.score_batch(batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+            try:
+                for batch in batches:
+                    run.compute(batch)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error counts
+                    run.finish()
                 raise
-            failure = str(error)
-        else:
-            stats.computed += len(values)
-            stats.tokens += batch.tokens
-            stats.positions += batch.positions
-            stats.scored += batch.scored
-            for key, sequence, logps in zip(batch.keys, batch.sequences, values, strict=True):
-                writer.add(key, len(sequence.prompt), logps)
+            run.finish()
+            for _ in range(fillers):
+                self.start_batch(_FILLER)()
+        run.stats.seconds = time.perf_counter() - run.started
+        return run.stats
+
+
+class _Run:
+    """One process's way through its batches: each is fetched and written when the next one was started.
+
+    Args:
+        settings: of the pass; its `max_tokens` is lowered where memory runs out.
+        writer: of the store.
+        progress: counts tokens.
+    """
+
+    def __init__(self, settings: ReferencePass, writer: PartWriter, progress: Any) -> None:
+        self.settings, self.writer, self.progress = settings, writer, progress
+        self.stats = PrecomputeStats()
+        self.started = self._flushed = time.perf_counter()
+        self._waiting: tuple[Batch, Fetch] | None = None
+
+    def compute(self, batch: Batch) -> None:
+        """Start a batch, and finish the one before."""
+        settings = self.settings
+        if batch.positions > settings.max_tokens and len(batch.keys) > 1 and not settings.synchronous_forward:
+            for half in batch.halves():  # the limit was lowered after the batches were made
+                self.compute(half)
             return
-        # Outside the except clause, so that the tensors of the failed forward are free by now.
-        if self.synchronous_forward or len(batch.keys) == 1:
-            raise InputError(_out_of_memory(batch, self.max_tokens, failure))
+        fetch, failure = _unless_out_of_memory(lambda: settings.start_batch(batch))
+        self.finish()
+        if fetch is None:
+            self._halve(batch, failure)
+        else:
+            self._waiting = batch, fetch
+
+    def finish(self) -> None:
+        """Write what was started and is not yet written."""
+        if self._waiting is None:
+            return
+        (batch, fetch), self._waiting = self._waiting, None
+        values, failure = _unless_out_of_memory(fetch)
+        if values is None:
+            self._halve(batch, failure)
+            self.finish()
+            return
+        for key, sequence, logps in zip(batch.keys, batch.sequences, values, strict=True):
+            self.writer.add(key, len(sequence.prompt), logps)
+        done = {"computed": len(values), "tokens": batch.tokens, "positions": batch.positions, "scored": batch.scored}
+        self.stats.add(PrecomputeStats(**done))
+        self.progress.update(batch.tokens)
+        now = time.perf_counter()
+        if now - self._flushed > min(max((now - self.started) * _FLUSH_SHARE, 1.0), 60.0):
+            self.writer.flush()
+            self._flushed = now
+
+    def _halve(self, batch: Batch, failure: str) -> None:
+        settings = self.settings
+        if settings.synchronous_forward or len(batch.keys) == 1:
+            raise InputError(_out_of_memory(batch, settings.max_tokens, failure))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.max_tokens = min(self.max_tokens, max(batch.positions // 2, 1))
+        settings.max_tokens = min(settings.max_tokens, max(batch.positions // 2, 1))
         for half in batch.halves():
-            self._compute(half, writer, stats)
+            self.compute(half)
 
-    def _check_complete(self, wanted: dict[bytes, TokenSequence]) -> None:
-        missing = len(self.store.missing(wanted))
-        if missing:
-            raise InputError(
-                f"{missing} of {len(wanted)} sequences are still missing from {self.store.folder} after the reference "
-                "pass. With several nodes, --ref_store must be on a shared filesystem."
-            )
+
+def _unless_out_of_memory(compute: Callable[[], Result]) -> tuple[Result | None, str]:
+    """What `compute` returns; or None and what the library said, with the tensors of the failed forward freed."""
+    try:
+        return compute(), ""
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, str(error)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -219,11 +250,18 @@ def _out_of_memory(batch: Batch, max_tokens: int, error: str) -> str:
     )
 
 
-def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype) -> int:
+def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, longest: int = 0) -> int:
     """Return the token positions per batch that fit well: by a GPU's free memory, or a size that suits CPU caches.
 
-    A forward without gradients holds, per position, about ten vectors of the hidden size and three of the MLP's; half
-    of the free memory is kept in reserve. The head works in tiles of a fixed size.
+    A forward without gradients holds, per position, about ten vectors of the hidden size and three of the MLP's; with
+    eager attention also a score for every key and head, as such, in float32, and as a weight. Half of the free memory
+    is kept in reserve. The head works in tiles of a fixed size.
+
+    Args:
+        device: that runs the model.
+        config: of the model's text part.
+        dtype: of the model.
+        longest: tokens of the longest sequence.
     """
     if device.type != "cuda":
         return 2048
@@ -231,10 +269,24 @@ def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype) ->
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached blocks are free, too
     hidden = config.hidden_size
     per_position = dtype.itemsize * (10 * hidden + 3 * getattr(config, "intermediate_size", 4 * hidden))
+    if config._attn_implementation == "eager":
+        per_position += config.num_attention_heads * longest * (2 * dtype.itemsize + 4)
     return int(min(max(free / 2 / per_position, 4096), 131072))
 
 
-def split_by_length(values: Sequence[float], lengths: Sequence[int]) -> list[np.ndarray]:
-    """Split `values` into consecutive arrays of these lengths."""
-    array = np.asarray(values, dtype=np.float32)
-    return np.split(array, np.cumsum(lengths)[:-1])
+def fetched_later(logps: torch.Tensor, lengths: Sequence[int]) -> Fetch:
+    """Start to copy log-probs to the CPU, and return a function that waits for the copy and splits it.
+
+    Args:
+        logps: (log-probs,), of several sequences one after the other.
+        lengths: (sequences,) number of log-probs of each.
+    """
+    copy = logps.float().to("cpu", non_blocking=logps.is_cuda)  # into pinned memory
+    done = torch.cuda.current_stream(logps.device).record_event() if logps.is_cuda else None
+
+    def fetch() -> list[np.ndarray]:
+        if done is not None:
+            done.synchronize()
+        return np.split(copy.numpy(), np.cumsum(lengths)[:-1])
+
+    return fetch

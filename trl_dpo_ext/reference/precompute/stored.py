@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import numpy as np
+from datasets import IterableDataset
 
 from ... import _trl
+from ...errors import InputError
 from ...forward.compatibility import packing_problems
 from ...forward.run_rows import sequence_logps
+from ..store.keys import KeyIndex
+from ..store.shared_memory import Allocate, SharedMemory
 from ..store.store import Store
+from ..store.table import LogpTable, described
 from .batching import Batch
 from .collator import ReferenceCollator
-from .runner import Communicator, PrecomputeStats, ReferencePass, default_max_tokens, split_by_length
-from .sequences import TokenSequence, batch_sequences
+from .processes import Communicator, Node
+from .runner import Fetch, PrecomputeStats, ReferencePass, default_max_tokens, fetched_later
+from .wanted import Collator, Sequences, content, portions
 
-_ROWS_AT_ONCE = 256
-_SEQUENCES_PER_PASS = 100_000
-
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Running = Callable[[], AbstractContextManager[tuple[Any, Any]]]
 """Gives the reference for a pass: what to call, and the causal model in it. Called only when something is missing."""
 
 
 class StoredLogps:
     """What a run reads from a store, and how it fills it.
+
+    One process of each node reads data and store. The others map what it found, unless their data differ from its own.
 
     Args:
         host: the trainer.
@@ -37,12 +42,24 @@ class StoredLogps:
     def __init__(self, host: _trl.Host, store: Store, max_tokens: int | None = None) -> None:
         self.host, self.store, self.max_tokens = host, store, max_tokens
         self.stats = PrecomputeStats()
-        self._keys: dict[bytes, None] | None = {}
+        self._keys: list[np.ndarray] | None = []
+        """Packed keys that this process has found and that no table holds yet; None for all of the store."""
         self._collator: ReferenceCollator | None = None
+
+    @cached_property
+    def communicator(self) -> Communicator:
+        """All processes of the run."""
+        accelerator = self.host.trainer.accelerator
+        return Communicator(accelerator.process_index, accelerator.num_processes, _trl.gather_object)
+
+    @cached_property
+    def node(self) -> Node:
+        """The processes of this machine; every process asks for it at the same time."""
+        return Node.find(self.communicator, self.host.trainer.accelerator.local_process_index, self.store.folder)
 
     def collator(self, collator: Collator) -> ReferenceCollator:
         """Wrap a collator so that its batches hold the stored log-probs."""
-        self._collator = ReferenceCollator(collator, self.store.load(self._keys), _trl.REFERENCE_COLUMNS)
+        self._collator = ReferenceCollator(collator, self._load(), _trl.REFERENCE_COLUMNS)
         return self._collator
 
     def fill(self, dataset: Any, name: str, collator: Collator, running: Running, streams: bool = False) -> None:
@@ -57,76 +74,113 @@ class StoredLogps:
         """
         if isinstance(dataset, IterableDataset) and not streams:
             self._keys = None  # load all: which sequences the stream holds is only known batch by batch
-            self._reload()
-            return
-        portions = _portions(dataset, self.host.collated_columns(), collator)
-        # Processes whose data differ in length still take each step together.
-        while any(_trl.gather_object((wanted := next(portions, None)) is not None)):
-            self._fill(wanted or {}, name, running)
-            _trl.free_memory()  # of a reference that was loaded for this pass
-            if self._keys is not None:
-                self._keys.update(dict.fromkeys(wanted or {}))
-        self._reload()
-
-    def _reload(self) -> None:
+        else:
+            reader = self.node.alike(content(dataset, collator) if len(self.node.ranks) > 1 else None)
+            unread = portions(dataset, self.host.collated_columns(), collator)
+            # Processes whose data differ in length still take each step together.
+            while self._fill_portion(reader, unread, name, running):
+                _trl.free_memory()  # of a reference that was loaded for this pass
         if self._collator is not None:
-            self.store.refresh()
-            self._collator.logps = self.store.load(self._keys)
+            self._collator.logps = self._load()
 
-    def _fill(self, wanted: dict[bytes, TokenSequence], name: str, running: Running) -> None:
-        accelerator, args = self.host.trainer.accelerator, self.host.trainer.args
-        communicator = Communicator(accelerator.process_index, accelerator.num_processes, _trl.gather_object)
+    def _fill_portion(self, reader: Node, unread: Iterator[Sequences], name: str, running: Running) -> bool:
+        """Compute what is missing of the next portion; False if no process has one."""
+        shared = reader.once(lambda allocate: self._find(unread, allocate), f"reading the {name} dataset")
+        arrays = shared.arrays
+        wanted, missing = arrays["counts"].tolist(), Sequences(arrays["ids"], arrays["bounds"], arrays["keys"])
+        everyone = self.communicator.gather((wanted, len(missing)))
+        self.stats.found += wanted - len(missing)
+        if any(missing for _, missing in everyone):
+            self._compute(missing, name, running)
+            self._check_complete(reader, missing, wanted)
+        return any(wanted for wanted, _ in everyone)
+
+    def _find(self, unread: Iterator[Sequences], allocate: Allocate) -> None:
+        """Read the next portion of the data, and leave what the store lacks of it."""
+        portion = next(unread, None) or Sequences.of(())
+        if self._keys is not None:
+            self._keys.append(portion.keys)
         self.store.refresh()
-        if not any(communicator.gather(len(self.store.missing(wanted, check_values=True)))):
-            self.stats.found += len(wanted)
-            return
+        missing = portion.copied(self.store.lacks(portion.keys, check_values=True))
+        given = {"counts": np.array(len(portion)), **vars(missing)}
+        arrays = allocate({name: (array.shape, array.dtype) for name, array in given.items()})
+        for name, array in given.items():
+            arrays[name][...] = array
+
+    def _compute(self, missing: Sequences, name: str, running: Running) -> None:
+        device = self.host.trainer.accelerator.device
         with running() as (model, causal):
             config = causal.config.get_text_config()
             run = ReferencePass(
                 self.store,
-                _scorer(self.host, model, causal),
-                max_tokens=self.max_tokens or default_max_tokens(accelerator.device, config, causal.dtype),
+                _starter(self.host, model, causal),
+                max_tokens=self.max_tokens or default_max_tokens(device, config, causal.dtype, missing.longest),
                 share=not packing_problems(causal),
                 synchronous_forward=self.host.is_sharded,
-                communicator=communicator,
+                communicator=self.communicator,
                 label=name,
-                disable_tqdm=args.disable_tqdm,
+                disable_tqdm=self.host.trainer.args.disable_tqdm,
             )
-            self.stats.add(run.run(wanted))
+            self.stats.add(run.run(missing.by_key()))
             self.max_tokens = run.max_tokens  # lower, if a batch did not fit in memory
 
+    def _check_complete(self, reader: Node, missing: Sequences, wanted: int) -> None:
+        """Check that the pass has left nothing out.
 
-def _scorer(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], list[Any]]:
-    def run(batch: Batch) -> list[Any]:
+        Raises:
+            InputError: another node writes to another folder.
+        """
+        left = 0
+        if reader.is_first:
+            self.store.refresh()
+            left = int(self.store.lacks(missing.keys).sum())
+        else:
+            self.store.forget()  # the parts that this process has written
+        error = None
+        if left:
+            error = InputError(
+                f"{left} of {wanted} sequences are still missing from {self.store.folder} after the reference pass. "
+                "With several nodes, --ref_store must be on a shared filesystem."
+            )
+        self.communicator.raise_together(error, "checking the store after the reference pass")
+
+    def _load(self) -> LogpTable:
+        """Read what the processes of this node need into memory that they share."""
+        keys = None if self._keys is None else np.concatenate([np.empty((0, 2), np.uint64), *self._keys])
+        sent = None if self.node.is_first or keys is None or not len(keys) else _sent(keys)
+        addresses = self.communicator.gather(sent and sent.address)
+
+        def read(allocate: Allocate) -> None:
+            theirs = [SharedMemory.attach(addresses[rank]).wait() for rank in self.node.ranks if addresses[rank]]
+            if keys is None:
+                self.store.load_arrays(None, allocate)
+                return
+            known = [] if self._collator is None else [self._collator.logps.index.packed]
+            several = [keys, *known, *(arrays["keys"] for arrays in theirs if arrays)]
+            self.store.load_arrays(KeyIndex.build(np.concatenate(several)).packed, allocate)
+
+        shared = self.node.once(read, f"reading the reference store {self.store.folder}")
+        self.store.forget()
+        if self._keys is not None:
+            self._keys = []
+        return LogpTable.of(shared.arrays, described(self.store.folder), shared.memory)
+
+
+def _sent(keys: np.ndarray) -> SharedMemory:
+    """Keys in memory for the first process of the node."""
+    memory = SharedMemory.create()
+    if memory is None:
+        raise InputError("The system has refused more shared memory (memfd_create).")
+    memory.allocate({"keys": (keys.shape, keys.dtype)})["keys"][:] = keys
+    memory.publish()
+    return memory
+
+
+def _starter(host: _trl.Host, model: Any, causal: Any) -> Callable[[Batch], Fetch]:
+    def start(batch: Batch) -> Fetch:
         completions = [sequence.completion for sequence in batch.sequences]
         starts = [len(sequence.prompt) - 1 for sequence in batch.sequences]
         logps = host.as_reference(lambda: sequence_logps(model, causal, batch.packed(), completions, starts))
-        return split_by_length(logps.float().cpu().numpy(), [len(completion) for completion in completions])
+        return fetched_later(logps, [len(completion) for completion in completions])
 
-    return run
-
-
-def _portions(
-    dataset: Any, columns: list[str] | None, collator: Callable[..., Any]
-) -> Iterator[dict[bytes, TokenSequence]]:
-    """The sequences of a dataset by key, in portions that fit in memory."""
-    wanted: dict[bytes, TokenSequence] = {}
-    for examples in _examples(dataset, columns):
-        for sequence in batch_sequences(collator(examples)):
-            if sequence is not None:
-                wanted.setdefault(sequence.key, sequence)
-        if len(wanted) >= _SEQUENCES_PER_PASS:
-            yield wanted
-            wanted = {}
-    if wanted:
-        yield wanted
-
-
-def _examples(dataset: Any, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:
-    """A few hundred rows at a time, with what the collator reads of them."""
-    if isinstance(dataset, Dataset):
-        dataset = dataset.with_format(None)
-        if columns is not None:
-            dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
-    for batch in dataset.iter(batch_size=_ROWS_AT_ONCE):
-        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    return start

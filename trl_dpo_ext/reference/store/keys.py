@@ -12,6 +12,7 @@ import numpy as np
 
 KEY_BYTES = 16
 _PERSON = b"trl_dpo_ext.seq1"  # another meaning of the key needs another name here
+_NO_CONTENT = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
 
 
 def sequence_key(prompt_ids: Sequence[int] | np.ndarray, completion_ids: Sequence[int] | np.ndarray) -> bytes:
@@ -27,11 +28,36 @@ def sequence_key(prompt_ids: Sequence[int] | np.ndarray, completion_ids: Sequenc
     Raises:
         ValueError: an id is negative (a label of -100 is not a token), fractional or above 31 bits.
     """
-    content = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
+    content = _NO_CONTENT.copy()
     content.update(len(prompt_ids).to_bytes(8, "little") + len(completion_ids).to_bytes(8, "little"))
     content.update(_little_endian(prompt_ids))
     content.update(_little_endian(completion_ids))
     return content.digest()
+
+
+def packed_sequence_keys(ids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Hash many sequences of one array as `sequence_key` does, in half the time.
+
+    Args:
+        ids: (tokens,) int32, of all sequences.
+        bounds: (sequences, 4) where each prompt starts and ends in `ids`, and where its completion starts and ends.
+
+    Returns:
+        The packed keys, (sequences, 2) uint64, as from `pack_keys`.
+
+    Raises:
+        ValueError: an id is negative.
+    """
+    content = memoryview(_little_endian(ids))
+    lengths = memoryview((bounds[:, 1::2] - bounds[:, ::2]).astype("<i8").tobytes())
+    digests = []
+    for at, (start, middle, scored, end) in enumerate((bounds * 4).tolist()):
+        hashed = _NO_CONTENT.copy()
+        hashed.update(lengths[16 * at : 16 * at + 16])
+        hashed.update(content[start:middle])
+        hashed.update(content[scored:end])
+        digests.append(hashed.digest())
+    return pack_keys(digests)
 
 
 def _little_endian(ids: Sequence[int] | np.ndarray) -> bytes:
@@ -95,6 +121,11 @@ class KeyIndex:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The indexed keys, (unique, 2) uint64, sorted."""
+        return np.stack([self.high, self.low], axis=1)
 
     def find(self, packed: np.ndarray) -> np.ndarray:
         """Return the position of each packed key, -1 for keys that are not indexed."""

@@ -29,7 +29,8 @@ from .atomic import remove_stale_temporaries
 from .keys import KeyIndex, pack_keys
 from .manifest import MANIFEST, PARTS, Manifest, check_folder, create_store, read_manifest, write_error
 from .parts import CORRUPT_SUFFIX, SUFFIX, CorruptPartError, Part, quarantine, read_logps, read_part
-from .table import LogpTable, load_table
+from .shared_memory import Allocate, private
+from .table import LogpTable, described, load_arrays
 from .verify import VerifyReport, verify
 from .writer import PartWriter
 
@@ -61,7 +62,7 @@ class Store:
         corrupt: reasons by name for the parts that this object found corrupt; their sequences count as missing.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, is_writable: bool) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, is_writable: bool, read_index: bool = True) -> None:
         self.folder = folder
         self.identity = manifest.identity
         self.created = manifest.created
@@ -69,10 +70,13 @@ class Store:
         self._is_writable = is_writable
         self._parts: dict[str, Part] = {}
         self._index: PartIndex | None = None
-        self.refresh()
+        self._is_read = False
+        self._checked: set[str] = set()
+        if read_index:
+            self.refresh()
 
     @classmethod
-    def open(cls, folder: str | Path, identity: Identity, *, create: bool = True) -> Store:
+    def open(cls, folder: str | Path, identity: Identity, *, create: bool = True, read_index: bool = True) -> Store:
         """Open the store of a reference, and create it if the folder is empty or absent.
 
         Read-only folders are opened too, since they may hold everything that a run needs; only `writer` rejects them.
@@ -81,6 +85,7 @@ class Store:
             folder: of the store.
             identity: of the reference.
             create: whether to create an absent store, rather than raise.
+            read_index: whether to read keys and lengths now, rather than when they are first needed.
 
         Raises:
             InputError: the store was computed with another reference (the message lists the fields that differ), the
@@ -98,7 +103,7 @@ class Store:
         if is_writable:
             remove_stale_temporaries(folder / PARTS)
             remove_stale_temporaries(folder)
-        return cls(folder, manifest, is_writable)
+        return cls(folder, manifest, is_writable, read_index)
 
     @classmethod
     def read_only(cls, folder: str | Path) -> Store:
@@ -121,6 +126,8 @@ class Store:
 
     @property
     def _part_index(self) -> PartIndex:
+        if not self._is_read:
+            self.refresh()
         if self._index is None:
             self._index = PartIndex(tuple(self._parts[name] for name in sorted(self._parts)))
         return self._index
@@ -137,26 +144,38 @@ class Store:
 
         Args:
             keys: from `sequence_key`.
-            check_values: whether to read and check the log-probs of every part that holds one of the keys now;
-                otherwise a part whose log-probs were altered is found when `load` reads it.
+            check_values: see `lacks`.
         """
         unique = list(dict.fromkeys(keys))
-        packed = pack_keys(unique)
+        return [unique[at] for at in np.flatnonzero(self.lacks(pack_keys(unique), check_values=check_values))]
+
+    def lacks(self, packed: np.ndarray, *, check_values: bool = False) -> np.ndarray:
+        """Return for each key whether the store does not hold it, (keys,) bool.
+
+        Args:
+            packed: (keys, 2) uint64, from `pack_keys`.
+            check_values: whether to read and check the log-probs of every part that holds one of the keys, unless this
+                object has done so; otherwise a part whose log-probs were altered is found when `load` reads it.
+        """
         found = self._part_index.index.find(packed)
         if check_values:
             numbers = np.unique(np.searchsorted(self._part_index.starts, found[found >= 0], side="right") - 1)
             for part in [self.parts[number] for number in numbers]:
                 self._check_values(part)
             found = self._part_index.index.find(packed)
-        return [unique[at] for at in np.flatnonzero(found < 0)]
+        return found < 0
 
     def _check_values(self, part: Part) -> None:
+        if part.path.name in self._checked:
+            return
         try:
             read_logps(part)
         except FileNotFoundError as error:
             self._refresh_after(error)
         except CorruptPartError as error:
             self._drop(error)
+        else:
+            self._checked.add(part.path.name)
 
     def load(self, keys: Iterable[bytes] | None = None) -> LogpTable:
         """Read the log-probs of these sequences (None for all) into memory: 4 bytes per token, 32 per sequence.
@@ -164,14 +183,31 @@ class Store:
         Raises:
             MissingSequenceError: the store lacks a sequence, or the only part that holds it is corrupt.
         """
-        wanted = None if keys is None else list(dict.fromkeys(keys))
+        packed = None if keys is None else pack_keys(dict.fromkeys(keys))
+        return LogpTable.of(self.load_arrays(packed), described(self.folder))
+
+    def load_arrays(self, packed: np.ndarray | None, allocate: Allocate = private) -> dict[str, np.ndarray]:
+        """Read the log-probs of the sequences of these packed keys, each once (None for all), as `LogpTable.of` takes.
+
+        Args:
+            packed: (keys, 2) uint64, from `pack_keys`.
+            allocate: makes the arrays; called again if a part turns out to be corrupt.
+
+        Raises:
+            MissingSequenceError: the store lacks a sequence, or the only part that holds it is corrupt.
+        """
         while True:  # ends: every iteration but the last drops a part
             try:
-                return load_table(self.folder, self.parts, self._part_index.index, wanted)
+                return load_arrays(self.folder, self.parts, self._part_index.index, packed, allocate)
             except CorruptPartError as error:
                 self._drop(error)
             except FileNotFoundError as error:
                 self._refresh_after(error)
+
+    def forget(self) -> None:
+        """Free the keys and lengths of all sequences; they are read again when they are next needed."""
+        self._parts, self._index, self._is_read = {}, None, False
+        self._checked.clear()
 
     def values(self, keys: Iterable[bytes]) -> list[np.ndarray]:
         """Read the log-probs of some sequences from the disk, (completion_tokens,) float32 each.
@@ -209,7 +245,8 @@ class Store:
 
     def refresh(self) -> int:
         """Look for parts that other processes have added or removed; returns the change in the number of sequences."""
-        before = len(self)
+        before = len(self) if self._is_read else 0
+        self._is_read = True
         names = {path.name for path in (self.folder / PARTS).glob(f"*{SUFFIX}") if not path.name.startswith(".")}
         for name in self._parts.keys() - names:
             del self._parts[name]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .keys import KeyIndex, pack_keys
+from .keys import KeyIndex, pack_keys, unpack_keys
 from .parts import Part, read_logps
+from .shared_memory import Address, Allocate, SharedMemory, private
 
 
 class MissingSequenceError(LookupError):
@@ -38,12 +40,26 @@ class LogpTable:
         offsets: (sequences + 1,) start of each row in `flat`.
         flat: (tokens,) log-probs, float32.
         where: the store they were read from, for error messages.
+        memory: that holds the arrays, if other processes map it: pickles then refer to it, and hold no arrays. It has
+            to exist when they are read.
     """
 
     index: KeyIndex
     offsets: np.ndarray
     flat: np.ndarray
     where: str
+    memory: SharedMemory | None = None
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray], where: str, memory: SharedMemory | None = None) -> LogpTable:
+        """Make a table of the arrays that `load_arrays` fills."""
+        index = KeyIndex(arrays["high"], arrays["low"], arrays["positions"])
+        return cls(index, arrays["offsets"], arrays["flat"], where, memory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.memory is None:
+            return LogpTable, (self.index, self.offsets, self.flat, self.where)
+        return _mapped_table, (self.memory.address, self.where)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,18 +90,38 @@ class LogpTable:
         return sum(x.nbytes for x in (index.high, index.low, index.positions, self.offsets, self.flat))
 
 
-def load_table(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: list[bytes] | None) -> LogpTable:
-    """Read the wanted sequences (None for all) into a table, each part once and in order.
+def _mapped_table(address: Address, where: str) -> LogpTable:
+    memory = SharedMemory.attach(address)
+    arrays = memory.wait()
+    assert arrays is not None
+    return LogpTable.of(arrays, where, memory)
+
+
+def described(folder: Path) -> str:
+    """Return what error messages call the store of a folder."""
+    return f"the reference store {folder}"
+
+
+def load_arrays(
+    folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: np.ndarray | None, allocate: Allocate = private
+) -> dict[str, np.ndarray]:
+    """Read the wanted sequences into the arrays of a table, each part once and in order.
+
+    Args:
+        folder: of the store.
+        parts: the parts in use.
+        index: over the sequences of all parts, one part after the other.
+        wanted: (sequences, 2) packed keys, each once; None for all that are indexed.
+        allocate: where the arrays are made.
 
     Raises:
         MissingSequenceError: a sequence is not in the index.
         CorruptPartError: a part is corrupt.
         FileNotFoundError: a part is gone.
     """
-    where = f"the reference store {folder}"
-    positions = index.positions if wanted is None else index.find(pack_keys(wanted))
+    positions = index.positions if wanted is None else index.find(wanted)
     if wanted is not None and (positions < 0).any():
-        raise MissingSequenceError([wanted[at] for at in np.flatnonzero(positions < 0)], where)
+        raise MissingSequenceError(unpack_keys(wanted[positions < 0]), described(folder))
     positions = np.sort(positions)  # part by part
     starts = np.cumsum([0, *(part.sequences for part in parts)])
     bounds = np.searchsorted(positions, starts)
@@ -96,11 +132,18 @@ def load_table(folder: Path, parts: Sequence[Part], index: KeyIndex, wanted: lis
         offsets[a + 1 : b + 1] = part.completion_tokens[chosen]
         packed_keys[a:b] = part.packed_keys[chosen]
     np.cumsum(offsets, out=offsets)
-    flat = np.empty(offsets[-1], dtype=np.float32)
+    made = KeyIndex.build(packed_keys)
+    arrays: dict[str, np.ndarray] = {
+        "high": made.high, "low": made.low, "positions": made.positions, "offsets": offsets
+    }  # fmt: skip
+    layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    allocated = allocate({**layout, "flat": ((int(offsets[-1]),), np.float32)})
+    for name, array in arrays.items():
+        allocated[name][:] = array
     for part, chosen, a, b in zip(parts, rows, bounds, bounds[1:], strict=False):
         if len(chosen):
-            flat[offsets[a] : offsets[b]] = _read_rows(part, chosen)
-    return LogpTable(KeyIndex.build(packed_keys), offsets, flat, where)
+            allocated["flat"][offsets[a] : offsets[b]] = _read_rows(part, chosen)
+    return allocated
 
 
 def _read_rows(part: Part, chosen: np.ndarray) -> np.ndarray:
