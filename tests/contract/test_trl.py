@@ -69,6 +69,22 @@ def test_the_collator_truncates_by_its_mode(mode: str) -> None:
     assert built["input_ids"][0].tolist() == kept, seam("truncation_mode of the collator")
 
 
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+@pytest.mark.parametrize("max_length", [None, *range(1, 8)])
+def test_the_collator_feeds_the_token_ids_of_columns_and_no_more(max_length: int | None, mode: str) -> None:
+    collator = dpo_trainer.DataCollatorForPreference(0, max_length=max_length, truncation_mode=mode)
+    assert _trl.reads_token_ids(collator)
+    assert not _trl.reads_token_ids(type("Other", (type(collator),), {})(0))
+    row = dict(zip(_trl.TOKEN_IDS, ([5, 6, 7], [8, 2], [9, 10, 2]), strict=True))
+    built = collator([{**row, "prompt": "x", "score": 1.0}])
+    cut = slice(-max_length, None) if max_length and _trl.keeps_end(collator) else slice(max_length)
+    for at, column in enumerate(_trl.COMPLETION_IDS.values()):
+        ids, mask = (row[_trl.TOKEN_IDS[0]] + row[column])[cut], ([0] * 3 + [1] * len(row[column]))[cut]
+        there = built["attention_mask"][at].bool()
+        assert built["input_ids"][at][there].tolist() == ids, seam("DataCollatorForPreference feeds TOKEN_IDS")
+        assert built[_trl.COMPLETION_MASK][at][there].tolist() == mask, seam("completion_mask")
+
+
 def test_an_empty_list_of_losses_is_legal_and_adds_no_loss(host: Any, batch: dict, monkeypatch) -> None:
     monkeypatch.setattr(host, "loss_types", [])
     monkeypatch.setattr(host, "loss_weights", [])

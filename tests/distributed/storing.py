@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed import launched
 from tests.support import runs, tiny
+from tests.support.processes import mapped_memory
+from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reference.precompute import stored, wanted
+from trl_dpo_ext.reference.store import store, table
 
 STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "max_steps": 2}
 
@@ -41,3 +46,38 @@ def train_on(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), lora)
     return train(folder, {**settings, "model": adapted})
+
+
+def train_counting(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, as above, and record what this process has read of the data and the store, and what memory it maps."""
+    read: dict[str, int] = {}
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counting(*args: Any) -> Any:
+            read[name] = read.get(name, 0) + 1
+            return function(*args)
+
+        setattr(module, name, counting)
+
+    for module, name in ((wanted, "packed_sequence_keys"), (store, "read_part"), (table, "read_logps")):
+        counted(module, name)
+    record = train(folder, settings)
+    return {**record, "read": read, "mapped": mapped_memory()}
+
+
+def fill_without_reader(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Let the process that reads for the others be killed; the others leave a file with what they raise."""
+
+    def killed(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["RANK"] == "0":
+        stored.portions = killed
+    try:
+        train(folder, settings)
+    except InputError as error:
+        (folder / f"raised-{os.environ['RANK']}.txt").write_text(str(error))
+        raise
+    return {}

@@ -168,3 +168,27 @@ def test_a_launched_pass_that_is_killed_goes_on_where_it_stopped(engine, tmp_pat
     )
     assert record["report"]["found"] == kept
     assert record["report"]["found"] + record["report"]["computed"] == len(Store.read_only(folder / "refs"))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_of_four_processes_one_of_each_node_reads_and_the_others_map_what_it_read(nodes, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    settings = {"per_device_train_batch_size": 1, "seed": 3}
+    launched = {"processes": 4, "nodes": nodes, "flags": FLAGS}
+    first = engines.launch(folder, "multi_gpu", "tests.distributed.storing:train", settings, **launched)
+    assert first["report"]["computed"] == len(by_one)
+    again = engines.launch(folder, "multi_gpu", "tests.distributed.storing:train_counting", settings, **launched)
+    assert again.steps == first.steps
+    assert again["report"] == {**again["report"], "computed": 0, "found": len(by_one)}
+    readers = [rank for rank, record in enumerate(again.ranks) if record["read"]]
+    assert readers == ([0] if nodes == 1 else [0, 2])
+    assert all(record["mapped"][0] > 0 for record in again.ranks)
+
+
+def test_of_a_killed_reader_the_others_tell_and_end(tmp_path, files):
+    folder = job(tmp_path, files)
+    with pytest.raises(engines.JobFailed, match=r"SIGKILL|Signal 9|exitcode: -9"):
+        engines.launch(folder, "multi_gpu", "tests.distributed.storing:fill_without_reader", processes=3, flags=FLAGS)
+    said = [file.read_text() for file in sorted(folder.glob("raised-*.txt"))]
+    assert said
+    assert all("Process 0 ended while reading the train dataset" in each for each in said)

@@ -41,12 +41,16 @@ def data(start: int = 0, rows: int = ROWS) -> Dataset:
     return Dataset(pa.table({name: pa.array(column, pa.list_(pa.int64())) for name, column in made.items()}))
 
 
+def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
+    return [dataset[at] for at in range(len(dataset))]
+
+
 def logps(sequence: TokenSequence) -> np.ndarray:
     return -(np.arange(len(sequence.completion)) + sequence.prompt[0] / 7).astype(np.float32)
 
 
 def sequences(dataset: Dataset) -> dict[bytes, TokenSequence]:
-    return {each.key: each for each in batch_sequences(COLLATOR(list(dataset))) if each is not None}
+    return {each.key: each for each in batch_sequences(COLLATOR(rows_of(dataset))) if each is not None}
 
 
 class Counts:
@@ -142,7 +146,7 @@ def test_one_process_of_each_node_reads_and_all_have_the_same(tmp_path, local_ra
             again.fill(data(10, 20), "eval", COLLATOR, not_running)
             collator = again.collator(COLLATOR)
             assert_right(collator.logps, data())
-            batch = collator(list(data(3, 2)))["ref_token_logps"]
+            batch = collator(rows_of(data(3, 2)))["ref_token_logps"]
         communicator.gather(None)
         return counts.anything, computed, vars(again.stats), batch.tolist(), mapped_memory()
 
@@ -176,7 +180,7 @@ def test_one_changed_token_of_one_process_is_found(tmp_path) -> None:
     """As after a file that was written anew between two processes' reading."""
 
     def work(communicator: Communicator) -> None:
-        rows = data().to_dict()
+        rows: Any = data().to_dict()
         if communicator.rank == 1:
             rows["rejected_ids"][17][-1] = 9999
         mine = Dataset.from_dict(rows)
@@ -195,7 +199,7 @@ def test_another_collator_of_each_process_is_asked_by_itself(tmp_path) -> None:
 
         run = opened(tmp_path / "refs", communicator)
         run.fill(data(), "train", collator, running)
-        run.collator(collator)(list(data()))  # finds what it asks for
+        run.collator(collator)(rows_of(data()))  # finds what it asks for
 
     right(together(3, work))
     assert len(Store.read_only(tmp_path / "refs")) > 2 * len(sequences(data()))
@@ -292,7 +296,7 @@ def test_a_store_that_cannot_be_read_ends_all_processes_with_its_name(tmp_path, 
 
 
 def test_data_that_cannot_be_read_end_all_processes(tmp_path) -> None:
-    rows = data().to_dict()
+    rows: Any = data().to_dict()
     rows["chosen_ids"][3] = [-100]
     results = together(
         3, lambda each: opened(tmp_path / "refs", each).fill(Dataset.from_dict(rows), "train", COLLATOR, running)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from ... import _trl
@@ -21,6 +20,7 @@ _ROWS_COLLATED_AT_ONCE = 256
 SEQUENCES_AT_ONCE = 100_000
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+"""TRL's, or any function."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def portions(dataset: Any, columns: list[str] | None, collator: Collator) -> Ite
         yield Sequences.joined(waiting).unique()
 
 
-def content(dataset: Any, collator: Collator) -> bytes | None:
+def content(dataset: Any, collator: Any) -> bytes | None:
     """Hash what `portions` reads of a dataset, so that processes can tell whether they would read the same.
 
     Returns:
@@ -130,7 +130,7 @@ def content(dataset: Any, collator: Collator) -> bytes | None:
     return hashed.digest()
 
 
-def _batches(dataset: Any, columns: list[str] | None, collator: Collator) -> Iterator[Sequences]:
+def _batches(dataset: Any, columns: list[str] | None, collator: Any) -> Iterator[Sequences]:
     if not _holds_ids(dataset, collator):
         for examples in _examples(dataset, columns):
             yield Sequences.of(sequence for sequence in batch_sequences(collator(examples)) if sequence is not None)
@@ -163,7 +163,7 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     values = lists.flatten()
     if lists.null_count or values.null_count:
         raise ValueError("A row of the dataset has no token ids.")
-    return np.asarray(values.cast(pa.int32())), np.cumsum([0, *np.asarray(pc.list_value_length(lists))])
+    return np.asarray(values.cast(pa.int32())), np.cumsum([0, *np.asarray(lists.value_lengths())])
 
 
 def _truncated(lists: Mapping[str, tuple[np.ndarray, np.ndarray]], max_length: int | None, keep_end: bool) -> Sequences:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pyarrow as pa
 
 from ...errors import InputError
 from ..identity.identity import Identity
@@ -208,6 +209,7 @@ class Store:
         """Free the keys and lengths of all sequences; they are read again when they are next needed."""
         self._parts, self._index, self._is_read = {}, None, False
         self._checked.clear()
+        pa.default_memory_pool().release_unused()  # what reading parts has taken
 
     def values(self, keys: Iterable[bytes]) -> list[np.ndarray]:
         """Read the log-probs of some sequences from the disk, (completion_tokens,) float32 each.
