@@ -6,6 +6,9 @@ what that adds to each process: its proportional share (PSS), where a page that 
 so that the sum over processes is what the machine needs. Neither pages of files count, which the system can drop, nor
 what allocators keep for later. CPU seconds depend less on the machine's other work than wall seconds.
 
+With --store_only, forked processes read the store alone, and for comparison each a copy of its own, as earlier versions
+did: no data are searched, and a minute is enough for a million sequences.
+
 Run: python benchmarks/store_memory.py [--before CHECKOUT_OF_AN_EARLIER_VERSION] [--sequences N] [--tokens N]
 """
 
@@ -129,6 +132,63 @@ def together(folder: Path, package: Path, count: int) -> list[dict[str, float]]:
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(count)]
 
 
+def write_store(folder: Path, sequences: int, tokens: int) -> None:
+    """A store of made-up sequences with made-up keys."""
+    from trl_dpo_ext.reference.store.store import Store
+
+    random = np.random.default_rng(0)
+    with Store.open(folder, identity()).writer() as store:
+        for start in range(0, sequences, 10_000):
+            logps = -random.exponential(size=(10_000, tokens)).astype(np.float32)
+            for number in range(start, min(start + 10_000, sequences)):
+                store.add(b"%016d" % number, PROMPT_TOKENS, logps[number - start])
+
+
+def read(folder: Path, shared: bool) -> Any:
+    """For a forked process: read all of a store, and measure that."""
+    from trl_dpo_ext.reference.precompute.processes import Communicator, Node
+    from trl_dpo_ext.reference.store.store import Store
+    from trl_dpo_ext.reference.store.table import LogpTable
+
+    def work(communicator: Communicator) -> dict[str, float]:
+        before = memory()
+        began, cpu = time.perf_counter(), time.process_time()
+        store = Store.open(folder, identity(), read_index=not shared)
+        if shared:
+            node = Node.find(communicator, communicator.rank, folder)
+            made = node.once(lambda allocate: store.load_arrays(None, allocate), "reading the store")
+            store.forget()
+            loaded = LogpTable.of(made.arrays, "a store", made.memory)
+        else:
+            loaded = store.load()
+        taken = time.perf_counter() - began, time.process_time() - cpu
+        index = loaded.index
+        used = (loaded.flat, loaded.offsets, index.high, index.low, index.positions)
+        touched = sum(float(array.sum()) for array in used)
+        communicator.gather(None)
+        added = memory() - before
+        communicator.gather(len(store.corrupt))
+        return {"added": added, "wall": taken[0], "cpu": taken[1], "sum": touched}
+
+    return work
+
+
+def store_only(options: argparse.Namespace) -> dict[tuple[str, int], list[dict[str, float]]]:
+    sys.path.insert(0, str(ROOT))
+    from tests.support import processes
+
+    rows: dict[tuple[str, int], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        write_store(Path(name) / "refs", options.sequences, options.tokens)
+        for count in options.processes:
+            for version, shared in (("a copy each", False), ("shared", True)):
+                results = processes.together(count, read(Path(name) / "refs", shared), timeout=600)
+                assert all(isinstance(result, dict) for result in results), results
+                rows[version, count] = results
+    assert len({result["sum"] for results in rows.values() for result in results}) == 1, "not the same"
+    return rows
+
+
 def table(rows: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     head = ["version", "processes", "memory of all", "largest of one", "wall", "CPU of all"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -150,10 +210,14 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=100, help="of each completion")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--store_only", action="store_true", help="read the store without searching data")
     parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:
         process(options.process)
+        return
+    if options.store_only:
+        print(table(store_only(options)))
         return
     versions = {**({"before": options.before} if options.before else {}), "now": ROOT}
     rows = {}
