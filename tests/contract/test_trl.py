@@ -200,7 +200,7 @@ def test_of_a_scored_output_all_but_the_losses_is_per_token(host: Any, batch: di
     assert all(value.shape == mask.shape for value in per_token.values()), seam("fields of the fused head's output")
     assert {"log_probs", "entropy", "mean_logits", "is_top1", "label_mask"} <= set(per_token), seam("its names")
     compact = type(output)(**{name: value[mask][None] for name, value in per_token.items()})
-    restored = _trl.scatter_to_batch(compact, mask)
+    restored = _trl.scatter_to_batch(compact, mask.flatten().nonzero().squeeze(1), mask.shape)
     for name, value in per_token.items():
         assert torch.equal(getattr(restored, name), value), seam("fields are zero outside the completion")
 

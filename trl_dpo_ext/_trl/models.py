@@ -148,10 +148,7 @@ class ModelSeams:
 
         def catch(_module: Any, _inputs: Any, output: Any) -> None:
             head, hidden = causal.get_output_embeddings(), output.last_hidden_state
-            if selected:
-                hidden = hidden.new_zeros(*mask.shape, hidden.size(-1)).masked_scatter(mask.unsqueeze(-1), hidden)
-            else:
-                hidden = hidden[:, -mask.size(1) - 1 : -1]
+            hidden = hidden[0] if selected else hidden[:, -mask.size(1) - 1 : -1]
             caught.append(Projection(hidden, head.weight, head.bias))
 
         handle = causal.base_model.register_forward_hook(catch)
@@ -237,13 +234,18 @@ def override_attention_mask(
             handle.remove()
 
 
-def scatter_to_batch(output: Any, mask: torch.Tensor) -> Any:
-    """Scatter the fields of a scored output from (1, scored) to the shape of `mask`, with zeros elsewhere.
+def scatter_to_batch(output: Any, targets: torch.Tensor, shape: torch.Size) -> Any:
+    """Scatter the fields of a scored output from (1, scored) to `shape`, with zeros elsewhere.
+
+    Args:
+        output: of a fused head.
+        targets: (scored,) the flat index in `shape` of each value. A mask would make the host wait for the device.
+        shape: (rows, tokens).
 
     Seam: of a scored output, `loss` and `aux_loss` are scalars and all else is per token.
     """
     for name, value in list(output.items()):
         if name not in ("loss", "aux_loss") and value is not None:
-            there = mask.to(value.device)
-            output[name] = value.new_zeros(there.shape).masked_scatter(there, value[0])
+            empty = value.new_zeros(shape.numel())
+            output[name] = empty.index_copy(0, targets.to(value.device), value[0]).view(shape)
     return output

@@ -14,6 +14,7 @@ from ..errors import InputError
 from .masks import FLEX
 from .packing import Packed, pack
 from .run_rows import run_rows
+from .trees import on_device
 
 UNSCORED = -100
 _FLEX_BLOCK = 128  # widths in whole blocks, so that a compiled kernel meets few of them
@@ -29,6 +30,8 @@ class PackedPairs:
     """(scored,) the tokens to predict, in the row-major order of TRL's batch."""
     scored: np.ndarray
     """(scored,) flat index at which each label is predicted."""
+    targets: np.ndarray
+    """(scored,) the flat index in (2 x pairs x (tokens - 1)) of each label."""
     tokens: np.ndarray
     """(2 x pairs x tokens,) flat index of each token of TRL's batch; 0 for padding."""
 
@@ -99,7 +102,7 @@ def _pack_pairs(
     for number, places in enumerate(packed.places):
         tokens[number, : len(places)] = places
     wanted = scored[:, 1:].astype(bool)
-    return PackedPairs(packed, ids[:, 1:][wanted], tokens[:, :-1][wanted], tokens.flatten())
+    return PackedPairs(packed, ids[:, 1:][wanted], tokens[:, :-1][wanted], np.flatnonzero(wanted), tokens.flatten())
 
 
 class PackedModel:
@@ -146,4 +149,5 @@ class PackedModel:
         routing = {"output_router_logits": True, "attention_mask": attention_mask} if routed else {}
         tokens = batch.tokens if routed else None
         output = run_rows(self.model, self.causal, batch.packed, batch.labels, batch.scored, tokens, **routing)
-        return _trl.scatter_to_batch(output, labels[:, 1:] != UNSCORED)
+        targets = on_device(batch.targets, input_ids.device)
+        return _trl.scatter_to_batch(output, targets, labels[:, 1:].shape)

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .masks import FLEX, tree_masks
 from .packing import Packed
 from .tree_attention import TreeAttention
+from .trees import on_device
 
 
 def sequence_logps(
@@ -57,30 +58,30 @@ def run_rows(
         InputError: the model's attention has not looked at the layout of the row.
     """
     device, trees = causal.device, packed.trees
-
-    def on_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64, copy=False)).to(device, non_blocking=True)
-
+    positions = np.zeros(0, dtype=np.int64) if trees is None else trees.positions
+    ids, positions, shift_labels, places, routed = _together(
+        device, packed.input_ids, positions[None], labels[None], scored, router_tokens
+    )
     mask, reads = None, 0
     if trees is not None:
         config = causal.config.get_text_config()
         if config._attn_implementation != FLEX:
             _trl.replace_attention(causal, TreeAttention)
-        keywords["position_ids"] = on_device(trees.positions[None])
+        keywords["position_ids"] = positions
         reads, mask = trees.reads, tree_masks(config, trees, device)
-    with _trl.override_attention_mask(
-        causal, mask, on_device(scored), None if router_tokens is None else on_device(router_tokens)
-    ):
-        output = model(
-            input_ids=on_device(packed.input_ids),
-            shift_labels=on_device(labels)[None],
-            fused_lm_head=True,
-            use_cache=False,
-            **keywords,
-        )
+    with _trl.override_attention_mask(causal, mask, places, None if router_tokens is None else routed):
+        output = model(input_ids=ids, shift_labels=shift_labels, fused_lm_head=True, use_cache=False, **keywords)
     if trees is not None and trees.reads == reads:
         raise InputError(
             f"share_prompt and padding_free cannot be used here: no layer of {type(causal).__name__} has asked for the "
             "layout of the row, so another library has replaced its attention. Drop both flags."
         )
     return output
+
+
+def _together(device: torch.device, *arrays: np.ndarray | None) -> list[torch.Tensor]:
+    """Copy integer arrays to a device, all in one copy."""
+    given = [np.zeros(0, dtype=np.int64) if array is None else array for array in arrays]
+    flat = on_device(np.concatenate([array.ravel() for array in given]).astype(np.int64, copy=False), device)
+    parts = flat.split([array.size for array in given])
+    return [part.view(array.shape) for part, array in zip(parts, given, strict=True)]

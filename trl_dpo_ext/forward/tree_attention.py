@@ -6,6 +6,7 @@ that is computed again in the backward pass gets its own. No tensor of the row's
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -81,7 +82,7 @@ class TreeAttention:
         trees.reads += 1
         if "flash" in self.name:
             return self._by_flash(trees, module, query, key, value, *args, **kw)
-        if self.name == "sdpa" and varlen_takes(mask.reach, query, value, **kw):
+        if self.name == "sdpa" and varlen_takes(mask.reach, query, key, value, **kw):
             return by_varlen(trees, mask.reach, query, key, value, kw.get("scaling")), None
         attend = self._by_row if query.is_cuda else self._by_block
         return attend(trees, mask.reach, module, query, key, value, *args, **kw), None
@@ -147,13 +148,47 @@ def _gathered(tensor: torch.Tensor, block: Block) -> torch.Tensor:
     return torch.cat([tensor[:, :, span] for span in (*block.ahead, block.own)], dim=2)
 
 
-def varlen_takes(reach: Reach, query: torch.Tensor, value: torch.Tensor, dropout: float = 0.0, **keywords: Any) -> bool:
-    """Whether torch's kernel for sequences of different lengths does the same: in half precision, on a GPU."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or dropout or reach[1] is not None:
+def varlen_takes(
+    reach: Reach,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> bool:
+    """Whether torch's kernel for sequences of different lengths computes the same: in half precision, on a GPU.
+
+    The conditions are those that the kernel checks (torch's flash_api.cpp); in its backward pass, too.
+    """
+    if query.device.type != "cuda" or dropout or reach[1] is not None:
         return False
     if any(keywords.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         return False
-    if query.size(-1) != value.size(-1) or query.size(-1) > 256:
+    if attention_dtype(query, key, value) not in (torch.float16, torch.bfloat16):
+        return False
+    size = query.size(-1)
+    if not key.size(-1) == value.size(-1) == size or size % 8 or size > 256 or query.size(1) % key.size(1):
+        return False
+    return torch.backends.cuda.flash_sdp_enabled() and _has_varlen(query.device)
+
+
+def attention_dtype(*tensors: torch.Tensor) -> torch.dtype | None:
+    """The dtype in which `sdpa` attends: under autocast its dtype, to which `sdpa` casts; None if tensors differ.
+
+    Queries and keys may be in float32 under autocast: rotary embeddings are computed in the dtype of the weights.
+    """
+    device, dtypes = tensors[0].device.type, {tensor.dtype for tensor in tensors}
+    if torch.is_autocast_enabled(device) and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype(device)
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+@functools.cache
+def _has_varlen(device: torch.device) -> bool:
+    """Whether this torch has the kernel, for this device."""
+    if torch.version.hip is not None or not torch.backends.cuda.is_flash_attention_available():
+        return False  # how ROCm aligns queries and keys of different lengths is not documented
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -168,18 +203,17 @@ def by_varlen(
     """Attend by `torch.nn.attention.varlen.varlen_attn`, whose causal mask is aligned at the bottom right."""
     from torch.nn.attention import varlen
 
-    indices = trees.on(query.device)
+    indices, dtype = trees.on(query.device), attention_dtype(query, key, value)
     queries, keys, most_queries, most_keys = indices.cumulative
     window, _ = reach
     takes = inspect.signature(varlen.varlen_attn).parameters
-    grouped: dict[str, Any] = (
-        {"enable_gqa": True} if "enable_gqa" in takes else {}
-    )  # torch 2.11 takes fewer heads unasked
-    key, value = (each[0].transpose(0, 1).index_select(0, indices.keys) for each in (key, value))
+    # torch 2.11 takes fewer heads of keys unasked.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in takes else {}
+    query, key, value = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))
     output = varlen.varlen_attn(
-        query[0].transpose(0, 1).contiguous(),
-        key,
-        value,
+        query.contiguous(),
+        key.index_select(0, indices.keys),
+        value.index_select(0, indices.keys),
         queries,
         keys,
         most_queries,

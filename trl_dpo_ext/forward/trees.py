@@ -127,8 +127,8 @@ class Indices:
     def __init__(self, trees: Trees, device: torch.device) -> None:
         self._trees, self._device = trees, device
 
-    def _tensor(self, values: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(self._device, non_blocking=True)
+    def _tensor(self, values: np.ndarray, dtype: type[np.integer] = np.int64) -> torch.Tensor:
+        return on_device(values.astype(dtype, copy=False), self._device)
 
     @functools.cached_property
     def keys(self) -> torch.Tensor:
@@ -143,7 +143,7 @@ class Indices:
         sizes = np.array([(block.num_own, block.num_ahead + block.num_own) for block in blocks])
         queries, keys = np.concatenate([np.zeros((1, 2), dtype=np.int64), sizes.cumsum(axis=0)]).T
         most = sizes.max(axis=0)
-        return self._tensor(queries, torch.int32), self._tensor(keys, torch.int32), int(most[0]), int(most[1])
+        return self._tensor(queries, np.int32), self._tensor(keys, np.int32), int(most[0]), int(most[1])
 
     @functools.cached_property
     def rows(self) -> torch.Tensor:
@@ -163,6 +163,17 @@ class Indices:
         for number, places in reversed([*enumerate(sequences)]):
             back[places] = number * longest + np.arange(len(places))
         return self._tensor(back)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device, without waiting for the device.
+
+    A copy from memory that is not pinned may wait until the device has done all that is queued.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def visible_keys(queries: int, keys: int, reach: Reach, device: torch.device) -> torch.Tensor:

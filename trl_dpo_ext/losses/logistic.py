@@ -155,7 +155,7 @@ def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Te
         tensor([2.4220])
     """
     x = beta * p.margin
-    smoothing = torch.tensor(label_smoothing, device=x.device, dtype=x.dtype)
+    smoothing = x.new_full((), label_smoothing)  # a tensor of a number on the host would be copied
     chosen = torch.sigmoid(x) * (F.logsigmoid(x) - torch.log1p(-smoothing))
     rejected = torch.sigmoid(-x) * (F.logsigmoid(-x) - torch.log(smoothing))
     return chosen + rejected

@@ -115,21 +115,22 @@ class SamPO:
         if p.training:
             self._batches += 1
         rank = p.rank if p.training else 0  # so that an evaluation is the same on any number of processes
-        lengths = list(zip(*(side.mask.sum(dim=1).tolist() for side in (p.chosen, p.rejected)), strict=True))
+        # The only time that the host waits for the device: what is drawn depends on the lengths.
+        lengths = torch.stack([side.mask.sum(dim=1) for side in (p.chosen, p.rejected)], dim=1).tolist()
         chosen, rejected = (
             (_token_logratios(side) * self._kept(side, index, lengths, rank)).sum(dim=1)
             for index, side in enumerate((p.chosen, p.rejected))
         )
         return -F.logsigmoid(beta * (chosen - rejected))
 
-    def _kept(self, side: Side, index: int, lengths: list[tuple[int, int]], rank: int) -> torch.Tensor:
+    def _kept(self, side: Side, index: int, lengths: list[list[int]], rank: int) -> torch.Tensor:
         """True for the completion tokens that count, (pairs, tokens)."""
         places = torch.zeros(side.mask.shape, dtype=torch.bool)
         for pair, both in enumerate(lengths):
             drawn = random.Random(f"{self._batches} {rank} {both[0]} {both[1]}").sample(range(max(both)), min(both))
             longer = both[index] > both[1 - index]
             places[pair, drawn if longer else list(range(both[index]))] = True
-        return places.to(side.mask.device).gather(1, _position(side)) & side.mask
+        return places.to(side.mask.device, non_blocking=True).gather(1, _position(side)) & side.mask
 
     def state_dict(self) -> dict[str, int]:
         """The number of batches seen, which seeds the next draw."""
