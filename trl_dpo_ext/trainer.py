@@ -19,6 +19,7 @@ from .data.tokenized import tokenized
 from .errors import InputError
 from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
+from .forward.cudnn_attention import avoid_cudnn_attention
 from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, pair_weights
 from .forward.pair_forward import PairForward
 from .logging_setup import show_messages
@@ -117,6 +118,9 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         """
         disable_cpu_repacking(self.model)
         self.pair_forward.check_supported(self.host.models(), self.args.max_length, self.host.unsupported_inputs())
+        policy, packed = self.host.causal_model(self.model), self.pair_forward.active
+        lowest, _ = self.host.precision(policy)
+        avoid_cudnn_attention(policy, self.accelerator.device, lowest, packed, self.host.is_main_process)
         problems = []
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
@@ -220,10 +224,11 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         if rewards is None:
             return
         chosen, rejected = (torch.as_tensor(self.accelerator.gather(reward)) for reward in rewards)
-        self.host.replace_metric("rewards/chosen", chosen.mean().item())
-        self.host.replace_metric("rewards/rejected", rejected.mean().item())
-        self.host.replace_metric("rewards/margins", (chosen - rejected).mean().item())
-        self.host.replace_metric("rewards/accuracies", (chosen > rejected).float().mean().item())
+        right = (chosen > rejected).to(chosen.dtype)
+        values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected, "accuracies": right}
+        means = torch.stack([value.mean() for value in values.values()])
+        for name, mean in zip(values, means.tolist(), strict=True):  # the host waits for the device once
+            self.host.replace_metric(f"rewards/{name}", mean)
 
     def _set_signature_columns_if_needed(self) -> None:
         # TRL drops every column that it does not know before the collator sees it.

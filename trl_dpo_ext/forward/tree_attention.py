@@ -148,6 +148,9 @@ def _gathered(tensor: torch.Tensor, block: Block) -> torch.Tensor:
     return torch.cat([tensor[:, :, span] for span in (*block.ahead, block.own)], dim=2)
 
 
+_VARLEN_DTYPES = (torch.float16, torch.bfloat16)
+
+
 def varlen_takes(
     reach: Reach,
     query: torch.Tensor,
@@ -160,11 +163,13 @@ def varlen_takes(
 
     The conditions are those that the kernel checks (torch's flash_api.cpp); in its backward pass, too.
     """
-    if query.device.type != "cuda" or dropout or reach[1] is not None:
+    if (
+        dropout
+        or reach[1] is not None
+        or any(keywords.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    ):
         return False
-    if any(keywords.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        return False
-    if attention_dtype(query, key, value) not in (torch.float16, torch.bfloat16):
+    if attention_dtype(query, key, value) not in _VARLEN_DTYPES:
         return False
     size = query.size(-1)
     if not key.size(-1) == value.size(-1) == size or size % 8 or size > 256 or query.size(1) % key.size(1):
@@ -186,6 +191,8 @@ def attention_dtype(*tensors: torch.Tensor) -> torch.dtype | None:
 @functools.cache
 def _has_varlen(device: torch.device) -> bool:
     """Whether this torch has the kernel, for this device."""
+    if device.type != "cuda":
+        return False
     if torch.version.hip is not None or not torch.backends.cuda.is_flash_attention_available():
         return False  # how ROCm aligns queries and keys of different lengths is not documented
     if torch.cuda.get_device_capability(device) < (8, 0):

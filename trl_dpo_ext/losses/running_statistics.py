@@ -212,7 +212,10 @@ class BetaDpo:
         uniform = torch.rand(everyone.numel(), generator=generator, dtype=torch.float64)
         # The largest of log-weight + Gumbel noise are a draw without replacement, also where every weight underflows.
         gumbel = -torch.log(-torch.log(uniform))
-        keys = gumbel.to(everyone.device, everyone.dtype, non_blocking=True) - 0.5 * self._moments.standardized(everyone) ** 2
+        keys = (
+            gumbel.to(everyone.device, everyone.dtype, non_blocking=True)
+            - 0.5 * self._moments.standardized(everyone) ** 2
+        )
         return torch.zeros_like(everyone).scatter(0, keys.topk(count).indices, 1.0)
 
     def state_dict(self) -> dict[str, float | int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -64,18 +62,7 @@ def attend_by(way: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     elif way == "flash":
         kernels.use_emulated_flash(monkeypatch, model)
     elif way == "varlen":
-
-        def kernel(
-            q: Any, k: Any, v: Any, *cumulative: Any, scale: Any, window_size: Any, enable_gqa: bool = True
-        ) -> Any:
-            assert window_size[1] == 0
-            return kernels.varlen(q, k, v, *cumulative, softmax_scale=scale, causal=True, window_size=window_size)
-
-        monkeypatch.setattr(tree_attention, "varlen_takes", lambda *_, **__: True)
-        stand_in: Any = ModuleType("torch.nn.attention.varlen")  # torch 2.8 does not have it
-        stand_in.varlen_attn = kernel
-        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-        monkeypatch.setattr(torch.nn.attention, "varlen", stand_in, raising=False)
+        kernels.use_emulated_varlen(monkeypatch)
 
 
 @pytest.mark.parametrize("case", sorted(filter(packable, architectures.EXACT)))
