@@ -23,6 +23,11 @@ _UNFOLDED_IS_CHEAPER = 2**0.5 - 1
 """Below this share of keys ahead, a causal square over all of a block's keys has fewer scores than a rectangle."""
 
 
+_PLACES, _SCORES = 2**14, 2**28
+"""Places of rows that attend in one call, padding included, and scores of all heads, which eager attention holds in
+float32: a row of the reference pass holds many sequences, and all of them at once would not fit in memory."""
+
+
 class TreeMask(torch.Tensor):
     """Stands where a finished 4-dimensional mask may stand, and carries the layout to the attention function."""
 
@@ -107,13 +112,15 @@ class TreeAttention:
     def _by_row(
         self, trees: Trees, reach: Reach, module: Any, query: Any, key: Any, value: Any, *args: Any, **kw: Any
     ) -> torch.Tensor:
-        """Every sequence as a row, for the attention alone."""
-        indices = trees.on(query.device)
-        rows = (each[0][:, indices.rows].transpose(0, 1) for each in (query, key, value))
-        longest = indices.rows.size(1)
-        mask = self._mask(trees, longest, longest, reach, query)
-        output, _ = self.inner(module, *rows, mask, *args, **kw)
-        return output.flatten(0, 1).index_select(0, indices.back)[None]
+        """Every sequence as a row, for the attention alone; rows of like length together."""
+        groups, back = trees.on(query.device).rows(_PLACES, _SCORES // query.size(1))
+        outputs = []
+        for rows in groups:
+            parts = (each[0][:, rows].transpose(0, 1) for each in (query, key, value))
+            mask = self._mask(trees, rows.size(1), rows.size(1), reach, query)
+            output, _ = self.inner(module, *parts, mask, *args, **kw)
+            outputs.append(output.flatten(0, 1))
+        return torch.cat(outputs).index_select(0, back)[None]
 
     def _by_block(
         self, trees: Trees, reach: Reach, module: Any, query: Any, key: Any, value: Any, *args: Any, **kw: Any

@@ -126,6 +126,7 @@ class Indices:
 
     def __init__(self, trees: Trees, device: torch.device) -> None:
         self._trees, self._device = trees, device
+        self._rows: dict[tuple[int, int], tuple[list[torch.Tensor], torch.Tensor]] = {}
 
     def _tensor(self, values: np.ndarray, dtype: type[np.integer] = np.int64) -> torch.Tensor:
         return on_device(values.astype(dtype, copy=False), self._device)
@@ -145,24 +146,41 @@ class Indices:
         most = sizes.max(axis=0)
         return self._tensor(queries, np.int32), self._tensor(keys, np.int32), int(most[0]), int(most[1])
 
-    @functools.cached_property
-    def rows(self) -> torch.Tensor:
-        """The place of each token of each sequence, padded on the right with place 0, (sequences, longest)."""
-        sequences = self._trees.sequences
-        rows = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
-        for row, places in zip(rows, sequences, strict=True):
-            row[: len(places)] = places
-        return self._tensor(rows)
+    def rows(self, most_places: int, most_scores: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The sequences as rows, the longest first, in groups.
 
-    @functools.cached_property
-    def back(self) -> torch.Tensor:
-        """Flat index into `rows` at which each place stands first, (width,)."""
-        sequences = self._trees.sequences
-        longest = max(map(len, sequences))
-        back = np.empty(self._trees.width, dtype=np.int64)
-        for number, places in reversed([*enumerate(sequences)]):
-            back[places] = number * longest + np.arange(len(places))
-        return self._tensor(back)
+        Args:
+            most_places: rows x longest of a group is at most this, but for a group of one row.
+            most_scores: the same for rows x longest x longest.
+
+        Returns:
+            For each group, the place of each token, padded on the right with place 0, (rows, longest); and for each
+            place, the index into all groups' flattened rows at which it stands, (width,).
+        """
+        if (most_places, most_scores) not in self._rows:
+            self._rows[most_places, most_scores] = self._grouped(most_places, most_scores)
+        return self._rows[most_places, most_scores]
+
+    def _grouped(self, most_places: int, most_scores: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        ordered = sorted(self._trees.sequences, key=len, reverse=True)
+        groups: list[list[np.ndarray]] = []
+        for places in ordered:
+            longest = len(groups[-1][0]) if groups else 0
+            cells = (len(groups[-1]) + 1) * longest if groups else 0
+            if not groups or cells > most_places or cells * longest > most_scores:
+                groups.append([])
+            groups[-1].append(places)
+        back, start = np.empty(self._trees.width, dtype=np.int64), 0
+        padded: list[torch.Tensor] = []
+        for group in groups:
+            longest = len(group[0])
+            rows = np.zeros((len(group), longest), dtype=np.int64)
+            for row, places in zip(rows, group, strict=True):
+                row[: len(places)] = places
+                back[places] = start + np.arange(len(places))
+                start += longest
+            padded.append(self._tensor(rows))
+        return padded, self._tensor(back)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -81,6 +81,23 @@ def test_each_way_to_attend_is_exact(monkeypatch, way: str, case: str) -> None:
     check_exact(case, monkeypatch, way)
 
 
+@pytest.mark.parametrize("case", ["llama", "llama-eager", "gemma3", "gpt-oss"])
+def test_rows_attend_in_groups_so_that_many_sequences_fit_in_memory(monkeypatch, case: str) -> None:
+    monkeypatch.setattr(tree_attention, "_PLACES", 24)
+    monkeypatch.setattr(tree_attention, "_SCORES", 4 * 200)
+    rows: list[tuple[int, int]] = []
+    kept = TreeAttention._mask
+
+    def mask(self: Any, trees: Any, queries: int, *args: Any) -> Any:
+        rows.append((queries, len(trees.sequences)))
+        return kept(self, trees, queries, *args)
+
+    monkeypatch.setattr(TreeAttention, "_mask", mask)
+    check_exact(case, monkeypatch, "rows")
+    assert len({longest for longest, _ in rows}) > 1
+    assert rows[0][0] == max(longest for longest, _ in rows)
+
+
 @pytest.mark.parametrize("case", ["llama", "gemma2"])
 def test_the_plain_forward_stays_as_it_is_to_the_last_bit(case: str) -> None:
     model = with_head(case)

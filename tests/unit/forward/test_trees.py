@@ -105,8 +105,9 @@ def check_blocks(trees: Trees) -> None:
 def check_rows(trees: Trees) -> None:
     """Unfolded rows hold the sequences, and every place is found in one of them."""
     indices = trees.on(torch.device("cpu"))
-    assert indices.rows.flatten()[indices.back].tolist() == list(range(trees.width))
-    for row, places in zip(indices.rows.tolist(), trees.sequences, strict=True):
+    (rows,), back = indices.rows(10**6, 10**9)
+    assert rows.flatten()[back].tolist() == list(range(trees.width))
+    for row, places in zip(rows.tolist(), sorted(trees.sequences, key=len, reverse=True), strict=True):
         assert row[: len(places)] == places.tolist()
 
 
@@ -115,3 +116,19 @@ def test_windows_and_chunks_are_measured_in_the_sequence() -> None:
     assert visible_keys(2, 4, (None, None), cpu)[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert visible_keys(2, 4, (2, None), cpu)[0, 0].int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
     assert visible_keys(2, 4, (None, 3), cpu)[0, 0].int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(("places", "scores"), [(1, 1), (12, 10**9), (10**6, 80), (20, 100)])
+def test_rows_come_in_groups_of_like_length_within_limits(places: int, scores: int) -> None:
+    trees = Trees([4, 3, 9, 2, 5, 1, 7], [-1, 0, 0, -1, 3, 3, -1])
+    groups, back = trees.on(torch.device("cpu")).rows(places, scores)
+    assert trees.on(torch.device("cpu")).rows(places, scores)[0] is groups
+    flat = torch.cat([group.flatten() for group in groups])
+    assert flat[back].tolist() == list(range(trees.width))
+    assert [len(row) for group in groups for row in group] == sorted(
+        (len(row) for group in groups for row in group), reverse=True
+    )
+    for group in groups:
+        rows, longest = group.shape
+        assert rows == 1 or (rows * longest <= places and rows * longest**2 <= scores)
+    assert sum(len(group) for group in groups) == len(trees.sequences)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.reference.precompute.batching import make_batches
+from trl_dpo_ext.reference.precompute.batching import MOST_KEYS, make_batches
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence, batch_sequences
 
 
@@ -138,3 +138,13 @@ def test_halves_hold_the_same_work(share):
     assert (*first.keys, *second.keys) == batch.keys
     assert (len(first.keys), len(second.keys)) == (1, 2)
     assert first.halves() == [first]
+
+
+def test_a_long_prompt_that_many_share_is_cut_where_attention_would_copy_it_too_often() -> None:
+    prompt = list(range(1, 41))
+    wanted = work(*((prompt, [50 + number]) for number in range(20)))
+    batches = make_batches(wanted, 60, share=True)
+    assert len(batches) > 1  # all of them are 40 positions
+    assert all(batch.positions <= 60 for batch in batches)
+    assert all(len(batch.keys) * 40 <= MOST_KEYS * 60 for batch in batches)
+    assert sum(len(batch.keys) for batch in batches) == 20

@@ -15,7 +15,7 @@ import torch
 
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
-from trl_dpo_ext.reference.precompute.batching import Batch
+from trl_dpo_ext.reference.precompute.batching import MOST_KEYS, Batch
 from trl_dpo_ext.reference.precompute.processes import Communicator
 from trl_dpo_ext.reference.precompute.runner import (
     Fetch,
@@ -251,6 +251,11 @@ def test_after_a_pass_every_process_has_the_smallest_limit(tmp_path) -> None:
         assert list(pool.map(process, range(COUNT))) == [50, 50]
 
 
+LLAMA_8B = SimpleNamespace(
+    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, head_dim=128
+)
+
+
 def test_memory_that_pytorch_has_cached_counts_as_free(monkeypatch) -> None:
     """Otherwise a later pass gets smaller batches than the first, whose blocks PyTorch keeps."""
 
@@ -258,12 +263,11 @@ def test_memory_that_pytorch_has_cached_counts_as_free(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)
-        config = SimpleNamespace(hidden_size=4096, intermediate_size=14336, _attn_implementation="sdpa")
-        return default_max_tokens(torch.device("cuda"), config, torch.bfloat16)
+        return default_max_tokens(torch.device("cuda"), LLAMA_8B, torch.bfloat16)
 
     model = 16 << 30
     first, later = limit(20 << 30, model, model), limit(4 << 30, model + (16 << 30), model)
-    assert later == first == int((20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336)))
+    assert later == first == int((20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336 + MOST_KEYS * 2 * 1024)))
     assert limit(1 << 20, model, model) == 4096
     assert limit(79 << 30, 0, 0) == 131072
 
@@ -279,7 +283,9 @@ def test_eager_attention_counts_the_scores_of_the_longest_sequence(monkeypatch) 
         return default_max_tokens(torch.device("cuda"), config, torch.bfloat16, longest)
 
     assert limit("sdpa", 4096) == limit("sdpa", 1) > limit("eager", 1024) > limit("eager", 2048)
-    assert limit("eager", 2048) == int((20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336) + 32 * 2048 * 8))
+    assert limit("eager", 2048) == int(
+        (20 << 30) / 2 / (2 * (10 * 4096 + 3 * 14336 + MOST_KEYS * 2 * 4096) + 32 * 2048 * 8)
+    )
 
 
 def order_of(store: Store, batches: int, fail_at: int | None = None) -> list[str]:
@@ -355,3 +361,24 @@ def test_results_are_copied_to_the_cpu_without_waiting_and_awaited_by_an_event(m
     assert done == ["copy"]
     assert [each.tolist() for each in fetch()] == [[0.0, 1.0], [2.0, 3.0, 4.0]]
     assert done == ["copy", "wait"]
+@pytest.mark.parametrize(
+    ("changes", "vectors"),
+    [
+        ({}, 10 * 4096 + 3 * 14336 + MOST_KEYS * 2 * 1024),
+        ({"num_key_value_heads": None}, 10 * 4096 + 3 * 14336 + MOST_KEYS * 2 * 4096),
+        ({"head_dim": 256}, 10 * 4096 + 3 * 14336 + MOST_KEYS * 2 * 2048),
+        ({"intermediate_size": None}, 10 * 4096 + 3 * 4 * 4096 + MOST_KEYS * 2 * 1024),
+        (
+            {"intermediate_size": 6144, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+            10 * 4096 + 3 * 6144 + MOST_KEYS * 2 * 1024,
+        ),
+        ({"num_experts_per_tok": 2}, 10 * 4096 + 3 * 2 * 14336 + MOST_KEYS * 2 * 1024),
+    ],
+    ids=["grouped heads", "as many heads", "wide heads", "no size of the MLP", "small experts", "large experts"],
+)
+def test_the_default_limit_counts_what_a_position_of_a_packed_row_takes(monkeypatch, changes, vectors) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (16 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    config = SimpleNamespace(**{**vars(LLAMA_8B), **changes})
+    assert default_max_tokens(torch.device("cuda"), config, torch.bfloat16) == int((8 << 30) / (2 * vectors))

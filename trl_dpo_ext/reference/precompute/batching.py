@@ -10,6 +10,10 @@ import numpy as np
 from ...forward.packing import Packed, beginning, pack, pad, shared_length
 from .sequences import TokenSequence
 
+MOST_KEYS = 4
+"""Where sequences share what they begin with, a batch has at most this number of keys per position that it may have:
+attention copies keys and values for every sequence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -66,15 +70,16 @@ def make_batches(missing: Mapping[bytes, TokenSequence], max_tokens: int, share:
     ordered = sorted(missing.items(), key=lambda item: beginning(_fed(item[1])) if share else -_length(item[1]))
     batches: list[Batch] = []
     current: list[tuple[bytes, TokenSequence]] = []
-    positions = 0
+    positions = keys = 0
     for key, sequence in ordered:
         if share:
             grown = positions + (_additional(current[-1][1], sequence) if current else _length(sequence))
         else:  # the first of a batch is its longest
             grown = (len(current) + 1) * _length(current[0][1] if current else sequence)
-        if current and grown > max_tokens:
+        keys += _length(sequence)
+        if current and (grown > max_tokens or (share and keys > MOST_KEYS * max_tokens)):
             batches.append(_batch(current, share))
-            current, grown = [], _length(sequence)
+            current, grown, keys = [], _length(sequence), _length(sequence)
         current.append((key, sequence))
         positions = grown
     if current:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from ..store.store import Store
 from ..store.writer import PartWriter
-from .batching import Batch, make_batches
+from .batching import MOST_KEYS, Batch, make_batches
 from .processes import Communicator
 from .sequences import TokenSequence
 
@@ -253,9 +253,10 @@ def _out_of_memory(batch: Batch, max_tokens: int, error: str) -> str:
 def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, longest: int = 0) -> int:
     """Return the token positions per batch that fit well: by a GPU's free memory, or a size that suits CPU caches.
 
-    A forward without gradients holds, per position, about ten vectors of the hidden size and three of the MLP's; with
-    eager attention also a score for every key and head, as such, in float32, and as a weight. Half of the free memory
-    is kept in reserve. The head works in tiles of a fixed size.
+    A forward without gradients holds, per position of a packed row, about ten vectors of the hidden size and three of
+    the MLP's, and the copies of keys and values that attention makes for each sequence, of which `make_batches` allows
+    `MOST_KEYS` per position; with eager attention also a score for every key and head, as such, in float32, and as a
+    weight. Half of the free memory is kept in reserve. The head works in tiles of a fixed size.
 
     Args:
         device: that runs the model.
@@ -268,9 +269,15 @@ def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, lo
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached blocks are free, too
     hidden = config.hidden_size
-    per_position = dtype.itemsize * (10 * hidden + 3 * getattr(config, "intermediate_size", 4 * hidden))
+    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    mlp = max(mlp, experts * (getattr(config, "moe_intermediate_size", None) or mlp))
+    heads = getattr(config, "num_attention_heads", None) or 1
+    of_keys = getattr(config, "num_key_value_heads", None) or heads
+    keys = 2 * of_keys * (getattr(config, "head_dim", None) or hidden // heads)
+    per_position = dtype.itemsize * (10 * hidden + 3 * mlp + MOST_KEYS * keys)
     if config._attn_implementation == "eager":
-        per_position += config.num_attention_heads * longest * (2 * dtype.itemsize + 4)
+        per_position += heads * longest * (2 * dtype.itemsize + 4)
     return int(min(max(free / 2 / per_position, 4096), 131072))
 
 
