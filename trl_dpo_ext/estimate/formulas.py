@@ -83,6 +83,8 @@ class Training:
     accumulates: bool = False
     checkpointing: bool = True
     eager_attention: bool = False
+    masked_attention: bool = False
+    """Whether `sdpa` is given masks, as for padded rows: each layer makes one of its own."""
     reference: Reference = field(default_factory=Reference)
 
     @property
@@ -217,7 +219,9 @@ def activations(size: ModelSize, t: Training, strategy: ParallelStrategy) -> tup
     tokens, hidden = t.batch_tokens, size.hidden
     # Attention scores in float32 and in half precision, each twice.
     eager = 8.0 * 2 * t.pairs * size.heads * t.tokens**2 if t.eager_attention else 0.0
-    layer = _layer_bytes(t, strategy, hidden, size.mlp) * tokens + eager
+    # In half precision, for all heads; the kernel keeps it for the backward pass.
+    mask = 2.0 * 2 * t.pairs * t.tokens**2 if t.masked_attention else 0.0
+    layer = _layer_bytes(t, strategy, hidden, size.mlp) * tokens + eager + mask
     if t.checkpointing:
         return _residual_bytes(t, strategy) * size.layers * tokens * hidden, 1.25 * layer
     return size.layers * layer, 0.25 * layer

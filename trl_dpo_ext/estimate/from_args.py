@@ -33,6 +33,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Trai
         accumulates=args.gradient_accumulation_steps > 1,
         checkpointing=args.gradient_checkpointing,
         eager_attention=model.attn_implementation == "eager",
+        masked_attention=model.attn_implementation in (None, "sdpa") and not (args.share_prompt or args.padding_free),
         reference=_reference(args, model, mixture, dtype),
     )
 

@@ -71,6 +71,39 @@ def test_half_precision_and_autocast_lose_no_digits() -> None:
     assert gradient.dtype == torch.bfloat16
 
 
+def test_products_that_are_added_up_in_float32_need_no_copy_of_the_output_layer(monkeypatch) -> None:
+    """As on CUDA, whose product of bfloat16 matrices can be in float32."""
+    policy, reference = projection(0, dtype=torch.bfloat16), projection(1, dtype=torch.bfloat16)
+    leaves = [policy.hidden, policy.weight, policy.bias]
+    weight = torch.randn(MASK.shape, generator=torch.Generator().manual_seed(2))
+    expected = token_kl.token_kl(policy, reference, MASK)
+    before = torch.autograd.grad((expected * weight).sum(), leaves)
+    products: list[torch.dtype] = []
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        products.append(left.dtype)
+        return left.float() @ right.float()
+
+    monkeypatch.setattr(token_kl, "_product", product)
+    monkeypatch.setattr(token_kl, "_multiplies_to_float32", lambda device: True)
+    found = token_kl.token_kl(policy, reference, MASK)
+    torch.testing.assert_close(found, expected)
+    after = torch.autograd.grad((found * weight).sum(), leaves)
+    assert set(products) == {torch.bfloat16}
+    for ours, theirs in zip(after, before, strict=True):
+        assert ours.dtype == theirs.dtype
+        # The gradient of the logits is rounded to 8 bits of mantissa.
+        torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=2**-6 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("selected", [True, False])
+def test_hidden_states_of_completion_tokens_alone_are_taken_as_they_are(selected: bool) -> None:
+    policy, reference = projection(0), projection(1)
+    expected = token_kl.token_kl(policy, reference, MASK)
+    alone = [Projection(p.hidden[MASK], p.weight, p.bias) if selected else p for p in (policy, reference)]
+    torch.testing.assert_close(token_kl.token_kl(*alone, MASK), expected)
+
+
 def test_a_batch_without_a_completion_token_has_a_gradient_of_zero() -> None:
     policy = projection(0)
     kl = token_kl.token_kl(policy, projection(1), torch.zeros_like(MASK))

@@ -139,3 +139,19 @@ def test_a_reference_is_split_where_the_policy_is_and_4_bits_never() -> None:
     assert formulas.reference_model(size, nf4, ParallelStrategy("fsdp2", 8)) == formulas.reference_model(
         size, nf4, SINGLE
     )
+
+
+def test_masks_of_padded_rows_are_kept_by_each_layer_without_checkpointing() -> None:
+    config = tiny.model().config
+    config.num_hidden_layers = 3
+    size = compute_model_size(config)
+    half = ParallelStrategy("single", 1, half_precision=True)
+    kept = []
+    for masked in (False, True):
+        for checkpointing in (False, True):
+            training = Training(pairs=8, tokens=2048, checkpointing=checkpointing, masked_attention=masked)
+            kept.append(formulas.activations(size, training, half))
+    mask = 2 * 16 * 2048**2  # two bytes for each of 16 rows' squares
+    assert kept[2][0] - kept[0][0] == 3 * mask
+    assert kept[3][0] == kept[1][0]
+    assert kept[3][1] - kept[1][1] == pytest.approx(1.25 * mask)

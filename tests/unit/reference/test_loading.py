@@ -14,7 +14,7 @@ from tests.support import tiny
 from tests.support.references import LORA, kinds, logits
 from trl_dpo_ext import load_reference
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.model import loading
+from trl_dpo_ext.reference.model import clone, loading
 from trl_dpo_ext.reference.model.memory import weight_bytes
 
 
@@ -80,6 +80,25 @@ def test_an_adapter_is_merged_into_the_reference() -> None:
     torch.testing.assert_close(logits(reference), logits(policy))
     assert not torch.equal(logits(reference), logits(policy.get_base_model()))
     assert any("lora" in name for name, _ in policy.named_parameters())
+
+
+def test_an_adapter_is_merged_into_a_copy_on_the_cpu(monkeypatch) -> None:
+    """A copy on the policy's own device, which the policy may fill, is made of nothing."""
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("a parameter is copied where it is")
+
+    model = peft.get_peft_model(tiny.model(), LORA)
+    model.base_model.model.lm_head.weight = model.get_input_embeddings().weight  # a tie stays one
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", refuse)
+    copied = clone._copy_on_cpu(model)
+    originals = dict(model.named_parameters())
+    for name, parameter in copied.named_parameters():
+        assert torch.equal(parameter, originals[name])
+        assert parameter.device.type == "cpu"
+        assert parameter.data_ptr() != originals[name].data_ptr()
+        assert parameter.requires_grad == originals[name].requires_grad
+    assert copied.base_model.model.lm_head.weight is copied.get_input_embeddings().weight
 
 
 def test_fused_experts_of_an_instance_arrive_unchanged() -> None:

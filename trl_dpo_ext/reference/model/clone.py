@@ -77,10 +77,25 @@ def _whole_weights(model: Any) -> dict[str, torch.Tensor]:
         raise InputError(f"A reference cannot be made of the policy's weights: {problem}")
     with _gathered(model):
         if hasattr(model, "peft_config"):
-            return copy.deepcopy(model).merge_and_unload().state_dict()
+            return _copy_on_cpu(model).merge_and_unload().state_dict()
         state = model.state_dict()
         spread = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()} if spread else state
+
+
+def _copy_on_cpu(model: Any) -> Any:
+    """A copy whose tensors are on the CPU: on the model's own device, it might not fit beside the model.
+
+    Quantized tensors are copied where they are.
+    """
+    if is_quantized(model):
+        return copy.deepcopy(model)
+    copied: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        moved = tensor.detach().to("cpu", copy=True)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        copied[id(tensor)] = torch.nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+    return copy.deepcopy(model, copied)
 
 
 def _weights_problem(model: Any) -> str | None:
