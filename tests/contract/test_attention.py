@@ -68,7 +68,7 @@ def test_flash_attention_takes_sequences_of_different_lengths(monkeypatch) -> No
     model = tiny.model()
     calls = kernels.use_emulated_flash(monkeypatch, model)
     attend = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
-    query, keys = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 5, 8)
+    query, keys = torch.randn(1, 4, 3, 8).double(), torch.randn(1, 4, 5, 8).double()
     cumulative = {"cu_seq_lens_q": torch.tensor([0, 1, 3]).int(), "cu_seq_lens_k": torch.tensor([0, 2, 5]).int()}
     layer = model.base_model.layers[0].self_attn
     output, _ = attend(
