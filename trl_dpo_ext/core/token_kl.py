@@ -39,8 +39,9 @@ def token_kl(policy: Projection, reference: Projection, mask: torch.Tensor) -> t
         KL in nats and float32, shape (rows, tokens), zero outside the completion.
     """
     places = mask.flatten().nonzero().squeeze(1)  # the only time that the host waits for the device
-    hidden, *layer = _inputs(policy, places)
-    ref_hidden, *ref_layer = (part if part is None else part.detach() for part in _inputs(reference, places))
+    hidden, layer = _inputs(policy, places)
+    ref_hidden, ref_layer = _inputs(reference, places)
+    ref_hidden, ref_layer = ref_hidden.detach(), [part if part is None else part.detach() for part in ref_layer]
     parts = [
         checkpoint(_kl, ours, *layer, theirs, *ref_layer, use_reentrant=False)
         for ours, theirs in zip(hidden.split(_TOKENS_AT_ONCE), ref_hidden.split(_TOKENS_AT_ONCE), strict=True)
@@ -49,12 +50,12 @@ def token_kl(policy: Projection, reference: Projection, mask: torch.Tensor) -> t
     return found.new_zeros(mask.numel()).index_copy(0, places, found).view(mask.shape)
 
 
-def _inputs(model: Projection, places: torch.Tensor) -> list[torch.Tensor | None]:
-    """Hidden states, weight and bias: in bfloat16 where its products can be added up in float32, else in float32."""
+def _inputs(model: Projection, places: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Hidden states, and weight and bias: in bfloat16 if its products can be added up in float32, else in float32."""
     hidden = model.at(places)
     if hidden.dtype == model.weight.dtype == torch.bfloat16 and _multiplies_to_float32(hidden.device):
-        return [hidden, model.weight, model.bias]
-    return [part if part is None else part.float() for part in (hidden, model.weight, model.bias)]
+        return hidden, [model.weight, model.bias]
+    return hidden.float(), [part if part is None else part.float() for part in (model.weight, model.bias)]
 
 
 def _kl(

@@ -11,7 +11,7 @@ from .masks import layer_kinds
 
 logger = logging.getLogger(__name__)
 
-_FIRST_TORCH = (2, 11)
+_FIRST_TORCH = "2.11"
 """From this version on, `sdpa` prefers cuDNN on Hopper and Blackwell (pytorch#196678). Measured with 2.11 and cuDNN
 9.19; no later version has been shown to be free of the defect."""
 _FIRST_CUDNN = 91500  # older ones are not chosen

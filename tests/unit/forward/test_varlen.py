@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support import architectures, kernels
@@ -22,12 +23,16 @@ TREES = Trees([5, 3, 4, 2, 6, 1], [-1, 0, 0, -1, 3, 3])
 """Two trees of two branches each; the last block has one query."""
 
 
-def heads(queries: int = 4, keys: int = 2, size: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def heads(queries: int = 4, keys: int = 2, size: int = 8, dtype: torch.dtype = torch.float64) -> Heads:
     """Query, key and value of a row as layers give them: views of (1, tokens, heads, size)."""
     draw = torch.Generator().manual_seed(0)
     counts = (queries, keys, keys)
     made = [torch.randn(1, TREES.width, n, size, generator=draw, dtype=torch.float64) for n in counts]
-    return [each.to(dtype).transpose(1, 2).requires_grad_() for each in made]
+    query, key, value = (each.to(dtype).transpose(1, 2).requires_grad_() for each in made)
+    return query, key, value
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, scale: float) -> Any:
@@ -92,15 +97,15 @@ def test_shapes_and_dtypes_that_it_refuses_are_computed_otherwise(monkeypatch) -
     monkeypatch.setattr(tree_attention, "_has_varlen", lambda device: True)
     half = torch.bfloat16
     query, key, value = heads(dtype=half)
-    refused = {
+    refused: dict[str, Heads] = {
         "float32": heads(dtype=torch.float32),
         "float64": heads(dtype=torch.float64),
         "size not a multiple of 8": heads(size=12, dtype=half),
         "size above 256": heads(size=264, dtype=half),
         "heads that do not divide": heads(3, 2, dtype=half),
-        "narrower values": [query, key, value[..., :4]],
-        "other dtypes": [query.float(), key, value],
-        "other half": [query, key, value.half()],
+        "narrower values": (query, key, value[..., :4]),
+        "other dtypes": (query.float(), key, value),
+        "other half": (query, key, value.half()),
     }
     assert not [name for name, inputs in refused.items() if varlen_takes((None, None), *inputs)]
     monkeypatch.setattr(tree_attention, "_VARLEN_DTYPES", (*tree_attention._VARLEN_DTYPES, torch.float64))
@@ -126,7 +131,7 @@ def test_a_device_without_the_kernel_is_known(monkeypatch, missing: str) -> None
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: missing != "flash")
     monkeypatch.setattr(torch.version, "hip", "6.4" if missing == "CUDA" else None)
     if missing == "windows":  # torch 2.10 has is_causal in their place
-        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda *_, is_causal=False: None)
+        monkeypatch.setattr(sys.modules["torch.nn.attention.varlen"], "varlen_attn", lambda *_, is_causal=False: None)
     ask = HAS_VARLEN.__wrapped__  # without its cache
     assert ask(torch.device("cuda", 0)) is (missing == "nothing")
     assert not ask(torch.device("cpu"))
@@ -139,10 +144,11 @@ def test_autocast_decides_in_which_dtype_sdpa_attends() -> None:
     assert attention_dtype(single[0], half[1]) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert attention_dtype(single[0], half[1]) == torch.bfloat16
-        expected = torch.nn.functional.scaled_dot_product_attention(*heads(2, 2, dtype=torch.float32))
-        assert expected.dtype == torch.bfloat16
+        query, key, value = heads(2, 2, dtype=torch.float32)
+        assert F.scaled_dot_product_attention(query, key, value).dtype == torch.bfloat16
         assert attention_dtype(*heads()) == torch.float64
-        assert torch.nn.functional.scaled_dot_product_attention(*heads(2, 2)).dtype == torch.float64
+        query, key, value = heads(2, 2)
+        assert F.scaled_dot_product_attention(query, key, value).dtype == torch.float64
 
 
 # Weights in float32 leave queries and keys in float32 after the rotary embedding (llama), or a norm (qwen3).
