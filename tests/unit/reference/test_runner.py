@@ -252,7 +252,12 @@ def test_after_a_pass_every_process_has_the_smallest_limit(tmp_path) -> None:
 
 
 LLAMA_8B = SimpleNamespace(
-    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, head_dim=128
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    _attn_implementation="sdpa",
 )
 
 
@@ -361,6 +366,8 @@ def test_results_are_copied_to_the_cpu_without_waiting_and_awaited_by_an_event(m
     assert done == ["copy"]
     assert [each.tolist() for each in fetch()] == [[0.0, 1.0], [2.0, 3.0, 4.0]]
     assert done == ["copy", "wait"]
+
+
 @pytest.mark.parametrize(
     ("changes", "vectors"),
     [
