@@ -24,6 +24,7 @@ from .forward.config import ForwardOptions, forward_problems
 from .hyperparameter_fields import make_plugin_fields, owned_hyperparameters
 from .legacy_keys import explain_unknown_arguments
 from .loss_options import loss_option_problems
+from .mapping_options import read_mappings
 from .option_docs import document_options
 from .policy.config import PolicyOptions
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
@@ -122,6 +123,7 @@ class DPOExtConfig(
 
     def __post_init__(self) -> None:
         self._kept: _MixtureSettings | None = None
+        wrong = read_mappings(self)
         given: Any = self.loss_type
         specs: Any = [LossSpec.of(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given)]
         # TRL declares a list alone, and pyright compares the declarations here.
@@ -129,7 +131,7 @@ class DPOExtConfig(
         mixture, problems = self._parse_losses()
         if mixture:
             problems = self._stage_problems(mixture)
-        problems += precision_problems(self)
+        problems += [*wrong, *precision_problems(self)]
         rename_checkpointing(self)
         if not problems:
             super().__post_init__()

@@ -350,3 +350,25 @@ def test_a_configuration_sets_up_devices_once_by_one_property() -> None:
     with _trl.without_devices(args):
         args.__post_init__()
     assert AcceleratorState._shared_state, seam("without _setup_devices, accelerate's state is left alone", mend)
+
+
+def test_texts_in_a_mapping_given_as_json_become_numbers_and_truth_values(tmp_path) -> None:
+    mend = "_trl/json_text.py (typed_values)"
+    text = '{"a": "true", "b": "2", "c": {"d": "0.5"}, "e": "x"}'
+    expected = {"a": True, "b": 2, "c": {"d": 0.5}, "e": "x"}
+    decoded = TrainingArguments(str(tmp_path), lr_scheduler_kwargs=text, use_cpu=True).lr_scheduler_kwargs
+    assert decoded == expected, seam("a mapping given as JSON text has typed values", mend)
+    assert _trl.typed_values({**expected, "a": "true", "b": "2", "c": {"d": "0.5"}}) == expected, seam(
+        "`_convert_str_dict` makes them so", mend
+    )
+
+
+def test_the_engine_stands_in_the_arguments_before_an_accelerator_exists(tmp_path) -> None:
+    """What a launched process sees is tested in tests/distributed/test_starts.py."""
+    mend = "_trl/engine.py (planned_engine)"
+    plain = TrainingArguments(str(tmp_path), use_cpu=True)
+    assert (plain.fsdp_plugin_args, plain.deepspeed_plugin) == (None, None), seam(
+        "without FSDP and DeepSpeed, `fsdp_plugin_args` and `deepspeed_plugin` are None", mend
+    )
+    split = TrainingArguments(str(tmp_path), use_cpu=True, fsdp=True, fsdp_config={"version": 1})
+    assert split.fsdp_plugin_args["fsdp_version"] == 1, seam("`fsdp_plugin_args` has FSDP's version", mend)

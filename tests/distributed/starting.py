@@ -54,3 +54,26 @@ def start_wrong_on_one(folder: Path, settings: dict[str, Any]) -> dict[str, Any]
     except InputError as error:
         return {"stopped": str(error), "steps": run.state.global_step}
     return {"stopped": None, "steps": run.state.global_step}
+
+
+def plan(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, and record which engine was expected before an accelerator existed, and where references were put."""
+    from accelerate.state import AcceleratorState
+
+    from trl_dpo_ext._trl import planned_engine
+    from trl_dpo_ext.reference.model import resolve
+
+    found: dict[str, Any] = {}
+    device = resolve.reference_device
+    if "fsdp" in settings:
+        os.environ.pop("ACCELERATE_USE_FSDP")
+
+    def watched(args: Any) -> Any:
+        planned = planned_engine(args)
+        found.update(early=not AcceleratorState._shared_state, seen=args.distributed_state.distributed_type.value)
+        found.update(planned=[planned.fsdp_version, planned.zero_stage], device=repr(device(args)))
+        return device(args)
+
+    resolve.reference_device = watched
+    launched.trainer(folder, {**settings, "ref_model_name_or_path": str(folder / "model")}).train()
+    return found

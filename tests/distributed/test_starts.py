@@ -33,3 +33,25 @@ def test_a_difference_on_one_process_stops_them_all(tmp_path) -> None:
     for rank in record.ranks:
         assert "differ by 1 nats per token" in rank["stopped"]
         assert rank["steps"] == 0
+
+
+PLANNED = {"multi_gpu": [0, 0], "fsdp1": [1, 0], "fsdp2": [2, 0], "zero2": [0, 2], "zero3": [0, 3]}
+
+
+@pytest.mark.parametrize("engine", engines(*PLANNED))
+def test_the_engine_is_known_before_a_reference_is_loaded(tmp_path, engine: str) -> None:
+    target = "tests.distributed.starting:plan"
+    record = launch(prepared(tmp_path / "job"), engine, target, SHORT, flags=FLOAT32)
+    assert record["early"]
+    assert record["planned"] == PLANNED[engine]
+    # The device itself is the CPU here; what is left to the engine is said by name.
+    assert record["device"] == ("device(type='cpu')" if engine == "multi_gpu" else "'cpu'")
+    assert record["seen"] == ("DEEPSPEED" if engine.startswith("zero") else "MULTI_GPU")
+    assert record.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_fsdp_of_the_training_arguments_is_known_too(tmp_path) -> None:
+    settings = {**SHORT, "fsdp": True, "fsdp_config": {"version": 2}}
+    record = launch(prepared(tmp_path / "job"), "fsdp2", "tests.distributed.starting:plan", settings, flags=FLOAT32)
+    assert record["planned"] == [2, 0]
+    assert record["device"] == "'cpu'"

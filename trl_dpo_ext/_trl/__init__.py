@@ -29,9 +29,11 @@ from .constructor import (
     without_devices,
     without_losses,
 )
+from .engine import Engine, planned_engine
 from .frozen_copy import copied_by_us, is_copied, start_kept
 from .host import Host
 from .internals import TrainerInternals
+from .json_text import typed_values
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
 from .metrics import COUNTERS, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
@@ -52,6 +54,7 @@ __all__ = [
     "REFERENCE_COLUMNS",
     "TOKEN_IDS",
     "TOKEN_METRICS",
+    "Engine",
     "Host",
     "HostLoss",
     "Recorder",
@@ -87,6 +90,7 @@ __all__ = [
     "outside_trains",
     "override_attention_mask",
     "placed_reference",
+    "planned_engine",
     "quick_start",
     "reads_token_ids",
     "reference_entropy",
@@ -102,6 +106,7 @@ __all__ = [
     "temporarily",
     "trackers",
     "trainer_arguments",
+    "typed_values",
     "with_head",
     "without_adapter",
     "without_compilation",

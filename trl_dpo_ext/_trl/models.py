@@ -13,6 +13,7 @@ from trl.trainer import dpo_trainer
 
 from ..core.token_kl import Projection
 from .compiled import is_compiled, is_compiled_by
+from .engine import planned_engine
 from .internals import TrainerInternals
 
 
@@ -77,7 +78,7 @@ class ModelSeams:
     @property
     def zero_stage(self) -> int:
         """Stage of DeepSpeed's ZeRO; 0 without."""
-        return getattr(self.trainer.args.deepspeed_plugin, "zero_stage", 0)
+        return planned_engine(self.trainer.args).zero_stage
 
     def unwrapped(self, model: Any) -> Any:
         """The model without what distributed training or `torch.compile` has wrapped around it."""

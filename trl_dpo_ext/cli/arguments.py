@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +16,7 @@ from .. import _trl
 from ..config import DPOExtConfig, owned_hyperparameters
 from ..errors import InputError, collecting
 from ..legacy_keys import unknown_key_problems
+from ..mapping_options import MAPPINGS
 from ..recipe_registry import find_config, nearest_recipe
 
 Options = TypeVar("Options")
@@ -43,6 +45,11 @@ class TrainParser(TrlParser):
         types: Any = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
         super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
         self._group_by_variant()
+        for action in self._actions:
+            if action.dest in MAPPINGS:
+                action.type = str  # JSON, which the configuration reads
+            elif action.dest == "datasets":
+                action.type = _or_json(action.type)
         self._declared = {action.dest: action.default for action in self._actions}
         self._wrong_values: list[str] = []
 
@@ -154,6 +161,23 @@ class TrainParser(TrlParser):
         if unknown and not names:
             problems.append(f"Unexpected arguments: {' '.join(unknown)}.")
         return problems
+
+
+def _or_json(from_path: Any) -> Callable[[str], Any]:
+    """Let one of several datasets on the command line be its keys as JSON, where TRL takes its path alone."""
+
+    def parse(text: str) -> Any:
+        if not text.lstrip().startswith(("{", "[")):
+            return from_path(text)
+        try:
+            return replace(from_path(text), **json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a dataset ({error}). Write a path, or one JSON object for each dataset, "
+                """'{"path": "a", "split": "train"}' '{"path": "b"}'"""
+            ) from None
+
+    return parse
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

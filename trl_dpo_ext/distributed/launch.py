@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from .._trl import planned_engine
 from ..errors import InputError
 
 _DATA_PARALLEL_ON_CPU = "MULTI_CPU"
@@ -25,21 +26,37 @@ def check_launch(environment: Mapping[str, str], args: Any) -> None:
     `args.distributed_state` holds accelerate's kind of run once `args.world_size` has been read.
     """
     processes = args.world_size  # read first: it initializes the state
-    problems = launch_problems(environment, args.distributed_state.distributed_type.value, processes)
+    kind = args.distributed_state.distributed_type.value
+    problems = launch_problems(environment, kind, processes, planned_engine(args, environment).is_fsdp)
     if problems:
         raise InputError(*problems)
     _warn_of_one_process(environment, processes)
 
 
-def launch_problems(environment: Mapping[str, str], kind: str, processes: int) -> list[str]:
-    """List the differences between the configured launch and a run of `kind`, accelerate's name such as MULTI_GPU."""
+def launch_problems(environment: Mapping[str, str], kind: str, processes: int, fsdp: bool = False) -> list[str]:
+    """List the differences between the configured launch and the run.
+
+    Args:
+        environment: environment variables.
+        kind: accelerate's name for the processes that run, such as MULTI_GPU.
+        processes: that train together.
+        fsdp: whether FSDP was asked for by the training arguments, as it may be by the environment.
+    """
     problems = []
+    launched_with_fsdp = _is_true(environment, "ACCELERATE_USE_FSDP")
     plain = kind == "NO" or kind == _DATA_PARALLEL_ON_CPU
-    if _is_true(environment, "ACCELERATE_USE_FSDP") and plain:
-        problems.append(_not_used("FSDP", "accelerate supports FSDP only on GPUs", processes))
+    if (launched_with_fsdp or fsdp) and plain:
+        why = "accelerate supports FSDP only on GPUs, and for processes that a launcher has started"
+        remove = "launch without FSDP" if launched_with_fsdp else "remove fsdp"
+        problems.append(_not_used("FSDP", why, processes, remove))
     if _is_true(environment, "ACCELERATE_USE_DEEPSPEED") and kind != "DEEPSPEED":
         problems.append(
-            _not_used("DeepSpeed", "use_cpu turns DeepSpeed off, and so does starting without a launcher", processes)
+            _not_used(
+                "DeepSpeed",
+                "use_cpu turns DeepSpeed off, and so does starting without a launcher",
+                processes,
+                "launch without DeepSpeed",
+            )
         )
     launched = int(environment.get("WORLD_SIZE", 1))
     if launched > 1 and processes == 1:
@@ -50,10 +67,9 @@ def launch_problems(environment: Mapping[str, str], kind: str, processes: int) -
     return problems
 
 
-def _not_used(engine: str, why: str, processes: int) -> str:
+def _not_used(engine: str, why: str, processes: int, remove: str) -> str:
     actual = "a single process" if processes == 1 else f"plain data parallelism over {processes} processes"
-    how = f"Remove use_cpu, or launch without {engine}."
-    return f"The launch is configured for {engine} but runs as {actual}: {why}. {how}"
+    return f"The launch is configured for {engine} but runs as {actual}: {why}. Remove use_cpu, or {remove}."
 
 
 def _warn_of_one_process(environment: Mapping[str, str], processes: int) -> None:

@@ -211,7 +211,7 @@ def _saved_problems(args: Any, adapter: SavedAdapter, peft_config: Any) -> list[
             "without it. Remove it (a frozen copy of the adapter is the reference, and takes little memory), or merge "
             "the adapter, save the result, and start from that."
         )
-    if args.merge_adapter and getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
+    if args.merge_adapter and _trl.planned_engine(args).zero_stage == 3:
         problems.append(
             "merge_adapter=True cannot be used under ZeRO-3, which has split the base over processes. Merge it in one "
             "process (PeftModel.merge_and_unload), save the result, and start from that."

@@ -44,6 +44,19 @@ def test_what_was_asked_for_is_no_problem(environment, kind, processes) -> None:
     assert launch.launch_problems(environment, kind, processes) == []
 
 
+@pytest.mark.parametrize(("kind", "processes"), [("NO", 1), ("MULTI_CPU", 2)])
+def test_fsdp_of_the_training_arguments_that_is_not_used_is_a_problem(kind, processes) -> None:
+    (problem,) = launch.launch_problems({}, kind, processes, fsdp=True)
+    assert "configured for FSDP but runs as" in problem
+    assert problem.endswith("Remove use_cpu, or remove fsdp.")
+    assert launch.launch_problems({}, "MULTI_GPU", 2, fsdp=True) == []
+
+
+def test_fsdp_without_a_launcher_ends_before_a_model_is_loaded(tmp_path) -> None:
+    with pytest.raises(InputError, match="configured for FSDP but runs as a single process"):
+        runs.DPOExtTrainer("no/such-model", args=runs.config(tmp_path, fsdp=True), train_dataset=tiny.preferences())
+
+
 def test_a_run_that_got_another_engine_ends_before_a_model_is_loaded(tmp_path, monkeypatch) -> None:
     args = runs.config(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

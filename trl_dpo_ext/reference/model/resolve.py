@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..._trl import is_peft_model, without_adapter
+from ..._trl import is_peft_model, planned_engine, without_adapter
 from ...errors import InputError
 from ..config import absolute_reward_problems
 from .loading import checkpoint
@@ -98,9 +97,9 @@ def _mixed_precision(args: Any) -> str | None:
 
 
 def reference_device(args: Any) -> Any:
-    """Return the device to load a reference on: its own, or the CPU if FSDP or ZeRO shard it from there."""
-    spread = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
-    return "cpu" if spread and not args.ref_quantization else args.device
+    """Return the device to load a reference on: its own, or the CPU if FSDP or DeepSpeed take it from there."""
+    placed = planned_engine(args).places_models
+    return "cpu" if placed and not args.ref_quantization else args.device
 
 
 def _given_problems(args: Any, given: Any) -> list[str]:
@@ -131,16 +130,12 @@ def is_replicated(args: Any, reference: Any) -> bool:
     if reference is None:
         return False
     quantized = reference.quantized if isinstance(reference, ReferenceSpec) else is_quantized(reference)
-    return quantized or bool(args.ref_dtype and _zero_stage(args) in (1, 2))
-
-
-def _zero_stage(args: Any) -> int:
-    return getattr(args.deepspeed_plugin, "zero_stage", 0) if args.deepspeed_plugin is not None else 0
+    return quantized or bool(args.ref_dtype and planned_engine(args).zero_stage in (1, 2))
 
 
 def _zero3_problems(args: Any) -> list[str]:
     dtype = _mixed_precision(args) or "float32"
-    if _zero_stage(args) != 3 or args.ref_quantization or args.ref_dtype in (None, dtype):
+    if planned_engine(args).zero_stage != 3 or args.ref_quantization or args.ref_dtype in (None, dtype):
         return []
     return [
         f"ref_dtype={args.ref_dtype!r} is not possible under ZeRO-3, which keeps sharded weights in the dtype of the "
@@ -150,7 +145,7 @@ def _zero3_problems(args: Any) -> list[str]:
 
 def storage_problems(args: Any, quantization: Any) -> list[str]:
     """Return why FSDP1 cannot shard a QLoRA policy: it flattens a layer's weights into one tensor of one dtype."""
-    if not getattr(quantization, "load_in_4bit", False) or not _is_fsdp1(args):
+    if not getattr(quantization, "load_in_4bit", False) or planned_engine(args).fsdp_version != 1:
         return []
     dtype = str((args.model_init_kwargs or {}).get("dtype") or "float32").removeprefix("torch.")
     storage = str(quantization.bnb_4bit_quant_storage).removeprefix("torch.")
@@ -161,13 +156,6 @@ def storage_problems(args: Any, quantization: Any) -> list[str]:
         f"Got dtype={dtype} and bnb_4bit_quant_storage={storage}. Set both to bfloat16, or use FSDP2 "
         "(fsdp_version: 2)."
     ]
-
-
-def _is_fsdp1(args: Any) -> bool:
-    plugin = args.fsdp_plugin_args
-    if plugin is not None:
-        return int(plugin["fsdp_version"]) == 1
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") == "1"
 
 
 def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:

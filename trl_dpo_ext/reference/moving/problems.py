@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..._trl import planned_engine
 from ..model.quantization import is_quantized
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,13 +62,7 @@ def _adapter_problems(adapter: Any, args: Any) -> list[str]:
         )
     elif getattr(adapter, "use_dora", False):
         problems += variant_problems(["DoRA"], args.ref_model_mixup_alpha)
-    return [*problems, *split_problems(_will_be_split(args), args.ref_model_mixup_alpha)]
-
-
-def _will_be_split(args: Any) -> bool:
-    """Whether the engine will split the policy's weights over processes."""
-    fsdp = args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    return fsdp or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
+    return [*problems, *split_problems(planned_engine(args).splits_weights, args.ref_model_mixup_alpha)]
 
 
 def split_problems(split: bool, alpha: float) -> list[str]:
