@@ -25,7 +25,7 @@ from .errors import InputError
 from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
 from .policy.start import Policy
-from .reference.columns import has_reference_columns, refuse_sums
+from .reference.columns import has_reference_columns, refuse_sums, unread_columns_warning
 from .reference.dataset_source import DatasetReference
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
@@ -90,7 +90,7 @@ class RunSpec:
         datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, **datasets)
-        problems += _trl.late_refusals(args, [model, ref_model], _parts([train_dataset, eval_dataset]), peft_config)
+        problems += _trl.late_refusals(args, [model, ref_model], _parts([*datasets.values()]), peft_config)
         policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
             policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
@@ -112,14 +112,14 @@ class RunSpec:
                     mixture,
                     policy,
                     ref_model,
-                    [train_dataset, eval_dataset],
+                    [*datasets.values()],
                     processing_class=processing_class,
                     peft_config=peft_config,
                     quantization_config=quantization_config,
                 )
         if problems:
             raise InputError(*problems)
-        _warn_of_likely_mistakes(args, mixture, ref_model)
+        _warn_of_likely_mistakes(args, mixture, ref_model, _parts([*datasets.values()]))
         for warning in unused_options(args):
             warnings.warn(warning, stacklevel=3)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
@@ -189,9 +189,12 @@ def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
     return columns
 
 
-def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:
+def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any, datasets: list[Any]) -> None:
     if ref_model is not None and not mixture.needs_reference:
         warnings.warn(f"ref_model is not used: {mixture.describe()} needs no reference. Leave it out.", stacklevel=4)
+    unread = unread_columns_warning(datasets)
+    if unread and mixture.needs_reference and not args.precompute_ref_log_probs:
+        warnings.warn(unread, stacklevel=4)
     if args.precompute_ref_log_probs and args.precompute_ref_batch_size is not None:
         warnings.warn(
             "precompute_ref_batch_size is not used: the reference pass fills its batches by token count. Set "

@@ -17,7 +17,16 @@ from .adapters import (
     wraps_layer,
 )
 from .attention import has_interface, replace_attention
-from .batch import COMPLETION_IDS, COMPLETION_MASK, REFERENCE_COLUMNS, TOKEN_IDS, keeps_end, labels_of, reads_token_ids
+from .batch import (
+    COMPLETION_IDS,
+    COMPLETION_MASK,
+    REFERENCE_COLUMNS,
+    TOKEN_IDS,
+    column_names,
+    keeps_end,
+    labels_of,
+    reads_token_ids,
+)
 from .compiled import without_compilation
 from .constructor import (
     no_model_hash,
@@ -69,6 +78,7 @@ __all__ = [
     "badges",
     "card_made_by",
     "citation_of_trl",
+    "column_names",
     "copied_by_us",
     "default_output_dir",
     "evaluation_mode",

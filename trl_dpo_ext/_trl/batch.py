@@ -23,6 +23,12 @@ TOKEN_IDS = ("prompt_ids", *COMPLETION_IDS.values())
 """Seam: the columns in which TRL keeps a row's tokens."""
 
 
+def column_names(dataset: Any) -> list[str]:
+    """The names of a dataset's columns, in their order; those of the first row for a stream that does not know them."""
+    names = getattr(dataset, "column_names", [])
+    return list(next(iter(dataset), {}) if names is None else names)
+
+
 def keeps_end(collator: Any) -> bool:
     """Whether truncation removes the start of a sequence instead of its end.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .adapters import adapts_head
+from .batch import column_names
 from .compiled import is_compiled, without_compilation
 from .models import is_peft_model
 
@@ -66,7 +67,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
 
 
 def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
-    if not any({"image", "images"} & _columns(dataset) for dataset in datasets):
+    if not any({"image", "images"} & set(column_names(dataset)) for dataset in datasets):
         return []
     wrong = {
         "precompute_ref_log_probs=True": args.precompute_ref_log_probs,
@@ -79,8 +80,3 @@ def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
         for option, chosen in wrong.items()
         if chosen
     ]
-
-
-def _columns(dataset: Any) -> set[str]:
-    names = getattr(dataset, "column_names", [])
-    return set(next(iter(dataset), {}) if names is None else names)  # a stream may not know its columns

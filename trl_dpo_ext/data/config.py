@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .._trl import REFERENCE_COLUMNS
 from ..core.registry import list_losses
 from ..option_docs import document_options
 
@@ -23,6 +24,7 @@ ANSWER_NAMES = ("a", "b", "winner", "winner_is_b")
 """Names for two answers, and the column that says which is better."""
 COLUMN_NAMES = (
     *("prompt", "chosen", "rejected", "messages", "system", "tools", "chat_template_kwargs", "image", "images"),
+    *REFERENCE_COLUMNS,
     *ANSWER_NAMES,
 )
 """Names that `dataset_columns` may give to a column, besides the columns that losses read."""
@@ -40,6 +42,7 @@ class DataOptions:
             chosen=answer_good`; a mapping in YAML and Python. `prompt=instruction,input` joins texts by a blank line,
             `prompt=messages.0.content` reaches into lists and structs. Two answers and a column that says which is
             better: `a=COLUMN b=COLUMN winner=COLUMN winner_is_b=VALUE`, with VALUE `positive` for signed numbers.
+            Reference log-probs of your own: `ref_chosen_logps=COLUMN ref_rejected_logps=COLUMN`.
             Applied to training and evaluation data.
     """
 
@@ -89,6 +92,11 @@ def dataset_column_problems(args: Any) -> list[str]:
         problems.append(f"dataset_columns has {', '.join(answers)} without {', '.join(missing)}. Name all four.")
     if answers and {"chosen", "rejected"} & set(mapping):
         problems.append("dataset_columns names chosen or rejected beside a, b and winner. Name the one or the other.")
+    if set(REFERENCE_COLUMNS) & set(mapping) and not args.precompute_ref_log_probs:
+        problems.append(
+            f"dataset_columns names {' and '.join(name for name in REFERENCE_COLUMNS if name in mapping)}, which is "
+            "read with precompute_ref_log_probs=True alone. Set it, or remove the name."
+        )
     return problems
 
 

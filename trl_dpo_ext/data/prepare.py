@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from .. import _trl
 from ..core.columns import Column
 from ..errors import InputError
+from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import map_columns
 from .layouts import apply_layout, plan_layout
 from .validation import check_preferences
@@ -31,7 +32,7 @@ def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) 
 
     def checked(dataset: Any, name: str) -> Any:
         try:
-            return _checked(dataset, name, columns, args.dataset_columns or {})
+            return _checked(dataset, name, columns, args)
         except InputError as error:
             problems.extend(error.problems)
 
@@ -51,11 +52,12 @@ def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) 
     return prepared
 
 
-def _checked(dataset: Any, name: str, columns: Mapping[str, Column], dataset_columns: Mapping[str, str]) -> Any:
+def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any) -> Any:
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
     if not _is_tokenized(dataset):  # what is, has been here before
-        dataset = map_columns(dataset, name, dataset_columns)
+        dataset = map_columns(dataset, name, args.dataset_columns or {})
+        columns = {**columns, **_own_reference(dataset, name, args)}
     plan = plan_layout(dataset, name)
     for warning in plan.warnings:
         warnings.warn(warning, stacklevel=6)
@@ -68,6 +70,16 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], dataset_col
     if report.problems:
         raise InputError(*report.problems)
     return dataset
+
+
+def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:
+    """The reference log-probs that are read from the dataset."""
+    if not args.precompute_ref_log_probs:
+        return {}
+    problem = lone_column_problem(dataset)
+    if problem:
+        raise InputError(f"{name} {problem}")
+    return read_columns(dataset)
 
 
 def _is_tokenized(dataset: Dataset | IterableDataset) -> bool:

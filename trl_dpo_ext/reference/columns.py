@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .. import _trl
+from ..core.columns import Column
 from ..core.pairs import NEEDS, Need
 from ..errors import InputError
 from ..forward.outputs import PairBatch, RefLogps
@@ -12,7 +14,38 @@ from ..forward.outputs import PairBatch, RefLogps
 
 def has_reference_columns(dataset: Any) -> bool:
     """Return True if a dataset has the columns `ref_chosen_logps` and `ref_rejected_logps`."""
-    return set(_trl.REFERENCE_COLUMNS) <= set(dataset.column_names or ())
+    return set(_trl.REFERENCE_COLUMNS) <= set(_trl.column_names(dataset))
+
+
+def read_columns(dataset: Any) -> dict[str, Column]:
+    """The reference log-probs that a run with `precompute_ref_log_probs` reads from a dataset's columns, if any."""
+    sides = zip(_trl.REFERENCE_COLUMNS, ("chosen", "rejected"), strict=True)
+    if not has_reference_columns(dataset):
+        return {}
+    return {name: Column(f"Sum of the reference's log-probs of the {side} completion.") for name, side in sides}
+
+
+def lone_column_problem(dataset: Any) -> str | None:
+    """Return what is missing where a dataset has reference log-probs of one side alone."""
+    names = _trl.column_names(dataset)
+    found = [name for name in _trl.REFERENCE_COLUMNS if name in names]
+    if len(found) != 1:
+        return None
+    (other,) = set(_trl.REFERENCE_COLUMNS) - set(found)
+    return (
+        f"has the column {found[0]!r} without {other!r}, so that its reference log-probs would not be read. Add the "
+        f"other one, name it with --dataset_columns {other}=COLUMN, or remove both."
+    )
+
+
+def unread_columns_warning(datasets: Iterable[Any]) -> str | None:
+    """Return a warning if datasets have reference log-probs, for a run that computes its own while it trains."""
+    if not any(map(has_reference_columns, datasets)):
+        return None
+    return (
+        f"The dataset's columns {' and '.join(_trl.REFERENCE_COLUMNS)} are not read: the reference runs beside the "
+        "policy. Set precompute_ref_log_probs=True to read them, or remove them to silence this."
+    )
 
 
 def refuse_sums(needs: Need, dataset: Any, name: str) -> None:
