@@ -19,7 +19,7 @@ from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.evaluation_sets import evaluation_problems
-from .data.prepare import checked_datasets
+from .data.prepare import checked_datasets, with_fitting_tool_calls
 from .distributed.launch import check_launch
 from .errors import InputError
 from .errors import collecting as _collecting
@@ -101,6 +101,7 @@ class RunSpec:
             with _collecting(problems), policy.described_args():
                 config = None if policy.adds_tokens else config
                 processing_class = check_tokenizer(args, policy.described, config, given, _named_parts(datasets))
+                datasets = with_fitting_tool_calls(datasets, processing_class)
         if (is_readable or isinstance(model, str)) and not policy.converts:
             problems += trainable.policy_problems(model, peft_config)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))

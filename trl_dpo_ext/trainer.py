@@ -15,6 +15,7 @@ from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
+from .data.streams import StreamReport
 from .data.tokenized import tokenized
 from .errors import InputError
 from .evaluation import EvaluationMixin
@@ -71,6 +72,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
     extra_columns: Mapping[str, Column]
     pair_forward: PairForward
     reference: ReferenceSource
+    streams: StreamReport
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         # 1. Decide. Nothing is loaded; every problem is reported at once.
         spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
-        self.pair_forward, self.reference = spec.pair_forward, spec.reference
+        self.pair_forward, self.reference, self.streams = spec.pair_forward, spec.reference, StreamReport()
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
@@ -106,6 +108,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
             super().__init__(model, ref_model, args, *data, **load)
         # 3. Attach what needs the constructed models.
         self._check_models()
+        self.add_callback(self.streams)
         collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
         self.data_collator = self.reference.attach(collator)
         self.first_step = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
@@ -238,7 +241,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         # What becomes of rows is told, and transformers groups them by a column of lengths.
-        return tokenized(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
+        return tokenized(super()._prepare_dataset, dataset, processing_class, args, dataset_name, self.streams)
 
     def precompute_reference(self) -> None:
         """Read the trainer's streamed datasets to their end and store their reference log-probs.

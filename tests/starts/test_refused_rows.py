@@ -85,16 +85,10 @@ REFUSED = [
         "text prompts have no place for the text in column 'system'",
     ),
     refused.case(
-        "texts without a prompt, one of which is the start of the other",
+        "texts without a prompt, one of which is the start of the other, in every row",
         "error",
         [{"chosen": "say yes", "rejected": "say yes please"}],
-        "one side is the start of the other",
-    ),
-    refused.case(
-        "texts without a prompt and a common start, with a blank at the end",
-        "error",
-        [{"chosen": "yes ", "rejected": "no"}],
-        "TRL would take the chosen answer as the prompt",
+        "one side is the start of the other, so that the prompt would hold an answer, in all 1 rows",
     ),
     refused.case(
         "numbers as answers", "error", [{**TEXTS, "chosen": 1, "rejected": 0}], "chosen is neither text nor a list of"

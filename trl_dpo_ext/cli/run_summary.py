@@ -9,6 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from datasets import IterableDataset
+
+from ..data.streams import COUNTED
 from ..estimate.formulas import GIB, Training, estimate
 from ..estimate.from_args import context_from_args, training_from_args
 from ..estimate.initial_loss import describe_initial_loss
@@ -60,6 +63,11 @@ def summary_lines(trainer: Any, training: Training, strategy: ParallelStrategy, 
         f"{args.world_size} processes)",
         f"Steps: {_steps(trainer)}",
     ]
+    if isinstance(trainer.train_dataset, IterableDataset):
+        lines.append(
+            "Data: streamed, so that rows are checked as they come; those that max_length drops or cuts are counted "
+            f"in the first {COUNTED}"
+        )
     if size is not None and not strategy.on_cpu:
         total = estimate(size, training, strategy).total / GIB
         lines.append(f"Memory: about {total:.0f} GiB per GPU with {strategy.describe()} (estimated)")

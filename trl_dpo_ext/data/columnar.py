@@ -41,7 +41,7 @@ def only_in_fields(column: ArrowColumn, names: Sequence[str]) -> Mask:
     """Mark the rows of `chosen` or `rejected` whose last message has nothing to say but in these fields; (rows,)."""
     if is_text(column.type) or pa.types.is_null(column.type):
         return np.zeros(len(column), dtype=bool)
-    return _has_any(column, names) & ~_has_any(column, ("content", "tool_calls"))
+    return _has_any(column, names) & ~_has_any(column, [name for name in ANSWER_FIELDS if name not in names])
 
 
 def _has_any(column: ArrowColumn, names: Sequence[str]) -> Mask:

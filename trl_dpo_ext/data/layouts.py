@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 """Part of a conversion's fingerprint: to be raised when rows are converted in another way."""
+_STREAMED_ROWS = 1000
+"""How many rows of a stream are looked at to find one that can be trained on."""
 _BESIDE = ("system", "chat_template_kwargs")
 _CONFUSING = ("messages", "completion")
 """Columns that TRL may look at, in place of prompt and sides, to tell messages from text."""
@@ -41,6 +44,8 @@ class Survey:
     """By text: the first row, the number of rows, and what the first row has."""
     doubts: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, list[int]] = field(default_factory=dict)
+    """By reason: the rows that cannot be trained on, where others can."""
 
     def add_batch(self, batch: DatasetBatch, layout: Layout) -> None:
         """Count rows: by column where that tells enough, one by one where it does not."""
@@ -61,6 +66,10 @@ class Survey:
     def add(self, reading: Reading, index: int) -> None:
         """Count one row."""
         self.total += 1
+        if reading.unusable:
+            self.texts += not reading.is_messages
+            self.unusable.setdefault(reading.unusable, []).append(index)
+            return
         self.messages += reading.is_messages
         self.texts += not reading.is_messages
         self.without_prompt += reading.without_prompt
@@ -87,9 +96,26 @@ class Survey:
             lines.append(f"{name}: {what}; wrong in {count} of {self.total} rows, first in row {first}{shown}.{fix}")
         return lines
 
-    def warning_lines(self, name: str) -> list[str]:
-        """Return one line for each kind of doubt."""
+    def all_unusable(self, name: str) -> list[str]:
+        """Return one line if no row can be trained on."""
+        if not self.total or len(self.dropped) < self.total:
+            return []
         return [
+            f"{name}: {text}, in all {len(rows)} rows. Add a column 'prompt'." for text, rows in self.unusable.items()
+        ]
+
+    @property
+    def dropped(self) -> list[int]:
+        """The rows that cannot be trained on, in order."""
+        return sorted(row for rows in self.unusable.values() for row in rows)
+
+    def warning_lines(self, name: str) -> list[str]:
+        """Return one line for each kind of row that is dropped, and for each kind of doubt."""
+        return [
+            f"{name}: {len(rows)} of {self.total} rows are dropped, first row {rows[0]}: {text}. Add a column 'prompt' "
+            "to keep them."
+            for text, rows in self.unusable.items()
+        ] + [
             f"{name}: {text}, in {count} of {self.total} rows, first in row {first}. Change or filter these rows to "
             "silence this."
             for text, (first, count) in sorted(self.doubts.items(), key=lambda item: item[1])
@@ -108,6 +134,8 @@ class Plan:
     """Columns that are removed."""
     convert: bool = False
     """Whether rows are rewritten."""
+    without: tuple[int, ...] = ()
+    """Rows that are removed."""
 
 
 def plan_layout(dataset: AnyDataset, name: str) -> Plan:
@@ -138,8 +166,10 @@ def _plan(dataset: AnyDataset, name: str) -> Plan:
             for batch in read_batches(dataset, layout.columns):
                 survey.add_batch(batch, layout)
     else:
-        survey.add(read_row(first, layout), 0)
-    problems, lines = survey.problem_lines(name), survey.warning_lines(name)
+        readings = (read_row(row, layout) for row in itertools.islice(dataset, _STREAMED_ROWS))
+        survey.add(next((reading for reading in readings if not reading.unusable), read_row(first, layout)), 0)
+    problems = survey.all_unusable(name) or survey.problem_lines(name)
+    lines = survey.warning_lines(name)
     for suspect in suspects:
         if suspect.stops(bool(survey.texts), NO_START in survey.doubts, bool(problems)):
             problems.insert(0, f"{name}: {suspect.text}")
@@ -151,11 +181,12 @@ def _plan(dataset: AnyDataset, name: str) -> Plan:
     if isinstance(dataset, IterableDataset):
         layout = replace(layout, explicit=bool(survey.messages), conversational=bool(survey.messages))
         return Plan(layout, [], lines, survey.notes, drop, convert=True)
+    dropped = tuple(survey.dropped)
     if survey.without_prompt == survey.total and "prompt" in layout.columns:
         return Plan(layout, [], lines, survey.notes, (*drop, "prompt"))
     convert = bool(survey.changed or (survey.without_prompt and "prompt" in layout.columns))
     layout = replace(layout, explicit=True, conversational=bool(survey.messages))
-    return Plan(layout, [], lines, survey.notes, drop, convert)
+    return Plan(layout, [], lines, survey.notes, drop, convert, dropped)
 
 
 def _confusing(first: Mapping[str, Any], is_messages: bool) -> tuple[str, ...]:
@@ -181,10 +212,15 @@ def apply_layout(dataset: AnyDataset, plan: Plan, name: str = "the dataset") -> 
     used = sorted(name for name in (layout.context, layout.rejected) if name and plan.convert)
     drop = [column for column in plan.drop if column not in used]
     if isinstance(dataset, IterableDataset):
+        if "prompt" not in layout.columns:
+            dataset = dataset.filter(_is_usable, fn_kwargs={"layout": layout, "name": name})
         dataset = dataset.map(_convert_streamed, fn_kwargs={"layout": layout, "name": name})
         return dataset.remove_columns([*drop, *used]) if drop or used else dataset
     if drop:
         dataset = dataset.remove_columns(drop)
+    if plan.without:
+        removed = set(plan.without)
+        dataset = dataset.select([row for row in range(len(dataset)) if row not in removed])
     if not plan.convert:
         return dataset
     with PartialState().local_main_process_first():  # the others read its cache
@@ -211,6 +247,14 @@ def one_layout(dataset: AnyDataset) -> AnyDataset:
 
 def _convert(row: Mapping[str, Any], layout: Layout, version: int) -> dict[str, Any]:
     return read_row(row, layout).values
+
+
+def _is_usable(row: Mapping[str, Any], layout: Layout, name: str) -> bool:
+    unusable = read_row(row, layout).unusable
+    if unusable:
+        text = f"{name}: streamed rows are dropped: {unusable}. Add a column 'prompt' to keep them."
+        warnings.warn(text, stacklevel=2)
+    return not unusable
 
 
 def _convert_streamed(row: Mapping[str, Any], layout: Layout, name: str) -> dict[str, Any]:

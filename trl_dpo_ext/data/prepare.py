@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import map_columns
 from .layouts import apply_layout, plan_layout
+from .tool_calls import fit_tool_calls
 from .validation import check_preferences
 
 
@@ -50,6 +51,28 @@ def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) 
     if problems:
         raise InputError(*problems)
     return prepared
+
+
+def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) -> dict[str, Any]:
+    """Return checked datasets with the arguments of tool calls as the chat template prints them.
+
+    Raises:
+        InputError: listing the problems of all datasets.
+    """
+    problems: list[str] = []
+
+    def fitted(dataset: Any, name: str) -> Any:
+        if isinstance(dataset, dict):
+            return {key: fitted(part, f"{name}[{key!r}]") for key, part in dataset.items()}
+        try:
+            return fit_tool_calls(dataset, processing_class, name)
+        except InputError as error:
+            problems.extend(error.problems)
+
+    found = {name: fitted(dataset, name) for name, dataset in datasets.items()}
+    if problems:
+        raise InputError(*problems)
+    return found
 
 
 def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any) -> Any:

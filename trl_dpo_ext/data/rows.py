@@ -18,6 +18,7 @@ OPEN_PROMPT = "the prompt ends with a message of the assistant, which the chat t
 NO_START = "there is no prompt, and the texts of both sides have no common start"
 TEXT_REPEATED = "both sides repeat the text of the prompt, so that the model sees it twice"
 EMPTY_KWARGS = "chat_template_kwargs: None -> empty"
+ONE_IN_OTHER = "there is no prompt, and one side is the start of the other, so that the prompt would hold an answer"
 PROMPT_UNUSED = "the prompt's text does not occur in the conversations of both sides, whose common start is the prompt"
 
 
@@ -56,6 +57,8 @@ class Reading:
     """What is wrong, in words that fit every such row, and what this row has."""
     doubts: set[str] = field(default_factory=set)
     is_messages: bool = False
+    unusable: str = ""
+    """Why the row cannot be trained on, where other rows can."""
     without_prompt: bool = False
     """Whether TRL reads the same from the row as it is without its prompt."""
 
@@ -143,8 +146,8 @@ def _read_texts(found: dict[str, Any], row: Mapping[str, Any], layout: Layout, r
             "prompt=system,COLUMN), use messages, or remove the column"
         )
     if "prompt" not in row:
-        start = _common_text(chosen, rejected, reading)
-        if layout.explicit:
+        start, as_trl = _common_text(chosen, rejected, reading)
+        if layout.explicit or not as_trl:
             found |= {"prompt": chosen[:start], "chosen": chosen[start:], "rejected": rejected[start:]}
     elif prompt is None:
         raise LayoutError("the prompt is missing (None)")
@@ -153,26 +156,18 @@ def _read_texts(found: dict[str, Any], row: Mapping[str, Any], layout: Layout, r
     _keep_changes(found, row, reading)
 
 
-def _common_text(chosen: str, rejected: str, reading: Reading) -> int:
-    """The number of characters that TRL takes as the prompt of two texts."""
+def _common_text(chosen: str, rejected: str, reading: Reading) -> tuple[int, bool]:
+    """The number of characters that are the prompt of two texts, and whether TRL takes as many."""
     shorter = min(len(chosen), len(rejected))
     start = next((at for at in range(shorter) if chosen[at] != rejected[at]), shorter)
     if start == shorter:
         if chosen != rejected:
-            raise LayoutError(
-                "there is no prompt, and one side is the start of the other, so that the prompt would hold an answer. "
-                "Add a column 'prompt'"
-            )
-        return start - 1
+            reading.unusable = ONE_IN_OTHER
+        return start - 1, True
     if start == 0:
-        if chosen.endswith(" "):
-            raise LayoutError(
-                "there is no prompt, the sides have no common start, and chosen ends with a blank, so that TRL would "
-                "take the chosen answer as the prompt. Add a column 'prompt'"
-            )
         reading.doubts.add(NO_START)
-        return 0
-    return start - (chosen[start - 1] == " ")
+        return 0, not chosen.endswith(" ")  # then, TRL takes the chosen answer as the prompt
+    return start - (chosen[start - 1] == " "), True
 
 
 def _read_messages(found: dict[str, Any], row: Mapping[str, Any], layout: Layout, reading: Reading) -> None:

@@ -1,0 +1,94 @@
+"""What truncation does to tokenized rows: answers that are cut, pairs that become one, prompts that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _trl
+from . import columnar
+from .batches import DatasetBatch
+from .rows import SIDES
+
+Counts = npt.NDArray[np.int64]
+
+
+class Cut:
+    """What truncation to `limit` tokens does to the rows of a dataset."""
+
+    def __init__(self, limit: int, keeps_end: bool) -> None:
+        self.limit, self.keeps_end = limit, keeps_end
+        self.rows = self.chosen = self.rejected = self.same = self.without_prompt = 0
+
+    def add(self, batch: DatasetBatch) -> None:
+        """Count the rows of a batch."""
+        sides = [_values(batch.column(_trl.COMPLETION_IDS[side])) for side in SIDES]
+        self._add(token_lengths(batch), sides)
+
+    def add_row(self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> None:
+        """Count one row, given its token ids."""
+        sides = [np.asarray(side) for side in (chosen, rejected)]
+        self._add(np.array([[len(prompt), *map(len, sides)]]), sides)
+
+    def _add(self, lengths: Counts, ids: list[npt.NDArray]) -> None:
+        """Count rows: (rows, columns) lengths, and the token ids of each side of all rows."""
+        prompt, *sides = lengths.T
+        beyond = [prompt + side > self.limit for side in sides]
+        if self.keeps_end:  # the prompt is cut first
+            self.without_prompt += int(((sides[0] >= self.limit) & (sides[1] >= self.limit)).sum())
+            beyond = [side > self.limit for side in sides]
+            kept = [np.minimum(side, self.limit) for side in sides]
+        else:
+            kept = [np.minimum(side, self.limit - prompt) for side in sides]
+        either = beyond[0] | beyond[1]
+        self.rows += int(either.sum())
+        self.chosen += int(beyond[0].sum())
+        self.rejected += int(beyond[1].sum())
+        rows = np.flatnonzero(either & (kept[0] == kept[1]))
+        starts = [side.cumsum() - side for side in sides]
+        for row in rows.tolist():
+            left, right = (self._kept(ids[s], starts[s][row], sides[s][row], kept[s][row]) for s in (0, 1))
+            self.same += bool(np.array_equal(left, right)) and not self._are_one(ids, starts, sides, row)
+
+    def _kept(self, ids: npt.NDArray, start: int, length: int, kept: int) -> npt.NDArray:
+        end = start + length
+        return ids[end - kept : end] if self.keeps_end else ids[start : start + kept]
+
+    @staticmethod
+    def _are_one(ids: list[npt.NDArray], starts: list[Counts], sides: list[Counts], row: int) -> bool:
+        """Whether the whole answers are identical, which was told before."""
+        left, right = (ids[s][starts[s][row] : starts[s][row] + sides[s][row]] for s in (0, 1))
+        return bool(np.array_equal(left, right))
+
+    def lines(self, total: str, name: str) -> list[str]:
+        """Return one warning for each kind of loss; `total` says of how many rows."""
+        found = []
+        if self.rows:
+            found.append(
+                f"{name} dataset: max_length={self.limit} cuts the answers of {self.rows} of {total} (chosen in "
+                f"{self.chosen}, rejected in {self.rejected}). Raise max_length, or filter these rows to silence this."
+            )
+        if self.same:
+            found.append(
+                f"{name} dataset: chosen and rejected are identical after truncation to max_length={self.limit} in "
+                f"{self.same} of {total}, which teach nothing about preference. Raise max_length, or filter these "
+                "rows to silence this."
+            )
+        if self.without_prompt:
+            found.append(
+                f"{name} dataset: truncation_mode='keep_end' leaves nothing of the prompt in {self.without_prompt} of "
+                f"{total}. Raise max_length, or filter these rows to silence this."
+            )
+        return found
+
+
+def token_lengths(batch: DatasetBatch) -> Counts:
+    """(rows, columns)"""
+    columns = [name for name in _trl.TOKEN_IDS if name in batch.table.column_names]
+    return np.stack([columnar.list_lengths(batch.column(name)) for name in columns], axis=1)
+
+
+def _values(column: columnar.ArrowColumn) -> npt.NDArray:
+    return column.flatten().to_numpy(zero_copy_only=False)
