@@ -10,6 +10,7 @@ import torch
 from .adapters import adapts_head
 from .batch import column_names
 from .compiled import is_compiled, without_compilation
+from .initializations import initialization_problems
 from .models import is_peft_model
 
 OPTIMIZER_PACKAGES = {
@@ -35,7 +36,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
 
     Args:
         args: the configuration.
-        models: policy and reference as given; None or names among them are ignored.
+        models: policy and reference as given, each a model, a name, or None.
         datasets: each that was given.
         peft_config: as given.
     """
@@ -63,6 +64,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "peft_config adapts lm_head, but log-probs are computed from its weight directly, so that adapter would "
             "not be trained. Remove 'lm_head' from target_modules, or put it into modules_to_save."
         )
+    problems += initialization_problems(next(iter(models), None), peft_config)
     return [*problems, *_image_problems(args, datasets)]
 
 
