@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,10 +15,15 @@ from accelerate.utils import gather
 from . import _trl
 from .core.pairs import Pairs
 from .core.registry import get_loss
+from .data.evaluation_sets import is_unwatched
 from .data.prepare import checked_datasets
 from .distributed.eval_padding import EvalPadding, RealRows
 from .distributed.mixin import DistributedTrainerMixin
+from .logging_setup import muted
 from .reference.source import ReferenceSource
+
+EARLY_STOPPING = "early stopping required metric_for_best_model, but did not find"
+"""How a warning of transformers begins that `EarlyStoppingCallback` gives for each dataset without that metric."""
 
 
 @dataclass
@@ -132,6 +138,12 @@ class EvaluationMixin(DistributedTrainerMixin):
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
+        prefix = keywords.get("metric_key_prefix", "eval")
+        unwatched = is_unwatched(self.args.metric_for_best_model, self.eval_dataset, prefix)
+        with muted("transformers.trainer_callback", EARLY_STOPPING) if unwatched else contextlib.nullcontext():
+            return self._evaluate(eval_dataset, *positional, **keywords)
+
+    def _evaluate(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
         eval_dataset = checked_datasets(self.extra_columns, self.args, eval_dataset=eval_dataset)["eval_dataset"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -55,3 +57,17 @@ def mute_import_messages() -> None:
 def _is_shown(record: logging.LogRecord) -> bool:
     launched = record.name == "DeepSpeed" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
     return launched or not record.getMessage().startswith(_ABOUT_UNUSED_PARTS[record.name])
+
+
+@contextlib.contextmanager
+def muted(logger: str, start: str) -> Iterator[None]:
+    """Keep a logger from saying what begins with `start`, inside the block."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    logging.getLogger(logger).addFilter(passes)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(passes)

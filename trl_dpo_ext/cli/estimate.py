@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError, collecting
 from ..estimate.formulas import GIB
-from ..estimate.model_size import NO_MODEL
+from ..estimate.model_size import NO_MODEL, ModelSize
 from ..estimate.search import MORE_GPUS, Candidate, EstimateReport, estimate_run
 from ..recipe_registry import read_recipe
 from ..text_table import format_table
@@ -66,6 +66,7 @@ def describe(report: EstimateReport) -> str:
     return "\n".join(
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",
+            *_not_counted(size),
             f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {report.pairs_per_step} pairs per "
             f"step; reference: {training.reference.kind}",
             "",
@@ -76,6 +77,16 @@ def describe(report: EstimateReport) -> str:
             *(f"Warning: {warning}" for warning in report.warnings),
         ]
     )
+
+
+def _not_counted(size: ModelSize) -> list[str]:
+    """What the estimate of a vision-language model leaves out."""
+    if not size.beside_text:
+        return []
+    return [
+        f"{size.beside_text / 1e9:.2f} billion of them are outside the language model (vision tower, projector): their "
+        "weights are counted, the activations and tokens of images are not"
+    ]
 
 
 def _row(candidate: Candidate, gpu_memory: float) -> tuple[str, ...]:

@@ -26,8 +26,7 @@ def _unknown_metric(args: Any, names: list[str]) -> str:
     metric = args.metric_for_best_model
     if metric is None or args.eval_strategy == "no":
         return ""
-    full = metric if metric.startswith("eval_") else f"eval_{metric}"
-    if any(full.startswith(f"eval_{name}_") for name in names):
+    if _watched(metric, names) is not None:
         return ""
     return (
         f"metric_for_best_model={metric!r} does not name one of the evaluation datasets ({', '.join(names)}), each of "
@@ -44,3 +43,22 @@ def _all_dropped(args: Any, label: str, dataset: Any) -> str:
         f"{label} has {rows} rows, fewer than the {batch} of one batch over all processes, and dataloader_drop_last "
         "drops incomplete batches, so nothing would be evaluated. Decrease per_device_eval_batch_size."
     )
+
+
+def is_unwatched(metric: str | None, eval_dataset: Any, prefix: str) -> bool:
+    """Whether an evaluation is of one of several datasets, and not of the one whose metric chooses the best model.
+
+    Args:
+        metric: `metric_for_best_model`.
+        eval_dataset: one dataset, or a dictionary of them.
+        prefix: of the evaluation's metrics, such as `eval_easy`.
+    """
+    names = list(eval_dataset) if isinstance(eval_dataset, Mapping) and metric is not None else []
+    watched = _watched(metric, names) if metric is not None else None
+    return watched is not None and prefix in [f"eval_{name}" for name in names if name != watched]
+
+
+def _watched(metric: str, names: list[str]) -> str | None:
+    """The dataset that a metric is of."""
+    full = metric if metric.startswith("eval_") else f"eval_{metric}"
+    return max((name for name in names if full.startswith(f"eval_{name}_")), key=len, default=None)

@@ -15,7 +15,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Parameter counts and dimensions of a causal language model."""
+    """Parameter counts and dimensions of a causal language model, with a vision tower or without."""
 
     name: str
     parameters: int
@@ -31,6 +31,8 @@ class ModelSize:
     vocabulary: int
     trainable: int
     """Trained parameters: all of them, or those of the adapter."""
+    beside_text: int = 0
+    """Weights outside the language model, such as a vision tower's; counted in `parameters` and `linear`."""
 
     @property
     def head(self) -> int:
@@ -46,7 +48,7 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         peft_config: a PEFT configuration; None trains every parameter.
 
     Raises:
-        ValueError: transformers has no causal language model for that configuration.
+        ValueError: transformers has neither a causal language model nor a vision-language model for that configuration.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -56,18 +58,17 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         >>> compute_model_size(tiny).parameters  # 2 x 32 x 8 + 2 x (4 x 8 x 8 + 3 x 8 x 16 + 2 x 8) + 8
         1832
     """
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     from .._trl.unsharded import unsharded_loading
 
     # Under ZeRO-3 all processes build a model together; this one may be built by a single process.
     with torch.device("meta"), unsharded_loading():
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model, beside_text = _build(config)
     output = model.get_output_embeddings()
     linear = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = _count(model)
     text = config.get_text_config()
     hidden = text.hidden_size
     return ModelSize(
@@ -82,7 +83,27 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         heads=text.num_attention_heads,
         vocabulary=text.vocab_size,
         trainable=parameters if peft_config is None else _adapter_parameters(model, peft_config),
+        beside_text=beside_text,
     )
+
+
+def _build(config: Any) -> tuple[Any, int]:
+    """A model as its checkpoint is loaded, and the number of its weights outside the language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    text = config.get_text_config()
+    if text is config or getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM.from_config(config), 0
+    try:
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    except ValueError:  # of several modalities, and loaded as its language model
+        return AutoModelForCausalLM.from_config(config), 0
+    language = AutoModelForCausalLM.from_config(text)
+    return model, max(_count(model) - _count(language), 0)
+
+
+def _count(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _adapter_parameters(model: Any, peft_config: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import vision_language
 from tests.support.published_models import MODELS
 from trl_dpo_ext.cli import main as cli
 
@@ -69,3 +70,13 @@ def test_without_the_models_config_the_error_says_how_to_give_it(capsys) -> None
     error = capsys.readouterr().err
     assert "The configuration of nobody/llama is neither cached nor reachable" in error
     assert "--model_config FILE" in error
+
+
+def test_an_estimate_of_a_vision_language_model_says_what_it_leaves_out(tmp_path, capsys) -> None:
+    vision_language.model().config.save_pretrained(tmp_path / "llava")
+    argv = [*RUN, "--model_config", str(tmp_path / "llava"), "--max_length", "64"]
+    assert cli.main(["estimate", *argv, "--accelerate_config", "single_gpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "LlavaForConditionalGeneration, 0.00 billion parameters, all trained" in printed
+    assert "the activations and tokens of images are not" in printed
+    assert "single_gpu x 1 (chosen)" in printed

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlavaConfig, T5Config
 
-from tests.support import tiny
+from tests.support import tiny, vision_language
 from tests.support.published_models import MODELS
 from trl_dpo_ext.estimate.model_size import compute_model_size
 
@@ -40,3 +41,24 @@ def test_the_counts_are_those_of_a_real_model() -> None:
     assert size.embedding == model.get_input_embeddings().weight.numel()
     adapted: Any = get_peft_model(model, LORA)
     assert compute_model_size(tiny.model().config, LORA).trainable == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_a_vision_tower_is_counted_and_told_apart() -> None:
+    model = vision_language.model()
+    size = compute_model_size(model.config)
+    assert size.parameters == model.num_parameters()
+    outside = [p.numel() for name, p in model.named_parameters() if "vision" in name or "projector" in name]
+    assert size.beside_text == sum(outside) > 0
+    assert (size.layers, size.hidden, size.vocabulary) == (1, 16, model.config.text_config.vocab_size)
+    assert compute_model_size(tiny.model().config).beside_text == 0
+
+
+def test_a_published_vision_language_model_has_its_size() -> None:
+    """Of llava-hf/llava-1.5-7b-hf."""
+    size = compute_model_size(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
+    assert size.parameters == 7_063_427_072
+
+
+def test_an_encoder_decoder_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="T5Config"):
+        compute_model_size(T5Config())
