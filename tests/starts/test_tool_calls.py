@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
+from trl_dpo_ext.data.prepare import checked_datasets
 from trl_dpo_ext.data.tool_calls import argument_form, fit_tool_calls
 from trl_dpo_ext.errors import InputError
 
@@ -165,3 +166,16 @@ def test_tool_calls_that_are_not_printed_are_told(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*an answer is in")
         runs.trainer(tmp_path, train_dataset=data, processing_class=tokenizer("mapping"))
+
+
+PLAIN = {**row(MAPPING), "chosen": [{"role": "assistant", "content": "yes"}]}
+
+
+@tools("`chat_template_kwargs` as JSON text", "a mapping; TRL fails")
+def test_kwargs_of_the_template_as_json_text(tmp_path: Path) -> None:
+    data = loaded({**PLAIN, "chat_template_kwargs": '{"thinking": true}'}, {**PLAIN, "chat_template_kwargs": ""})
+    found = checked_datasets({}, runs.config(tmp_path), train_dataset=data)["train_dataset"]
+    assert found["chat_template_kwargs"][:] == [{"thinking": True}, {}]
+    broken = loaded({**PLAIN, "chat_template_kwargs": "{}"}, {**PLAIN, "chat_template_kwargs": "thinking"})
+    with pytest.raises(InputError, match=r"chat_template_kwargs holds text .*; wrong in 1 of 2 rows, first in row 1"):
+        checked_datasets({}, runs.config(tmp_path), train_dataset=broken)

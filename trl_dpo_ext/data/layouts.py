@@ -17,7 +17,7 @@ from ..errors import InputError
 from .batches import DatasetBatch, on_main_process, read_batches
 from .layout_columns import find_layout
 from .plain_rows import READ, WITHOUT_PROMPT, row_codes
-from .rows import EMPTY_KWARGS, NO_START, SIDES, Layout, Reading, read_row
+from .rows import EMPTY_KWARGS, KWARGS_TEXT, NO_START, SIDES, Layout, Reading, read_row
 
 AnyDataset = Dataset | IterableDataset
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def _features(dataset: Dataset, plan: Plan) -> Features:
         kind = List({"role": Value("string"), "content": Value("string")}) if plain else Json()
     for column in ("prompt", *SIDES):
         features[column] = kind
-    if EMPTY_KWARGS in plan.notes:
+    if {EMPTY_KWARGS, KWARGS_TEXT} & set(plan.notes):
         features |= {"chat_template_kwargs": Json()}
     for name in (layout.context, layout.rejected):
         features.pop(name, None)

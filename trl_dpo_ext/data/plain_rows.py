@@ -44,7 +44,7 @@ def row_codes(batch: DatasetBatch, layout: Layout) -> tuple[Codes, bool]:
 
 def _needs_reading(column: ArrowColumn, name: str) -> Mask:
     if name == "chat_template_kwargs":
-        return columnar.is_null(column)
+        return columnar.is_null(column) | columnar.is_text(column.type)
     return columnar.is_truthy(column) if columnar.is_text(column.type) else np.zeros(len(column), dtype=bool)
 
 

@@ -19,6 +19,7 @@ NO_START = "there is no prompt, and the texts of both sides have no common start
 TEXT_REPEATED = "both sides repeat the text of the prompt, so that the model sees it twice"
 EMPTY_KWARGS = "chat_template_kwargs: None -> empty"
 ONE_IN_OTHER = "there is no prompt, and one side is the start of the other, so that the prompt would hold an answer"
+KWARGS_TEXT = "chat_template_kwargs: JSON text -> a mapping"
 PROMPT_UNUSED = "the prompt's text does not occur in the conversations of both sides, whose common start is the prompt"
 
 
@@ -80,6 +81,8 @@ def read_row(row: Mapping[str, Any], layout: Layout) -> Reading:
     if row.get("chat_template_kwargs", {}) is None:
         reading.values["chat_template_kwargs"] = {}
         reading.notes.add(EMPTY_KWARGS)
+    elif isinstance(row.get("chat_template_kwargs"), str):
+        _read_kwargs(row["chat_template_kwargs"], reading)
     for side in SIDES:
         if side in given and _says_nothing(given[side]):
             reading.problems[no_answer(side)] = ""
@@ -92,6 +95,18 @@ def read_row(row: Mapping[str, Any], layout: Layout) -> Reading:
     except LayoutError as error:
         reading.problems[error.problem] = error.detail
     return reading
+
+
+def _read_kwargs(text: str, reading: Reading) -> None:
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        reading.values["chat_template_kwargs"] = value
+        reading.notes.add(KWARGS_TEXT)
+    else:
+        reading.problems["chat_template_kwargs holds text that is not a JSON object"] = f"{text[:40]!r} there"
 
 
 def _given(row: Mapping[str, Any], layout: Layout, reading: Reading) -> dict[str, Any]:
