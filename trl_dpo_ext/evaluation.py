@@ -141,9 +141,9 @@ class EvaluationMixin(DistributedTrainerMixin):
         prefix = keywords.get("metric_key_prefix", "eval")
         unwatched = is_unwatched(self.args.metric_for_best_model, self.eval_dataset, prefix)
         with muted("transformers.trainer_callback", EARLY_STOPPING) if unwatched else contextlib.nullcontext():
-            return self._evaluate(eval_dataset, *positional, **keywords)
+            return self._evaluate_checked(eval_dataset, *positional, **keywords)
 
-    def _evaluate(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
+    def _evaluate_checked(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
         eval_dataset = checked_datasets(self.extra_columns, self.args, eval_dataset=eval_dataset)["eval_dataset"]

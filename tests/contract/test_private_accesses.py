@@ -76,6 +76,9 @@ OVERRIDES = {
     "filter": None,
     "on_step_end": None,
     "on_train_begin": None,
+    "on_epoch_end": None,
+    "on_evaluate": None,
+    "on_train_end": None,
     "predict": None,
     "train": None,
 }
