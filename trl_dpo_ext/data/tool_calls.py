@@ -88,8 +88,8 @@ def fit_tool_calls(dataset: Any, processing_class: Any, name: str) -> Any:
         return dataset
     logger.info("%s: arguments of tool calls -> %s (%d rows)", name, form or "mapping", found.to_convert)
     features = Features(dataset.features)
-    for column in columns:
-        features[column] = Json()
+    as_json: Any = Json()  # of mappings with any keys
+    features |= dict.fromkeys(columns, as_json)
     with PartialState().local_main_process_first():
         return dataset.map(
             _convert,
