@@ -25,7 +25,7 @@ from .errors import InputError
 from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
 from .policy.start import Policy
-from .reference.columns import has_reference_columns, refuse_sums, unread_columns_warning
+from .reference.columns import has_reference_columns, ignored_columns, refuse_sums
 from .reference.dataset_source import DatasetReference
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
@@ -80,7 +80,7 @@ class RunSpec:
         mixture = args.loss_mixture()
         columns = loss_columns(args, mixture)
         pair_forward = PairForward(args.share_prompt, args.padding_free, args.verify_share_prompt)
-        problems = evaluation_problems(args, eval_dataset)
+        problems = evaluation_problems(args, eval_dataset, is_loaded=train_dataset is not None)
         with _collecting(problems):
             check_launch(os.environ, args)
         problems += machine_problems(args)
@@ -103,7 +103,9 @@ class RunSpec:
                 processing_class = check_tokenizer(args, policy.described, config, given, _named_parts(datasets))
                 datasets = with_fitting_tool_calls(datasets, processing_class)
         if (is_readable or isinstance(model, str)) and not policy.converts:
-            problems += trainable.policy_problems(model, peft_config)
+            in_kwargs = (args.model_init_kwargs or {}).get("quantization_config")
+            quantized = (quantization_config or in_kwargs) if not policy.is_adapted else None
+            problems += trainable.policy_problems(model, peft_config, quantized)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):
@@ -120,7 +122,11 @@ class RunSpec:
                 )
         if problems:
             raise InputError(*problems)
-        _warn_of_likely_mistakes(args, mixture, ref_model, _parts([*datasets.values()]))
+        _warn_of_likely_mistakes(args, mixture, ref_model)
+        for name, part in _named_parts(datasets).items() if mixture.needs_reference else ():
+            ignored = ignored_columns(part, name, is_read=args.precompute_ref_log_probs)
+            if ignored:
+                warnings.warn(ignored, stacklevel=3)
         for warning in unused_options(args):
             warnings.warn(warning, stacklevel=3)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
@@ -190,12 +196,9 @@ def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
     return columns
 
 
-def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any, datasets: list[Any]) -> None:
+def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:
     if ref_model is not None and not mixture.needs_reference:
         warnings.warn(f"ref_model is not used: {mixture.describe()} needs no reference. Leave it out.", stacklevel=4)
-    unread = unread_columns_warning(datasets)
-    if unread and mixture.needs_reference and not args.precompute_ref_log_probs:
-        warnings.warn(unread, stacklevel=4)
     if args.precompute_ref_log_probs and args.precompute_ref_batch_size is not None:
         warnings.warn(
             "precompute_ref_batch_size is not used: the reference pass fills its batches by token count. Set "

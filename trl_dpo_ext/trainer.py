@@ -185,7 +185,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
             num_items_in_batch=num_items_in_batch,
         )
         outputs = self._outputs(host, reference, batch)
-        self.first_step.after(outputs)
+        self.first_step.after(model, outputs, batch)
         pairs = self._pairs(outputs, batch)
         counted, weights = padding.real_batch(pairs, pair_weights(outputs, self.args, batch.columns))
         loss, per_term = self.mixture(counted, weights)
@@ -194,6 +194,12 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         self._log_rewards(pairs)
         loss = loss + host.loss
         return (loss, host.outputs) if return_outputs else loss
+
+    def training_step(self, *positional: Any, **keywords: Any) -> torch.Tensor:
+        """One forward and backward pass; see transformers' `Trainer.training_step`."""
+        loss = super().training_step(*positional, **keywords)
+        self.first_step.after_backward()
+        return loss
 
     def _outputs(self, host: _trl.HostLoss, reference: RefLogps, batch: PairBatch) -> ForwardOutputs:
         vocabulary = self.host.vocabulary_size() if Need.REF_ENTROPY in self.mixture.needs else 0

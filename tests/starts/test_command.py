@@ -126,6 +126,28 @@ def test_a_command_without_arguments_lists_what_it_needs(command, expected, caps
             ],
         ),
         wrong_command.case(
+            "flags of an adapter without `--use_peft`, `--test_split_size` above 1, unknown attention",
+            "one error",
+            "train --use_cpu --output_dir {}/out --lora_r 8 --lora_alpha 4 --test_split_size 1.5"
+            " --model_name_or_path {}/no-template --dataset_name {}/columns.jsonl --attn_implementation flash",
+            [
+                "--lora_r, --lora_alpha have no effect without --use_peft: all weights would be trained.",
+                "--test_split_size 1.5 holds out no rows, or all of them.",
+                "attn_implementation='flash' does not exist. Choose one of eager,",
+            ],
+        ),
+        wrong_command.case(
+            "`--load_in_8bit` without `--use_peft`, LoRA's `--use_dora` without it",
+            "one error",
+            "train --use_cpu --output_dir {}/out --load_in_8bit --use_dora --model_name_or_path {}/no-template"
+            " --dataset_name {}/columns.jsonl",
+            [
+                "--use_dora has no effect without --use_peft",
+                "train_dataset has no column 'rejected'",
+                "Quantized weights cannot be trained. Pass a peft_config (--use_peft)",
+            ],
+        ),
+        wrong_command.case(
             "`estimate` with a mistyped loss and accelerate configuration",
             "one error with the nearest names",
             "estimate --loss_type sigmod --accelerate_config zero33 --gpu_memory 0",

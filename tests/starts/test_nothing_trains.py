@@ -251,3 +251,60 @@ def test_running_the_reference_switches_no_gradient(
         assert {name: before[name] for name in given} == given
     first_batch(run)
     assert {name: p.requires_grad for name, p in run.model.named_parameters()} == before
+
+
+@nothing_trains("call `train()` under `torch.no_grad()`", "error before the first step")
+def test_no_grad(tmp_path: Path) -> None:
+    run = runs.trainer(tmp_path)
+    with torch.no_grad(), pytest.raises(InputError, match=r"gradients are off.*torch\.no_grad"):
+        run.train()
+
+
+def trains_what_does_not_run() -> Any:
+    model = tiny.model().requires_grad_(False)
+    model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    return model
+
+
+def trains_a_dropped_layer() -> Any:
+    model = tiny.model().requires_grad_(False)
+    model.dropped = model.model.layers.pop(0).requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nothing_trains.case(
+            "train a parameter that the forward pass does not use",
+            "error after the first pass",
+            trains_what_does_not_run,
+        ),
+        nothing_trains.case(
+            "train a layer that has been taken out of the model", "error after the first pass", trains_a_dropped_layer
+        ),
+    ],
+)
+def test_weights_that_are_not_run(tmp_path: Path, make: Callable[[], Any]) -> None:
+    with pytest.raises(InputError, match="Nothing would train: none of the .* is a part of the forward pass"):
+        runs.trained(tmp_path, model=make(), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        nothing_trains.case(
+            "a `weight_column` of zeros",
+            "warning at the first step",
+            {"train_dataset": tiny.preferences(4, w=[0.0] * 4), "weight_column": "w"},
+        ),
+        nothing_trains.case(
+            "aLoRA, and data without its `alora_invocation_tokens`",
+            "warning at the first step",
+            {"peft_config": LoraConfig(**LORA, alora_invocation_tokens=[3])},
+        ),
+    ],
+)
+def test_a_gradient_of_zero(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="The first step changes no weight"):
+        runs.trained(tmp_path, max_steps=1, **settings)

@@ -3,6 +3,7 @@
 from .adapter_copy import adapter_pairs
 from .adapters import (
     FROZEN,
+    NOT_THE_FORWARD,
     adapters_of,
     adapts_head,
     are_switched_off,
@@ -59,6 +60,7 @@ __all__ = [
     "COMPLETION_MASK",
     "COUNTERS",
     "FROZEN",
+    "NOT_THE_FORWARD",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
     "TOKEN_IDS",

@@ -24,6 +24,12 @@ FROZEN = "ref"
 """The name under which TRL looks for the frozen copy of an adapter."""
 TRAINED = "default"
 """The name under which TRL and peft look for the adapter that trains."""
+NOT_THE_FORWARD = {
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "inference_mode",
+    "init_lora_weights", "init_weights", "loftq_config", "lora_ga_config", "lora_dropout", "peft_version", "revision",
+    "runtime_config", "task_type",
+}  # fmt: skip
+"""Fields of an adapter's configuration about its origin and its training, not about what it computes."""
 
 
 def has_adapter_inside(model: Any) -> bool:

@@ -6,8 +6,11 @@ import importlib.util
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
-from .adapters import adapts_head
+from .adapters import adapters_of, adapts_head
 from .batch import column_names
 from .compiled import is_compiled, without_compilation
 from .initializations import initialization_problems
@@ -25,6 +28,17 @@ OPTIMIZER_PACKAGES = {
     "adamw_torch_8bit": "torchao",
 }
 """Seam: how the names of transformers' optimizers begin that need a package, and the module that is imported."""
+
+
+_UNUSABLE = {
+    "ADAPTION_PROMPT": "replaces attention modules, so that the policy without it cannot be run as the reference",
+    "CPT": "computes a loss from logits, which TRL's forward does not make",
+    "MULTITASK_PROMPT_TUNING": "needs the task of every row (task_ids), which preference data do not have",
+    "POLY": "needs the task of every row (task_ids), which preference data do not have",
+    "SHADOW": "passes objects between layers that models of transformers do not take",
+    "XLORA": "reads hidden states, which TRL's forward does not return",
+}
+"""Seam: kinds of adapters that cannot run in TRL's forward, and why."""
 
 
 def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config: Any) -> list[str]:
@@ -59,6 +73,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "A model with an adapter was compiled before it was given to the trainer. Give the model itself, and set "
             "torch_compile=True."
         )
+    problems += [*_attention_problems(args), *_adapter_problems(args, models[0], peft_config)]
     if adapts_head(peft_config):
         problems.append(
             "peft_config adapts lm_head, but log-probs are computed from its weight directly, so that adapter would "
@@ -66,6 +81,57 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
         )
     problems += initialization_problems(next(iter(models), None), peft_config)
     return [*problems, *_image_problems(args, datasets)]
+
+
+def _attention_problems(args: Any) -> list[str]:
+    """Seam: transformers raises for attention that is not registered or not installed while it loads a model."""
+    name = (args.model_init_kwargs or {}).get("attn_implementation")
+    if not isinstance(name, str) or "/" in name:  # kernels of the hub
+        return []
+    known = ["eager", *AttentionInterface().valid_keys()]
+    plain = name.removeprefix("paged|")
+    if plain not in known and name not in known:
+        shown = ", ".join(sorted(each for each in known if "|" not in each))
+        return [f"attn_implementation={name!r} does not exist. Choose one of {shown}."]
+    if plain == "flash_attention_2" and not is_flash_attn_2_available() and not is_kernels_available():
+        return [
+            f"attn_implementation={name!r} needs the package flash_attn, which is not installed or finds no GPU. "
+            "Install it, or set attn_implementation='sdpa'."
+        ]
+    return []
+
+
+def _adapter_problems(args: Any, policy: Any, peft_config: Any) -> list[str]:
+    """Seam: PEFT raises for these when it adds an adapter or runs it, or trains nothing and raises nothing."""
+    if peft_config is None:
+        policy = without_compilation(policy)
+        configs, active = adapters_of(policy) if is_peft_model(policy) else ({}, [])
+        return [each for name in active for each in _config_problems(args, configs[name])]
+    if not isinstance(peft_config, PeftConfig):
+        return [f"peft_config must be a PeftConfig, such as peft.LoraConfig(...); got {type(peft_config).__name__}."]
+    return _config_problems(args, peft_config)
+
+
+def _config_problems(args: Any, config: Any) -> list[str]:
+    kind, problems = str(getattr(config.peft_type, "value", config.peft_type)), []
+    if kind in _UNUSABLE:
+        problems.append(f"An adapter of the kind {kind} {_UNUSABLE[kind]}. Use another kind, such as LoraConfig.")
+    if kind in ("PREFIX_TUNING", "CARTRIDGE") and args.gradient_checkpointing:
+        problems.append(
+            f"An adapter of the kind {kind} is fed through the cache, which gradient checkpointing turns off. Set "
+            "gradient_checkpointing=False."
+        )
+    if kind == "LORA" and getattr(config, "lora_alpha", 1) == 0:
+        problems.append("Nothing would train: lora_alpha=0 multiplies the adapter by zero. Set lora_alpha above 0.")
+    if isinstance(getattr(config, "r", 1), int) and getattr(config, "r", 1) <= 0 and kind in ("LORA", "VERA", "LOHA"):
+        problems.append(f"The rank of an adapter must be positive; got r={config.r} (--lora_r).")
+    task = getattr(config.task_type, "value", config.task_type)
+    if task not in (None, "CAUSAL_LM"):
+        problems.append(
+            f"The adapter's task_type is {task}, so that a saved adapter would not load on a causal language model. "
+            "Set task_type='CAUSAL_LM' (--lora_task_type CAUSAL_LM)."
+        )
+    return problems
 
 
 def _image_problems(args: Any, datasets: list[Any]) -> list[str]:

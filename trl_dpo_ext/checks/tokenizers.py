@@ -89,10 +89,20 @@ def tokenizer_problems(processing: Any, rows: int | None, args: Any, datasets: M
         name for name in messages if "chat_template" not in (first[name].get("chat_template_kwargs") or {})
     ]
     problems = [*_special_problems(tokenizer, args, texts), *_template_problems(processing, needs_template)]
+    if not isinstance(processing, ProcessorMixin):
+        problems += [_images_unread(name, row) for name, row in first.items() if {"image", "images"} & {*row}]
     if rows is not None:
         template = str(getattr(processing, "chat_template", None) or "") if messages else ""
         problems += _embedding_problems(tokenizer, rows, args, template, datasets)
     return problems
+
+
+def _images_unread(name: str, row: Mapping[str, Any]) -> str:
+    column = next(column for column in ("image", "images") if column in row)
+    return (
+        f"{name} has the column {column!r}, and the model reads texts alone: its processing_class is a tokenizer. Use "
+        f"a vision-language model with its processor, or remove the column (dataset.remove_columns({column!r}))."
+    )
 
 
 def _padding(tokenizer: Any, args: Any) -> str | None:

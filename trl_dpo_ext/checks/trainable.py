@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,17 +12,23 @@ from .. import _trl
 from ..errors import InputError
 
 
-def policy_problems(policy: Any, peft_config: Any) -> list[str]:
+def policy_problems(policy: Any, peft_config: Any, quantization: Any = None) -> list[str]:
     """Return why a policy that the trainer is given would not train, before anything is computed.
 
     Args:
         policy: a model, or the name of one.
         peft_config: of a new adapter, or None.
+        quantization: the configuration to load the policy with, or None.
     """
     if getattr(peft_config, "inference_mode", False):
         return [
             "Nothing would train: the peft_config has inference_mode=True, as saved ones do, and freezes the adapter. "
             "Set inference_mode=False."
+        ]
+    if peft_config is None and not _trl.is_peft_model(policy) and _is_quantized(policy, quantization):
+        return [
+            "Quantized weights cannot be trained. Pass a peft_config (--use_peft) to train an adapter on them, or load "
+            "the policy without quantization."
         ]
     if isinstance(policy, str) or peft_config is not None:
         return []
@@ -38,6 +45,13 @@ def policy_problems(policy: Any, peft_config: Any) -> list[str]:
             "model.set_adapter(name), or merge the others into the base (model.merge_and_unload(adapter_names=[...]))."
         ]
     return [] if next(_trained(policy), None) is not None else [_frozen(policy)]
+
+
+def _is_quantized(policy: Any, quantization: Any) -> bool:
+    quantizer = getattr(policy, "hf_quantizer", None)
+    if quantizer is not None and getattr(policy, "is_quantized", True):
+        return not getattr(quantizer, "is_qat_trainable", False) and not _trl.has_adapter_inside(policy)
+    return isinstance(policy, str) and quantization is not None
 
 
 def _trained(policy: Any) -> Iterator[torch.nn.Parameter]:
@@ -91,11 +105,37 @@ def check_begins(policy: Any, optimizer: Any) -> None:
     Raises:
         InputError: no parameter requires a gradient, or the optimizer was made when none did.
     """
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise InputError("Nothing would train: gradients are off. Call train() outside of torch.no_grad().")
     check_trains(policy, None)
     if hasattr(optimizer, "param_groups") and not list(_parameters(optimizer)):
         raise InputError(
             "Nothing would train: the optimizer has no parameters. Call train() after requires_grad_(True), without "
             "creating the optimizer before."
+        )
+
+
+def check_reached(policy: Any) -> None:
+    """Check after the first backward pass that weights that train are a part of what was computed.
+
+    Args:
+        policy: the model, without what distributed training wraps around it.
+
+    Raises:
+        InputError: none of them has a gradient.
+    """
+    trained = list(_trained(policy))
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    if trained and not gradients:
+        raise InputError(
+            f"Nothing would train: none of the {len(trained)} weights that require gradients is a part of the forward "
+            "pass. Call model.requires_grad_(True), or train an adapter on modules that the model runs."
+        )
+    if gradients and not any(gradient.any() for gradient in gradients):
+        warnings.warn(
+            "The first step changes no weight: its gradient is exactly 0. The pairs of the batch may be identical, "
+            "have the weight 0, or not hold the tokens that turn an adapter on.",
+            stacklevel=5,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -120,6 +120,7 @@ class TrainParser(TrlParser):
         data = self._construct(DatasetMixtureConfig, argv, problems)
         is_partial |= not (script and model and data)
         problems += self._wrong_values
+        problems += _unused_adapter_flags(model)
         return Arguments(
             script or ScriptArguments(),
             args,
@@ -178,6 +179,21 @@ def _or_json(from_path: Any) -> Callable[[str], Any]:
             ) from None
 
     return parse
+
+
+def _unused_adapter_flags(model: ModelConfig | None) -> list[str]:
+    """Flags of an adapter without the one that asks for it: all weights would be trained, in silence."""
+    if model is None or model.use_peft:
+        return []
+    flags = [f for f in fields(model) if f.name.startswith("lora_") or f.name in ("use_rslora", "use_dora")]
+    defaults = ModelConfig()
+    given = [f"--{f.name}" for f in flags if getattr(model, f.name) != getattr(defaults, f.name)]
+    if not given:
+        return []
+    return [
+        f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect without --use_peft: all weights would be "
+        "trained. Add --use_peft, or remove the others."
+    ]
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -62,6 +62,12 @@ def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: T
             f"--test_split_size {mixture.test_split_size} cannot be used with --dataset_streaming: a stream has no "
             "length to hold out a share of. Set --dataset_test_split to a split of the dataset, or remove one of them."
         )
+    size, rows = mixture.test_split_size, len(train)
+    if not 0 < size < (1 if isinstance(size, float) else rows):
+        raise InputError(
+            f"--test_split_size {size} holds out no rows, or all of them. Choose a share between 0 and 1, or a number "
+            f"of rows below {rows}."
+        )
     return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
 
 

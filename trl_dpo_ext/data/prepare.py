@@ -78,6 +78,7 @@ def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) 
 def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any) -> Any:
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
+    dataset = _without_format(dataset, name)
     if not _is_tokenized(dataset):  # what is, has been here before
         dataset = map_columns(dataset, name, args.dataset_columns or {})
         columns = {**columns, **_own_reference(dataset, name, args)}
@@ -103,6 +104,21 @@ def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:
     if problem:
         raise InputError(f"{name} {problem}")
     return read_columns(dataset)
+
+
+def _without_format(dataset: Any, name: str) -> Any:
+    """Return the rows as Python values, which TRL tokenizes and collates; a format is about how rows are read.
+
+    Raises:
+        InputError: the user's own function makes the rows when they are read.
+    """
+    kind = dataset.format["type"] if isinstance(dataset, Dataset) else None
+    if kind == "custom":
+        raise InputError(
+            f"{name} has a transform (set_transform or with_transform), which is not applied to tokenized rows. Apply "
+            "it with dataset.map, and pass the result."
+        )
+    return dataset.with_format(None) if kind is not None else dataset
 
 
 def _is_tokenized(dataset: Dataset | IterableDataset) -> bool:

@@ -11,7 +11,7 @@ from transformers import Trainer
 from .. import _trl
 from ..core.columns import Column
 from ..core.mixture import LossMixture
-from . import checkpoints, precision
+from . import checkpoints, precision, resumption
 
 
 class DistributedTrainerMixin(Trainer):
@@ -50,13 +50,19 @@ class DistributedTrainerMixin(Trainer):
         """
         checkpoint = checkpoints.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint:
+            resumption.check_run(self._described_run(), Path(checkpoint))
             self.load_extra_state(Path(checkpoint))
             self.reference.load_state(Path(checkpoint))
+            resumption.check_weights(self.host.unwrapped(self.model), Path(checkpoint), self.host.casts_parameters())
         return super().train(checkpoint, *positional, **keywords)
 
     def save_extra_state(self, checkpoint: Path) -> None:
         """Write our part of a checkpoint, before transformers' last file marks it as complete."""
         checkpoints.save_loss_state(self.mixture, checkpoint)
+        resumption.save_run(self._described_run(), checkpoint)
+
+    def _described_run(self) -> dict[str, Any]:
+        return resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read what `save_extra_state` wrote."""

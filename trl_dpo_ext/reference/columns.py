@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from .. import _trl
@@ -10,6 +9,9 @@ from ..core.columns import Column
 from ..core.pairs import NEEDS, Need
 from ..errors import InputError
 from ..forward.outputs import PairBatch, RefLogps
+
+_OLD_COLUMNS = ("reference_chosen_logps", "reference_rejected_logps")
+"""As TRL called them before version 0.12."""
 
 
 def has_reference_columns(dataset: Any) -> bool:
@@ -35,16 +37,6 @@ def lone_column_problem(dataset: Any) -> str | None:
     return (
         f"has the column {found[0]!r} without {other!r}, so that its reference log-probs would not be read. Add the "
         f"other one, name it with --dataset_columns {other}=COLUMN, or remove both."
-    )
-
-
-def unread_columns_warning(datasets: Iterable[Any]) -> str | None:
-    """Return a warning if datasets have reference log-probs, for a run that computes its own while it trains."""
-    if not any(map(has_reference_columns, datasets)):
-        return None
-    return (
-        f"The dataset's columns {' and '.join(_trl.REFERENCE_COLUMNS)} are not read: the reference runs beside the "
-        "policy. Set precompute_ref_log_probs=True to read them, or remove them to silence this."
     )
 
 

@@ -42,8 +42,21 @@ def difference(logps: torch.Tensor, ref_logps: torch.Tensor, mask: torch.Tensor)
 
 def policy_is_noisy(args: Any, config: Any) -> bool:
     """Return True if the policy's log-probs in training mode are not those of evaluation mode."""
+    return bool(not args.disable_dropout or args.neftune_noise_alpha or noise_of(config))
+
+
+def noise_of(config: Any) -> dict[str, float]:
+    """Return the fields of a model's configuration that make its training mode noisy whatever `disable_dropout` is."""
     text = config.get_text_config()
-    return bool(not args.disable_dropout or args.neftune_noise_alpha or any(getattr(text, name, 0) for name in _NOISE))
+    return {name: getattr(text, name) for name in _NOISE if getattr(text, name, 0)}
+
+
+def noise_warning(noise: str) -> str:
+    """Return a warning about noise that `disable_dropout` leaves on, which the user may not know of."""
+    return (
+        f"disable_dropout=True turns off dropout modules alone, and the policy trains with other noise: {noise}. Set "
+        "it to 0 there (model_init_kwargs for a model by name), or disable_dropout=False if it is intended."
+    )
 
 
 def check(measured: float, allowed: float, source: str, cause: str) -> None:

@@ -112,6 +112,9 @@ class ReferenceSource(CheckpointedReference, abc.ABC):
     def uncalibrated_logps(self, model: Any, batch: PairBatch) -> RefLogps:
         """The reference log-probs of a batch as they were computed."""
 
+    def logps_of_pair(self, model: Any, batch: PairBatch) -> torch.Tensor | None:
+        """The reference log-probs of a pair from another run, summed, (2,); None where they cannot be told."""
+
     @abc.abstractmethod
     def describe(self) -> str:
         """What the reference is, in a few words, for the run summary."""
@@ -190,6 +193,11 @@ class LiveReference(ProducedReference):
             )
         return RefLogps(chosen, rejected, output, projections[0] if projections else None)
 
+    def logps_of_pair(self, model: Any, batch: PairBatch) -> torch.Tensor | None:
+        """See `ReferenceSource.logps_of_pair`."""
+        found = self.uncalibrated_logps(model, batch)
+        return (_trl.scored_tokens(found.output, batch.mask.size(1)).float() * batch.mask).sum(dim=1)
+
     def describe(self) -> str:
         """See `ReferenceSource.describe`."""
         if self.host.trainer.ref_model is not None:
@@ -256,6 +264,11 @@ class StoredReference(ProducedReference):
         sums = transforms.sum_logps(batch.stored, batch.mask, self.settings.args.ld_alpha)
         chosen, rejected = sums.chunk(2)
         return RefLogps(chosen, rejected, _trl.scored_output(batch.stored))
+
+    def logps_of_pair(self, model: Any, batch: PairBatch) -> torch.Tensor | None:
+        """Look the pair up, unless it is not in the run's data any more; see `ReferenceSource.logps_of_pair`."""
+        found = self.stored.sums(batch.inputs) if hasattr(self, "stored") else None
+        return None if found is None else torch.tensor(found, device=batch.mask.device)
 
     def describe(self) -> str:
         """See `ReferenceSource.describe`."""

@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._trl import merged_adapters, without_adapter, wraps_layer
+from ..._trl import NOT_THE_FORWARD, merged_adapters, without_adapter, wraps_layer
 from ...errors import InputError
 from .hashing import chunks_of_memory, combined, hashing_threads
-
-# Fields of an adapter's configuration about its origin and its training, not about what it computes.
-_NOT_THE_FORWARD = {
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "inference_mode",
-    "init_lora_weights", "init_weights", "loftq_config", "lora_ga_config", "lora_dropout", "peft_version", "revision",
-    "runtime_config", "task_type",
-}  # fmt: skip
 
 _WRAPPED_ATTRIBUTES = {"base_layer", "original_module", "token_adapter"}  # where wrappers keep what they wrap
 _INITS_KEEPING_BASE = {"gaussian", "eva", "orthogonal", "mica"}  # other named inits subtract something from the base
@@ -133,7 +126,7 @@ def adapter_hash(model: nn.Module, adapter: str) -> str:
     tensors = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
     )
-    config = {k: v for k, v in configs[adapter].to_dict().items() if k not in _NOT_THE_FORWARD}
+    config = {k: v for k, v in configs[adapter].to_dict().items() if k not in NOT_THE_FORWARD}
     return combined(_sorted_json(config), _tensors_hash(tensors)).hex()
 
 

@@ -17,11 +17,12 @@ from ...forward.run_rows import sequence_logps
 from ..store.keys import KeyIndex
 from ..store.shared_memory import Allocate, SharedMemory
 from ..store.store import Store
-from ..store.table import LogpTable, described
+from ..store.table import LogpTable, MissingSequenceError, described
 from .batching import Batch
 from .collator import ReferenceCollator
 from .processes import Communicator, Node
 from .runner import Fetch, PrecomputeStats, ReferencePass, default_max_tokens, fetched_later
+from .sequences import batch_sequences
 from .wanted import Collator, Sequences, content, portions
 
 Running = Callable[[], AbstractContextManager[tuple[Any, Any]]]
@@ -61,6 +62,17 @@ class StoredLogps:
         """Wrap a collator so that its batches hold the stored log-probs."""
         self._collator = ReferenceCollator(collator, self._load(), _trl.REFERENCE_COLUMNS)
         return self._collator
+
+    def sums(self, batch: dict[str, Any]) -> list[float] | None:
+        """The stored log-probs of a collated batch, summed for each row; None if any sequence was not loaded."""
+        sequences = [sequence for sequence in batch_sequences(batch) if sequence is not None]
+        if self._collator is None or len(sequences) < len(batch["input_ids"]):
+            return None
+        try:
+            found = self._collator.logps.values([sequence.key for sequence in sequences])
+        except MissingSequenceError:
+            return None
+        return [float(values.sum()) for values in found]
 
     def fill(self, dataset: Any, name: str, collator: Collator, running: Running, streams: bool = False) -> None:
         """Compute what the store lacks of `dataset`, with all processes of the trainer.
