@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
+from transformers import EarlyStoppingCallback
 
 from . import _trl
 from .core.pairs import Pairs
 from .core.registry import get_loss
-from .data.evaluation_sets import is_unwatched
+from .data.evaluation_sets import is_unwatched, watching_problems
 from .data.prepare import checked_datasets
 from .distributed.eval_padding import EvalPadding, RealRows
 from .distributed.mixin import DistributedTrainerMixin
+from .errors import InputError
 from .logging_setup import muted
 from .reference.source import ReferenceSource
 
@@ -125,6 +127,11 @@ class Evaluated:
         return found
 
 
+def _is_shipped(callback: Any) -> bool:
+    """Whether a callback comes with a library, and adds no metrics of the user's."""
+    return type(callback).__module__.split(".")[0] in ("transformers", "trl", "trl_dpo_ext", "accelerate")
+
+
 class EvaluationMixin(DistributedTrainerMixin):
     """Overrides of what evaluates, to inherit from in front of TRL's trainer.
 
@@ -154,8 +161,18 @@ class EvaluationMixin(DistributedTrainerMixin):
 
     def predict(self, test_dataset: Any, *positional: Any, **keywords: Any) -> Any:
         """Predict on `test_dataset`, raw or prepared as `evaluate` takes it; see transformers' `Trainer.predict`."""
+        if isinstance(test_dataset, Mapping):
+            raise InputError(f"predict takes one dataset; call it for each of {', '.join(map(str, test_dataset))}.")
         test_dataset = checked_datasets(self.extra_columns, self.args, test_dataset=test_dataset)["test_dataset"]
         return super().predict(self._with_reference(test_dataset), *positional, **keywords)
+
+    def _watching_problems(self) -> list[str]:
+        """What is wrong with the metric that chooses the best model, once callbacks and losses are known."""
+        callbacks = self.callback_handler.callbacks
+        labels = [term.label for term in self.mixture.terms] + list(self._host_weights())
+        custom = self.compute_metrics is not None or any(not _is_shipped(each) for each in callbacks)
+        stops = any(isinstance(each, EarlyStoppingCallback) for each in callbacks)
+        return watching_problems(self.args, None if custom else labels, self.eval_dataset, stops)
 
     def _with_reference(self, dataset: Any) -> Any:
         """Tokenize data, one dataset or a dictionary of them, and store its reference log-probs where that is due."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import _trl
 from .checks import trainable
 from .checks.machine import machine_problems
@@ -100,7 +102,9 @@ class RunSpec:
         if is_readable or given is not None:
             with _collecting(problems), policy.described_args():
                 config = None if policy.adds_tokens else config
-                processing_class = check_tokenizer(args, policy.described, config, given, _named_parts(datasets))
+                live = ref_model if mixture.needs_reference and isinstance(ref_model, torch.nn.Module) else None
+                parts = _named_parts(datasets)
+                processing_class = check_tokenizer(args, policy.described, config, given, parts, live)
                 datasets = with_fitting_tool_calls(datasets, processing_class)
         if (is_readable or isinstance(model, str)) and not policy.converts:
             in_kwargs = (args.model_init_kwargs or {}).get("quantization_config")

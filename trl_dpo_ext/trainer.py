@@ -15,6 +15,7 @@ from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, token_column_problems
+from .data.positions import position_problems
 from .data.streams import StreamReport
 from .data.tokenized import tokenized
 from .errors import InputError
@@ -124,10 +125,10 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         policy, packed = self.host.causal_model(self.model), self.pair_forward.active
         lowest, _ = self.host.precision(policy)
         avoid_cudnn_attention(policy, self.accelerator.device, lowest, packed, self.host.is_main_process)
-        problems = []
+        problems = self._watching_problems()
         if Need.TOKEN_KL in self.mixture.needs:
             names = ", ".join(t.variant.name for t in self.mixture.terms if Need.TOKEN_KL in t.variant.needs)
-            problems = [
+            problems += [
                 f"{names} needs the complete next-token distributions of both models, but {problem}."
                 for problem in self.host.projection_problems()
             ]
@@ -135,6 +136,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
             parts = dataset if isinstance(dataset, dict) else {"": dataset}
             for key, part in parts.items():
                 label = f"{name}[{key!r}]" if key else name
+                problems += position_problems(self.host.causal_model(self.model), part, label, self.args)
                 problems += token_column_problems(part, label, self.extra_columns)
         if problems:
             raise InputError(*problems)

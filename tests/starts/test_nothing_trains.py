@@ -286,7 +286,7 @@ def trains_a_dropped_layer() -> Any:
     ],
 )
 def test_weights_that_are_not_run(tmp_path: Path, make: Callable[[], Any]) -> None:
-    with pytest.raises(InputError, match="Nothing would train: none of the .* is a part of the forward pass"):
+    with pytest.raises(InputError, match=r"Nothing would train: none of the .* is a part of the forward pass"):
         runs.trained(tmp_path, model=make(), max_steps=1)
 
 

@@ -45,7 +45,7 @@ from .host import Host
 from .internals import TrainerInternals
 from .json_text import typed_values
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
-from .metrics import COUNTERS, PAIR_METRICS, TOKEN_METRICS
+from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
 from .patching import evaluation_mode, temporarily
@@ -60,6 +60,7 @@ __all__ = [
     "COMPLETION_MASK",
     "COUNTERS",
     "FROZEN",
+    "LOGGED",
     "NOT_THE_FORWARD",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",

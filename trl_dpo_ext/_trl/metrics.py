@@ -25,6 +25,13 @@ COUNTERS = ("num_tokens",)
 """Seam: TRL's metrics that are no means, of which the last value counts."""
 
 
+LOGGED = (
+    "loss", *TOKEN_METRICS, "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+    "logps/chosen", "logps/rejected", *COUNTERS, "aux_loss", "runtime", "samples_per_second", "steps_per_second",
+)  # fmt: skip
+"""Seam: what an evaluation of TRL's logs, without the prefix."""
+
+
 class MetricSeams(ModelSeams):
     """What a trainer logs.
 

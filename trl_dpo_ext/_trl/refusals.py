@@ -63,6 +63,11 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
         for option, module in needed.items()
         if module and importlib.util.find_spec(module) is None
     ]
+    if args.fsdp and args.world_size == 1 and args.parallel_mode.value != "distributed":
+        problems.append(
+            "fsdp shards a model over processes, and this is one process. Start the run with accelerate launch or "
+            "torchrun, or remove fsdp."
+        )
     if args.activation_offloading and torch.accelerator.current_accelerator() is None:
         problems.append(
             "activation_offloading=True moves activations from an accelerator to the CPU, and this machine has only "

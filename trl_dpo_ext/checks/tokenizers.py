@@ -17,7 +17,9 @@ from .models import embedding_rows, first_line
 _RESIZE = "Use the model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer)) and save both."
 
 
-def check_tokenizer(args: Any, model: Any, config: Any, given: Any, datasets: Mapping[str, Any]) -> Any:
+def check_tokenizer(
+    args: Any, model: Any, config: Any, given: Any, datasets: Mapping[str, Any], ref_model: Any = None
+) -> Any:
     """Check a run's tokenizer against its model and its data; return the tokenizer, or the processor around it.
 
     Args:
@@ -26,6 +28,7 @@ def check_tokenizer(args: Any, model: Any, config: Any, given: Any, datasets: Ma
         config: the policy's configuration; None if it could not be read, or is that of an adapter.
         given: the user's `processing_class`; None loads the one beside the model, if its configuration is known.
         datasets: by the name that messages call them, in a layout that TRL takes.
+        ref_model: a model that is given as the reference, whose embeddings have to hold the same tokens.
 
     Raises:
         InputError: listing everything that is wrong.
@@ -35,6 +38,12 @@ def check_tokenizer(args: Any, model: Any, config: Any, given: Any, datasets: Ma
     processing = _processing_class(args, model, given)
     rows = None if config is None else embedding_rows(model, config)
     problems = tokenizer_problems(processing, rows, args, datasets)
+    theirs = embedding_rows(ref_model, ref_model.config) if hasattr(ref_model, "config") else None
+    if not problems and theirs is not None and (rows is None or theirs < rows):
+        problems = [
+            f"ref_model does not fit the policy's tokenizer: {problem}"
+            for problem in tokenizer_problems(processing, theirs, args, datasets)
+        ]
     if problems:
         raise InputError(*problems)
     return processing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .. import _trl
 
 
 def evaluation_problems(args: Any, eval_dataset: Any, is_loaded: bool = True) -> list[str]:
@@ -25,6 +27,36 @@ def evaluation_problems(args: Any, eval_dataset: Any, is_loaded: bool = True) ->
         _all_dropped(args, f"eval_dataset[{name!r}]" if name else "eval_dataset", parts[name]) for name in parts
     ]
     return [problem for problem in problems if problem]
+
+
+def watching_problems(args: Any, labels: Sequence[str] | None, eval_dataset: Any, stops: bool) -> list[str]:
+    """Return what is wrong with `metric_for_best_model`, on which transformers raises at the first save, or stop.
+
+    Args:
+        args: the run's `TrainingArguments`.
+        labels: of the losses; None if the user adds metrics, by `compute_metrics` or a callback.
+        eval_dataset: one dataset, or a dictionary of them.
+        stops: whether `EarlyStoppingCallback` watches it.
+    """
+    metric = args.metric_for_best_model
+    if stops and (metric is None or args.eval_strategy == "no"):
+        return [
+            "EarlyStoppingCallback needs evaluations and a metric. Set eval_strategy and metric_for_best_model "
+            "(such as eval_loss or eval_rewards/accuracies)."
+        ]
+    if metric is None or labels is None or args.eval_strategy == "no":
+        return []
+    prefixes = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else ["eval_"]
+    known = [*_trl.LOGGED, *(f"loss/{label}" for label in labels)]
+    full = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if any(full == f"{prefix}{name}" for prefix in prefixes for name in known):
+        return []
+    if not any(full.startswith(prefix) for prefix in prefixes):
+        return []  # told before
+    return [
+        f"metric_for_best_model={metric!r} is not a metric of this run; it has "
+        f"{', '.join(f'{prefixes[0]}{name}' for name in known)}."
+    ]
 
 
 def _unknown_metric(args: Any, names: list[str]) -> str:
