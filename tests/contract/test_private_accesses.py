@@ -53,6 +53,7 @@ OVERRIDES = {
     "evaluation_loop": "test_evaluation.py::test_evaluate_and_predict_return_the_metrics_of_one_loop",
     "get_eval_dataloader": "test_evaluation.py::test_persistent_loaders_of_an_evaluation_are_kept_by_name",
     "log": "test_evaluation.py::test_lines_of_training_steps_alone_are_logged_with_the_time_of_the_start",
+    "training_step": "test_transformers.py::test_training_step_leaves_the_gradients_of_a_batch",
     "prediction_step": "test_transformers.py::test_every_batch_goes_through_prepare_inputs_and_an_evaluations_through_prediction_step_first",
     "save_model": "test_transformers.py::test_a_checkpoint_marks_its_call_of_save_model_and_a_user_does_not",
     "_prepare_inputs": "test_transformers.py::test_under_deepspeed_floats_of_a_batch_are_cast_to_the_engines_dtype",

@@ -6,7 +6,7 @@ import functools
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import pytest
@@ -372,3 +372,18 @@ def test_the_engine_stands_in_the_arguments_before_an_accelerator_exists(tmp_pat
     )
     split = TrainingArguments(str(tmp_path), use_cpu=True, fsdp=True, fsdp_config={"version": 1})
     assert split.fsdp_plugin_args["fsdp_version"] == 1, seam("`fsdp_plugin_args` has FSDP's version", mend)
+
+
+def test_training_step_leaves_the_gradients_of_a_batch(tmp_path: Path) -> None:
+    class Watched(DPOTrainer):
+        reached: ClassVar[list[bool]] = []
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            self.reached.append(all(p.grad is not None for p in self.model.parameters()))
+            return loss
+
+    runs.trained(tmp_path, Watched, max_steps=2, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    assert Watched.reached == [True] * 4, seam(
+        "training_step(...) runs once per batch, and ends with the backward pass"
+    )

@@ -144,6 +144,7 @@ def test_a_command_without_arguments_lists_what_it_needs(command, expected, caps
             [
                 "--use_dora has no effect without --use_peft",
                 "train_dataset has no column 'rejected'",
+                "train_dataset has messages, but the tokenizer has no chat template.",
                 "Quantized weights cannot be trained. Pass a peft_config (--use_peft)",
             ],
         ),
