@@ -383,7 +383,8 @@ def test_training_step_leaves_the_gradients_of_a_batch(tmp_path: Path) -> None:
             self.reached.append(all(p.grad is not None for p in self.model.parameters()))
             return loss
 
-    runs.trained(tmp_path, Watched, max_steps=2, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    settings = {"ref_model": tiny.model(), "max_steps": 2}
+    runs.trained(tmp_path, Watched, **settings, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     assert Watched.reached == [True] * 4, seam(
         "training_step(...) runs once per batch, and ends with the backward pass"
     )
