@@ -1,234 +1,297 @@
-"""The reference pass of TRL and ours: same model, same data, one process, alternating.
+"""The reference pass of TRL, of ours, and of ours of another commit: the same data and weights, in turn.
 
-Prints, for data with the lengths of Anthropic's HH harmless set and for short prompts with long completions, the ratio
-of time, of token positions fed to the backbone and of positions scored by the head, the share of padding, the time in
-the backbone and outside it, and the largest difference in a summed log-prob.
+Prints for each kind of data what does not depend on the machine (positions fed to the backbone and scored by the head,
+forwards, operators that torch calls, memory that tensors take beyond the model), and time relative to that of the
+present pass: above 1, the present one is faster. All summed log-probs must agree.
 
-Run: python benchmarks/precompute.py [--model FOLDER] [--device cuda --dtype bfloat16] [--write FILE]
-Without --model: random weights in the shape of SmolLM2-135M.
+Run: python benchmarks/precompute.py [--model FOLDER] [--device cuda --dtype bfloat16]
+     python benchmarks/precompute.py --lengths hh ultrafeedback --answers 2 4 --former CHECKOUT
+     python benchmarks/precompute.py --turns 4 --least-shared 1 16 64 100000         # conversations
+     python benchmarks/precompute.py --system-prompt 16 64 256 --least-shared 1 100000
+
+CHECKOUT is a folder with a commit whose package has the store (git worktree add CHECKOUT COMMIT). On a CPU, set
+OMP_NUM_THREADS=1 where other work runs, and read the ratio of processor time. `--least-shared` adds a pass for each
+number of tokens from which on sequences of different prompts share what they begin with.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from checkouts import Checkout
+from counting import Counts, Seconds, count, machine, timed
+from lengths import LENGTHS, SIDES, Row, conversations, pairs, with_system_prompt
+from shapes import SHAPES, SIZES, model
+
 from tests.support import tiny
 
-TRL_BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Token counts: mean and median of a log-normal distribution for the prompt, means for the completions."""
-
-    prompt: tuple[float, float]
-    chosen: float
-    rejected: float
-    longest: int
-
-
-SETTINGS = {
-    "HH harmless": Lengths((149, 122), 42, 52, 880),
-    "short prompts, long completions": Lengths((20, 18), 400, 420, 1000),
-}
-
-
-def data(lengths: Lengths, pairs: int, vocabulary: int) -> Dataset:
-    random = np.random.default_rng(0)
-    mean, median = lengths.prompt
-    prompts = random.lognormal(np.log(median), np.sqrt(2 * np.log(mean / median)), pairs)
-
-    def completions(mean: float) -> np.ndarray:
-        # With this spread batches of 8 in dataset order feed 3.7 times the positions that are needed, and batches of
-        # 32 feed 5.2 times, as was counted on the set itself.
-        spread = 1.05
-        return random.lognormal(np.log(mean) - spread**2 / 2, spread, pairs)
-
-    def ids(counts: np.ndarray) -> list[list[int]]:
-        counts = np.clip(counts, 2, lengths.longest).astype(int)
-        return [random.integers(10, vocabulary, count).tolist() for count in counts]
-
-    return Dataset.from_dict(
-        {
-            "prompt_ids": ids(prompts),
-            "chosen_ids": ids(completions(lengths.chosen)),
-            "rejected_ids": ids(completions(lengths.rejected)),
-        }
-    )
+ROOT = Path(__file__).parent.parent
+BASE = "ours"
 
 
 @dataclass
-class Measured:
-    """One pass."""
+class Pass:
+    """What one pass cost."""
 
-    seconds: float = 0.0
-    backbone_seconds: float = 0.0
+    seconds: Seconds = field(default_factory=lambda: Seconds(0.0, 0.0))
     fed: int = 0
+    """Positions that the backbone was given."""
     scored: int = 0
+    """Positions of which the head computed logits."""
     attended: int = 0
+    """Positions that are no padding."""
+    forwards: int = 0
+    sums: list[float] = field(default_factory=list)
+    """Summed log-probs: of chosen and rejected answers of each row."""
 
 
-@contextlib.contextmanager
-def measuring(trainer: Any, device: torch.device) -> Iterator[Measured]:
-    """Counts what goes through the backbone, and what the head is given."""
-    measured = Measured()
-    backbone = trainer.model.base_model
-    begun = 0.0
+class Passes:
+    """The reference pass of TRL and of one version of the package, with one model."""
 
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    def __init__(self, options: argparse.Namespace) -> None:
+        from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
 
-    def before(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
-        nonlocal begun
-        measured.fed += keywords["input_ids"].numel()
-        begun = clock()
+        self.options, self._folder = options, tempfile.TemporaryDirectory()
+        args = DPOExtConfig(
+            self._folder.name,
+            precompute_ref_log_probs=True,  # the reference is the policy: no other model is loaded
+            precompute_ref_max_tokens=options.max_tokens,
+            ref_store=tempfile.mkdtemp(dir=self._folder.name),
+            bf16=False,
+            use_cpu=options.device == "cpu",
+            report_to="none",
+            max_length=None,
+            disable_tqdm=True,
+        )
+        data = {"train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
+        self.trainer = DPOExtTrainer(_model(options), args=args, **data)
+        self.trainer.data_collator = (
+            self.trainer.data_collator.collator
+        )  # without stored log-probs, as TRL's pass needs
+        self.rows: Dataset = Dataset.from_dict({})
 
-    def after(_module: Any, _args: Any, output: Any) -> None:
-        measured.backbone_seconds += clock() - begun
+    def load(self, rows: list[Row]) -> None:
+        """Take other data."""
+        self.rows = Dataset.from_list(rows)
 
-    # First in, last out: what our own hooks do to rows and outputs is counted outside the backbone.
-    handles = [
-        backbone.register_forward_pre_hook(before, with_kwargs=True),
-        backbone.register_forward_hook(after, prepend=True),
+    def warm(self, which: str) -> None:
+        """Run a pass over a few rows."""
+        rows, self.rows = self.rows, self.rows.select(range(2))
+        self.run(which)
+        self.rows = rows
+
+    def count(self, which: str) -> Counts:
+        """Count what a pass calls and allocates."""
+        return count(lambda: self._pass(which), self.options.device)
+
+    def run(self, which: str) -> Pass:
+        """Run a pass: "TRL", "ours", or "ours, N" for common beginnings of N tokens or more."""
+        done = Pass()
+
+        def seen(_module: Any, _args: Any, keywords: dict[str, Any], _output: Any) -> None:
+            done.fed, done.forwards = done.fed + keywords["input_ids"].numel(), done.forwards + 1
+
+        hook = self.trainer.model.base_model.register_forward_hook(seen, with_kwargs=True)
+        ended: Any = None
+
+        def run() -> None:
+            nonlocal ended
+            ended = self._pass(which)
+
+        done.seconds = timed(run, self.options.device)
+        hook.remove()
+        if which == "TRL":
+            self._tell_of_trl(done, ended)
+        else:
+            self._tell_of_ours(done)
+        return done
+
+    def _pass(self, which: str) -> Any:
+        if which == "TRL":
+            self.trainer._precompute_model_hash = str(time.time_ns())  # so that its cache is never hit
+            return DPOTrainer._precompute_ref_logps(self.trainer, self.rows, "TRL", self.options.batch_size)
+        if "," not in which:
+            return self._our_pass()
+        from trl_dpo_ext.forward import packing
+
+        least_shared, packing.LEAST_SHARED = packing.LEAST_SHARED, int(which.split(",")[1])
+        try:
+            return self._our_pass()
+        finally:
+            packing.LEAST_SHARED = least_shared
+
+    def _our_pass(self) -> Any:
+        self.trainer.args.ref_store = tempfile.mkdtemp(dir=self._folder.name)
+        vars(self.trainer.reference).pop("stored", None)
+        return self.trainer._precompute_ref_logps(self.rows, "ours", self.options.batch_size)
+
+    def _tell_of_trl(self, done: Pass, ended: Any) -> None:
+        completions = sum(len(row[side]) for row in self.rows for side in SIDES)
+        done.attended = completions + 2 * sum(len(row["prompt_ids"]) for row in self.rows)
+        done.scored = done.fed if self.options.device == "cpu" else completions  # on a CPU its head scores all
+        done.sums = [*ended["ref_chosen_logps"], *ended["ref_rejected_logps"]]
+
+    def _tell_of_ours(self, done: Pass) -> None:
+        stored = self.trainer.reference.stored
+        done.attended, done.scored = stored.stats.tokens, stored.stats.scored
+        collator = stored.collator(self.trainer.data_collator)
+        sums = [collator([row])["ref_token_logps"].double().sum(1).tolist() for row in self.rows]
+        done.sums = [one for side in zip(*sums, strict=True) for one in side]
+
+
+def _model(options: argparse.Namespace) -> Any:
+    if options.model:
+        made = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+        return made.to(options.device)
+    return model(options.model_shape, options, 0)
+
+
+@dataclass
+class Contestant:
+    """One kind of pass, where it runs, and what was measured of it."""
+
+    checkout: Checkout
+    which: str
+    counts: Counts = field(default_factory=lambda: Counts(0, 0))
+    passes: list[Pass] = field(default_factory=list)
+
+
+def start(options: argparse.Namespace) -> tuple[list[Checkout], dict[str, tuple[Checkout, str]]]:
+    """Processes, and by the name of each contestant its process and what to run there."""
+    now = Checkout(ROOT, "precompute", "Passes", options)
+    contestants = {BASE: (now, BASE)}
+    if not options.no_trl:
+        contestants["TRL"] = (now, "TRL")
+    for tokens in options.least_shared:
+        contestants[f"sharing from {tokens} tokens"] = (now, f"ours, {tokens}")
+    if not options.former:
+        return [now], contestants
+    former = Checkout(options.former.resolve(), "precompute", "Passes", options)
+    return [now, former], {**contestants, "former": (former, "ours")}
+
+
+def data(options: argparse.Namespace) -> dict[str, list[Row]]:
+    """Rows by the name of each kind of data."""
+    vocabulary = _vocabulary(options)
+    kinds: dict[str, list[Row]] = {}
+    for lengths in options.lengths:
+        shape = (lengths, options.prompts, vocabulary, 0)
+        kinds |= {f"{lengths}, {k} answers to each prompt": pairs(*shape, answers=k) for k in options.answers}
+        for turns in options.turns:
+            count = max(options.prompts // turns, 1)
+            kinds[f"{lengths}, conversations of {turns} turns"] = conversations(lengths, count, turns, vocabulary, 0)
+        for length in options.system_prompt:
+            rows = with_system_prompt(pairs(*shape), length, vocabulary)
+            kinds[f"{lengths}, a system prompt of {length} tokens"] = rows
+    return kinds
+
+
+def _vocabulary(options: argparse.Namespace) -> int:
+    if options.model:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(options.model).vocab_size
+    return options.vocab_size or SHAPES[options.model_shape][2]["vocab_size"]
+
+
+def compare(options: argparse.Namespace, contestants: dict[str, Contestant], rows: list[Row]) -> str:
+    """One table."""
+    for checkout in {id(one.checkout): one.checkout for one in contestants.values()}.values():
+        checkout.call("load", rows)
+    for one in contestants.values():
+        one.checkout.call("warm", one.which)
+    for turn in range(options.repeats):
+        for one in list(contestants.values())[:: -1 if turn % 2 else 1]:
+            one.passes.append(one.checkout.call("run", one.which))
+    for one in contestants.values():
+        one.counts = one.checkout.call("count", one.which)
+    return table(contestants)
+
+
+def table(contestants: dict[str, Contestant]) -> str:
+    base = contestants[BASE]
+    lines = [
+        "| | fed | padding | scored | forwards | operators | peak memory (MiB) | seconds | time / present (range) | "
+        "processor time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    start = clock()
-    try:
-        yield measured
-    finally:
-        measured.seconds = clock() - start
-        for handle in handles:
-            handle.remove()
-
-
-def trl_pass(trainer: Any, dataset: Dataset, device: torch.device) -> tuple[Measured, np.ndarray]:
-    trainer._precompute_model_hash = str(time.time_ns())  # so that its cache is never hit
-    with measuring(trainer, device) as measured:
-        done = DPOTrainer._precompute_ref_logps(trainer, dataset, "TRL", TRL_BATCH_SIZE)
-    rows = [len(r["prompt_ids"]) + len(r[side]) for r in dataset for side in ("chosen_ids", "rejected_ids")]
-    measured.attended = sum(rows)
-    completions = sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in dataset)
-    measured.scored = completions if device.type == "cuda" else measured.fed  # on a CPU its head scores every position
-    return measured, np.array([done["ref_chosen_logps"], done["ref_rejected_logps"]])
-
-
-def our_pass(trainer: Any, dataset: Dataset, device: torch.device) -> tuple[Measured, np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.args.ref_store = str(Path(folder) / "refs")
-        vars(trainer.reference).pop("stored", None)
-        with measuring(trainer, device) as measured:
-            trainer._precompute_ref_logps(dataset, "ours", TRL_BATCH_SIZE)
-        report = trainer.reference.stored.stats
-        measured.attended, measured.scored = report.tokens, report.scored
-        collator = trainer.reference.stored.collator(trainer.data_collator.collator)
-        sums = [collator([row])["ref_token_logps"].double().sum(1).numpy() for row in dataset]
-    return measured, np.array(sums).T
-
-
-def show(name: str, theirs: list[Measured], ours: list[Measured], difference: float, largest: float) -> str:
-    def middle(passes: list[Measured], what: str) -> float:
-        return statistics.median(getattr(one, what) for one in passes)
-
-    lines = [f"{name}:"]
-    lines.append(f"  {'':24}{'TRL':>12}{'ours':>12}{'ratio':>8}")
-    for label, what in [
-        ("seconds", "seconds"),
-        ("  in the backbone", "backbone_seconds"),
-        ("positions fed", "fed"),
-        ("positions scored", "scored"),
-    ]:
-        a, b = middle(theirs, what), middle(ours, what)
-        lines.append(f"  {label:24}{a:12.1f}{b:12.1f}{a / b:8.2f}")
-    outside = [[one.seconds - one.backbone_seconds for one in passes] for passes in (theirs, ours)]
-    a, b = map(statistics.median, outside)
-    lines.append(f"  {'  outside it':24}{a:12.1f}{b:12.1f}{a / b:8.2f}")
-    padding = [1 - passes[0].attended / passes[0].fed for passes in (theirs, ours)]
-    lines.append(f"  {'padding':24}{padding[0]:12.1%}{padding[1]:12.1%}")
-    lines.append(f"  largest difference of a summed log-prob: {difference:.2g} nats (largest sum {largest:.0f})")
+    for name, one in contestants.items():
+        wall, processor = (ratios(one.passes, base.passes, clock) for clock in ("wall", "processor"))
+        first = one.passes[0]
+        lines.append(
+            f"| {name} | {first.fed} | {1 - first.attended / first.fed:.1%} | {first.scored} | {first.forwards} | "
+            f"{one.counts.operators} | {one.counts.peak / 2**20:.0f} | "
+            f"{statistics.median(each.seconds.wall for each in one.passes):.1f} | {wall} | {processor} |"
+        )
+    sums = [torch.tensor(each.sums).double() for one in contestants.values() for each in one.passes]
+    apart = max(float((each - sums[0]).abs().max()) for each in sums)
+    lines += ["", f"Largest difference of a summed log-prob: {apart:.2g} (largest sum {sums[0].abs().max():.0f})."]
     return "\n".join(lines)
 
 
-def smollm2_shape() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            rope_theta=100000,
-            tie_word_embeddings=True,
-        )
-    )
+def ratios(passes: list[Pass], base: list[Pass], clock: str) -> str:
+    """Median over repeats, and the smallest and the largest."""
+    found = [getattr(a.seconds, clock) / getattr(b.seconds, clock) for a, b in zip(passes, base, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a model; default: random weights in a published shape")
+    parser.add_argument("--model-shape", default="smollm2-135m", choices=sorted(SHAPES))
+    for size in SIZES:
+        parser.add_argument(f"--{size.replace('_', '-')}", type=int, help="in place of the shape's own")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--lengths", nargs="+", default=["hh"], choices=sorted(LENGTHS))
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--answers", nargs="*", type=int, default=[], help="to each prompt: 2, 4, ...")
+    parser.add_argument("--turns", nargs="*", type=int, default=[], help="of conversations, each turn a pair")
+    parser.add_argument("--system-prompt", nargs="*", type=int, default=[], help="tokens that all prompts begin with")
+    parser.add_argument("--least-shared", nargs="*", type=int, default=[])
+    parser.add_argument("--batch-size", type=int, default=8, help="of TRL, in rows of the data")
+    parser.add_argument("--max-tokens", type=int, help="of ours, positions in a batch")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--former", type=Path, help="checkout of another commit of this repository")
+    parser.add_argument("--no-trl", action="store_true")
+    parser.add_argument("--output", type=Path, help="append the tables to this file")
+    options = parser.parse_args()
+    if not (options.answers or options.turns or options.system_prompt):
+        options.answers = [2]
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="folder of a model; default: random weights in SmolLM2-135M's shape")
-    parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--write", help="also write what is printed to this file")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype)
-    model = AutoModelForCausalLM.from_pretrained(options.model) if options.model else smollm2_shape()
-    model = model.to(device, dtype)
-    name = Path(options.model).name if options.model else "random weights"
-    text = [
-        f"{platform.machine()}, {torch.get_num_threads()} threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device),
-        f"model: {name}, {model.num_parameters() / 1e6:.0f}M parameters, {options.dtype}; "
-        f"{options.pairs} pairs; TRL's batch size {TRL_BATCH_SIZE}; median of {options.repeats}",
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        # A loss that needs no reference: none is loaded beside the model whose passes are measured.
-        args = DPOExtConfig(
-            folder, loss_type="sft", bf16=False, use_cpu=device.type == "cpu", report_to="none", max_length=None
-        )
-        trainer = DPOExtTrainer(model, args=args, train_dataset=tiny.preferences(), processing_class=tiny.tokenizer())
-        for name in options.settings:
-            dataset = data(SETTINGS[name], options.pairs, model.config.vocab_size)
-            warm = dataset.select(range(2))
-            trl_pass(trainer, warm, device)
-            our_pass(trainer, warm, device)
-            theirs, ours, sums = [], [], []
-            for _ in range(options.repeats):
-                for passes, run in ((theirs, trl_pass), (ours, our_pass)):
-                    measured, logps = run(trainer, dataset, device)
-                    passes.append(measured)
-                    sums.append(logps)
-            difference = max(float(np.abs(sums[0] - other).max()) for other in sums[1:])
-            text.append(show(name, theirs, ours, difference, float(np.abs(sums[0]).max())))
-            print("\n".join(text), flush=True)
-    if options.write:
-        Path(options.write).write_text("\n".join(text) + "\n")
+    options = parse()
+    checkouts, contestants = start(options)
+    show(options, machine(options.device))
+    for name, rows in data(options).items():
+        fresh = {one: Contestant(*where) for one, where in contestants.items()}
+        found = compare(options, fresh, rows)
+        show(options, f"\n{name} ({len(rows)} pairs, {options.repeats} repeats)\n\n{found}")
+    show(options, f"\nAt the end: {machine(options.device)}")
+    for checkout in checkouts:
+        checkout.close()
+
+
+def show(options: argparse.Namespace, text: str) -> None:
+    print(text, flush=True)
+    if options.output:
+        with options.output.open("a") as file:
+            file.write(f"{text}\n")
 
 
 if __name__ == "__main__":

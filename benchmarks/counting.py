@@ -1,0 +1,80 @@
+"""What a computation costs, counted so that it does not depend on the machine: operators, and memory at its peak."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one run of a function."""
+
+    operators: int
+    """Calls of torch's operators, those inside others included."""
+    peak: int
+    """Most bytes that tensors took at a time beyond those of before."""
+
+
+def count(run: Callable[[], object], device: str) -> Counts:
+    """Run a function, and count what torch does and allocates in it."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=device == "cpu") as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    operators = sum(event.name().startswith("aten::") for event in events)
+    if device != "cpu":
+        torch.cuda.synchronize()
+        return Counts(operators, torch.cuda.max_memory_allocated() - before)
+    held = peak = 0
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return Counts(operators, peak)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one run of a function."""
+
+    wall: float
+    processor: float
+    """Of all threads of this process: other processes on the same cores change it less."""
+
+
+def timed(run: Callable[[], object], device: str) -> Seconds:
+    """Run a function, and take its time."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def machine(device: str) -> str:
+    """What measured, and what else ran on it, in one line."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    where = torch.cuda.get_device_name() if device != "cpu" else f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{time.strftime('%d %B %Y')}, {where}; {versions}; load average {_load()}"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _load() -> str:
+    file = Path("/proc/loadavg")
+    return file.read_text().split()[0] if file.is_file() else "unknown"
