@@ -45,22 +45,31 @@ def count(run: Callable[[], object], device: str) -> Counts:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one run of a function."""
+    """A time, or a difference of two."""
 
     wall: float
     processor: float
     """Of all threads of this process: other processes on the same cores change it less."""
 
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
+
+
+def now(device: str) -> Seconds:
+    """The time when the device has done what it was asked for."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter(), time.process_time())
+
 
 def timed(run: Callable[[], object], device: str) -> Seconds:
     """Run a function, and take its time."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
+    before = now(device)
     run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return Seconds(time.perf_counter() - wall, time.process_time() - processor)
+    return now(device) - before
 
 
 def machine(device: str) -> str:

@@ -32,7 +32,7 @@ from trl import DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from checkouts import Checkout
-from counting import Counts, Seconds, count, machine, timed
+from counting import Counts, Seconds, count, machine, now, timed
 from lengths import LENGTHS, SIDES, Row, conversations, pairs, with_system_prompt
 from shapes import SHAPES, SIZES, model
 
@@ -47,6 +47,8 @@ class Pass:
     """What one pass cost."""
 
     seconds: Seconds = field(default_factory=lambda: Seconds(0.0, 0.0))
+    backbone: Seconds = field(default_factory=lambda: Seconds(0.0, 0.0))
+    """Of `seconds`, those in the backbone."""
     fed: int = 0
     """Positions that the backbone was given."""
     scored: int = 0
@@ -101,18 +103,27 @@ class Passes:
         """Run a pass: "TRL", "ours", or "ours, N" for common beginnings of N tokens or more."""
         done = Pass()
 
-        def seen(_module: Any, _args: Any, keywords: dict[str, Any], _output: Any) -> None:
+        def before(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
             done.fed, done.forwards = done.fed + keywords["input_ids"].numel(), done.forwards + 1
+            done.backbone -= now(self.options.device)
 
-        hook = self.trainer.model.base_model.register_forward_hook(seen, with_kwargs=True)
-        ended: Any = None
+        def after(_module: Any, _args: Any, _output: Any) -> None:
+            done.backbone += now(self.options.device)
+
+        backbone, ended = self.trainer.model.base_model, None
+        # First in, last out: what our own hooks do to rows and outputs is counted outside the backbone.
+        hooks = [
+            backbone.register_forward_pre_hook(before, with_kwargs=True),
+            backbone.register_forward_hook(after, prepend=True),
+        ]
 
         def run() -> None:
             nonlocal ended
             ended = self._pass(which)
 
         done.seconds = timed(run, self.options.device)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         if which == "TRL":
             self._tell_of_trl(done, ended)
         else:
@@ -218,23 +229,24 @@ def compare(options: argparse.Namespace, contestants: dict[str, Contestant], row
             one.passes.append(one.checkout.call("run", one.which))
     for one in contestants.values():
         one.counts = one.checkout.call("count", one.which)
-    return table(contestants)
+    return table(contestants, "processor" if options.device == "cpu" else "wall")
 
 
-def table(contestants: dict[str, Contestant]) -> str:
+def table(contestants: dict[str, Contestant], clock: str) -> str:
     base = contestants[BASE]
     lines = [
         "| | fed | padding | scored | forwards | operators | peak memory (MiB) | seconds | time / present (range) | "
-        "processor time |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "processor time | in the backbone |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in contestants.items():
-        wall, processor = (ratios(one.passes, base.passes, clock) for clock in ("wall", "processor"))
+        wall, processor = (ratios(one.passes, base.passes, "seconds", kind) for kind in ("wall", "processor"))
+        backbone = ratios(one.passes, base.passes, "backbone", clock)
         first = one.passes[0]
         lines.append(
             f"| {name} | {first.fed} | {1 - first.attended / first.fed:.1%} | {first.scored} | {first.forwards} | "
             f"{one.counts.operators} | {one.counts.peak / 2**20:.0f} | "
-            f"{statistics.median(each.seconds.wall for each in one.passes):.1f} | {wall} | {processor} |"
+            f"{statistics.median(each.seconds.wall for each in one.passes):.1f} | {wall} | {processor} | {backbone} |"
         )
     sums = [torch.tensor(each.sums).double() for one in contestants.values() for each in one.passes]
     apart = max(float((each - sums[0]).abs().max()) for each in sums)
@@ -242,9 +254,10 @@ def table(contestants: dict[str, Contestant]) -> str:
     return "\n".join(lines)
 
 
-def ratios(passes: list[Pass], base: list[Pass], clock: str) -> str:
+def ratios(passes: list[Pass], base: list[Pass], what: str, clock: str) -> str:
     """Median over repeats, and the smallest and the largest."""
-    found = [getattr(a.seconds, clock) / getattr(b.seconds, clock) for a, b in zip(passes, base, strict=True)]
+    times = ([getattr(getattr(each, what), clock) for each in of] for of in (passes, base))
+    found = [a / b for a, b in zip(*times, strict=True)]
     return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
