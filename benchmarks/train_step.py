@@ -166,7 +166,7 @@ class Contestant:
 def start(options: argparse.Namespace) -> tuple[list[Checkout], dict[str, tuple[Checkout, str]]]:
     """Processes, and by the name of each contestant its process and its way."""
     now = Checkout(ROOT, "train_step", "Trainers", options, NOW)
-    contestants = {way: (now, way) for way in NOW}
+    contestants = {way: (now, way) for way in NOW[options.no_trl :]}
     if not options.former:
         return [now], contestants
     former = Checkout(options.former.resolve(), "train_step", "Trainers", options, FORMER)
@@ -190,7 +190,7 @@ def agree(options: argparse.Namespace, contestants: dict[str, Contestant]) -> No
     """Loss and gradient of all on the same weights."""
     found = {name: one.checkout.call("agree", one.way) for name, one in contestants.items()}
     tolerance = 1e-4 if options.dtype == "float32" else 2e-2
-    loss, norm = found["TRL"]
+    loss, norm = found[BASE]
     for name, (its_loss, its_norm) in found.items():
         assert math.isclose(loss, its_loss, rel_tol=tolerance), (name, found)
         assert math.isclose(norm, its_norm, rel_tol=10 * tolerance), (name, found)
@@ -232,6 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-attention", default="sdpa", help="attention implementation of TRL's run")
     parser.add_argument("--attention", default="sdpa", help="attention implementation of our run")
     parser.add_argument("--former", type=Path, help="checkout of another commit of this repository")
+    parser.add_argument("--no-trl", action="store_true")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "none"])
     parser.add_argument("--output", type=Path, help="append the tables to this file")

@@ -10,9 +10,13 @@ import numpy as np
 
 from .trees import Trees
 
-LEAST_SHARED = 16
-"""Sequences of different groups share what they begin with from this number of tokens on. Sharing copies the keys and
-values of a sequence in every layer, which costs as much as computing a few tokens."""
+LEAST_SHARED = 8
+"""Sequences of different groups share what they begin with from this number of tokens on.
+
+Sharing cuts a row into more blocks and copies keys and values for each, which took as long as computing one token for
+each sequence (benchmarks/precompute.py --system-prompt, on a CPU): from 4 tokens on it was never slower. The tokens with
+which a chat template opens every conversation, 3 to 5, save too little to cut every row for.
+"""
 
 
 @dataclass(frozen=True, slots=True)
