@@ -13,9 +13,9 @@ from .trees import Trees
 LEAST_SHARED = 8
 """Sequences of different groups share what they begin with from this number of tokens on.
 
-Sharing cuts a row into more blocks and copies keys and values for each, which took as long as computing one token for
-each sequence (benchmarks/precompute.py --system-prompt, on a CPU): from 4 tokens on it was never slower. The tokens with
-which a chat template opens every conversation, 3 to 5, save too little to cut every row for.
+Sharing cuts a row into more blocks and copies keys and values for each. On a CPU this costs as much as computing one
+token for each sequence, and from 4 tokens on sharing was never slower (benchmarks/results/precompute.md). The 3 to 5
+tokens with which a chat template opens every conversation save too little to cut every row for.
 """
 
 
