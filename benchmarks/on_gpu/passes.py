@@ -42,7 +42,7 @@ def run(book: Book) -> None:
 
 
 def _trainer(book: Book) -> Any:
-    from train_step import model
+    from shapes import model
 
     from tests.support import tiny
     from trl_dpo_ext import DPOExtConfig, DPOExtTrainer

@@ -62,7 +62,7 @@ def flash_attention(model: Any) -> tuple[str | None, dict[str, str]]:
 
 def contestants(book: Book, options: argparse.Namespace, folder: str) -> tuple[dict[str, Contestant], dict[str, str]]:
     """All of them around one policy and one reference; and which kernels are missing here, with the reason."""
-    from train_step import model
+    from shapes import model
     from trl import DPOConfig, DPOTrainer
 
     from tests.support import tiny
@@ -101,7 +101,7 @@ def contestants(book: Book, options: argparse.Namespace, folder: str) -> tuple[d
 
 def drawn(book: Book, lengths: str, count: int, vocabulary: int, seed: int) -> list[dict[str, list[int]]]:
     """Pairs with the lengths of real data; short ones in a dry run."""
-    from train_step import pairs
+    from lengths import pairs
 
     rows = pairs(lengths, count, vocabulary, seed=seed)
     return [{name: ids[:10] for name, ids in row.items()} for row in rows] if book.dry else rows

@@ -75,7 +75,7 @@ def _errors(got: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float
 
 def layers(book: Book) -> None:
     """A layer's attention, forward and backward, for whole micro-batches of pairs with real lengths."""
-    from train_step import pairs
+    from lengths import pairs
 
     for lengths in book.some(("hh", "ultrafeedback")):
         for name, heads in book.some(HEADS.items()):
