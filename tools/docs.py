@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import compat
-
 from trl_dpo_ext import hyperparameter_fields, recipe_registry
 from trl_dpo_ext.losses import tables
 from trl_dpo_ext.option_docs import read_args
@@ -59,7 +57,7 @@ FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperpara
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "loss counts": tables.counts_as_markdown,
-        "versions": compat.as_markdown,
+        "versions": lambda: importlib.import_module("tools.compat").as_markdown(),
         "losses": tables.as_markdown,
         "data options": lambda: options_as_markdown("DataOptions"),
         "loss options": lambda: options_as_markdown("DPOExtConfig"),

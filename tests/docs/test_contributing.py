@@ -103,7 +103,7 @@ def test_every_folder_of_tests_is_described() -> None:
 
 def test_the_tests_that_are_run_by_ci_are_named() -> None:
     run = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
-    sentence = next(line for line in TEXT.splitlines() if line.startswith("`.ci/run` runs"))
+    sentence = TEXT.partition("\n`.ci/run` runs")[2].partition(";")[0]
     assert re.findall(r"`make ([\w-]+)`", sentence) == run
 
 

@@ -92,7 +92,7 @@ def set_ours(trainer: Any, name: str, divergence: str, ld_alpha: Any, weighting:
     )
     trainer.ld_alpha = ld_alpha
     trainer.reference = DatasetReference(trainer.reference.settings)
-    trainer.first_step.after = lambda _: None  # the log-probs here are made up, not the policy's
+    trainer.first_step.after = lambda *_: None  # the log-probs here are made up, not the policy's
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))

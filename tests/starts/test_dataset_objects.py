@@ -64,10 +64,10 @@ def test_images(tmp_path: Path, column: str, value: Any) -> None:
             {},
         ),
         datasets_.case(
-            "one column of reference log-probs without the other",
+            "one column of reference log-probs without the other, and no `precompute_ref_log_probs`",
             "warning: it is not read",
             ("ref_chosen_logps",),
-            {"precompute_ref_log_probs": True},
+            {},
         ),
         datasets_.case(
             "columns of reference log-probs with their names of older versions",

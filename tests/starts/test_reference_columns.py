@@ -16,7 +16,7 @@ from tests.support.stored_runs import batch_sums, stored
 from trl_dpo_ext import DPOExtConfig
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.columns import read_columns
-from trl_dpo_ext.reference.source import DatasetReference
+from trl_dpo_ext.reference.dataset_source import DatasetReference
 
 from .listing import Kind
 

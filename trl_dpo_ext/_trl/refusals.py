@@ -78,7 +78,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "A model with an adapter was compiled before it was given to the trainer. Give the model itself, and set "
             "torch_compile=True."
         )
-    problems += [*_attention_problems(args), *_adapter_problems(args, models[0], peft_config)]
+    problems += [*_attention_problems(args), *_adapter_problems(args, next(iter(models), None), peft_config)]
     if adapts_head(peft_config):
         problems.append(
             "peft_config adapts lm_head, but log-probs are computed from its weight directly, so that adapter would "

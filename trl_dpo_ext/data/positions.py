@@ -49,7 +49,7 @@ def _learned_positions(causal: Any) -> int | None:
 
     Seam: OPT and others keep the first `offset` rows of the table free.
     """
-    for name, module in causal.named_modules():
+    for name, module in causal.get_decoder().named_modules():  # not of the tower that reads images
         if name.rsplit(".", 1)[-1] in _NAMES and isinstance(module, nn.Embedding):
             return module.num_embeddings - int(getattr(module, "offset", 0))
     return None

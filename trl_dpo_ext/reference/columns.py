@@ -40,6 +40,27 @@ def lone_column_problem(dataset: Any) -> str | None:
     )
 
 
+def ignored_columns(dataset: Any, name: str, is_read: bool) -> str | None:
+    """Return a warning about reference log-probs in a dataset that the run does not read.
+
+    Args:
+        dataset: as given.
+        name: what messages call it.
+        is_read: whether the run reads such columns where a dataset has both.
+    """
+    if is_read and has_reference_columns(dataset):
+        return None
+    names = _trl.column_names(dataset)
+    found = [column for column in (*_trl.REFERENCE_COLUMNS, *_OLD_COLUMNS) if column in names]
+    if not found:
+        return None
+    columns = " and ".join(_trl.REFERENCE_COLUMNS)
+    return (
+        f"{name} has reference log-probs ({', '.join(found)}) that this run does not read: it computes them with its "
+        f"reference. To read them, name them {columns} and set precompute_ref_log_probs=True; otherwise remove them."
+    )
+
+
 def refuse_sums(needs: Need, dataset: Any, name: str) -> None:
     """Refuse a dataset's own reference log-probs, which are sums, where losses read more.
 
