@@ -107,9 +107,9 @@ class RunSpec:
                 processing_class = check_tokenizer(args, policy.described, config, given, parts, live)
                 datasets = with_fitting_tool_calls(datasets, processing_class)
         if (is_readable or isinstance(model, str)) and not policy.converts:
-            in_kwargs = (args.model_init_kwargs or {}).get("quantization_config")
-            quantized = (quantization_config or in_kwargs) if not policy.is_adapted else None
-            problems += trainable.policy_problems(model, peft_config, quantized)
+            loaded: Any = args.model_init_kwargs or {}
+            quantized = quantization_config or loaded.get("quantization_config")
+            problems += trainable.policy_problems(model, peft_config, None if policy.is_adapted else quantized)
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):

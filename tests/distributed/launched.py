@@ -20,7 +20,7 @@ def trainer(folder: Path, settings: dict[str, Any]) -> Any:
     settings = {"use_cpu": False, **settings}  # on_cpu.py stands in for GPUs
     kind = DPOTrainer if settings.pop("kind", "ours") == "trl" else DPOExtTrainer
     cache = str(folder / "cache")
-    data = {
+    data: dict[str, Any] = {
         "train_dataset": load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=cache)
     }
     held_out = folder / "held_out.jsonl"
