@@ -14,6 +14,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
+    from .inspection.preferences import inspect_preferences
     from .reference.model.loading import load_reference
     from .trainer import DPOExtTrainer
 
@@ -34,12 +35,18 @@ __all__ = [
     "Side",
     "get_loss",
     "implicit_reward",
+    "inspect_preferences",
     "list_losses",
     "load_reference",
     "register_loss",
 ]
 
-_HOMES = {"DPOExtConfig": "config", "DPOExtTrainer": "trainer", "load_reference": "reference.model.loading"}
+_HOMES = {
+    "DPOExtConfig": "config",
+    "DPOExtTrainer": "trainer",
+    "inspect_preferences": "inspection.preferences",
+    "load_reference": "reference.model.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,17 +15,20 @@ from . import _trl
 from .checks import trainable
 from .checks.machine import machine_problems
 from .checks.models import policy_config, reference_problems
-from .checks.tokenizers import check_tokenizer
+from .checks.tokenizers import check_tokenizer, eos_ids
 from .config import DPOExtConfig
 from .core.columns import Column
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
+from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
 from .data.prepare import checked_datasets, with_fitting_tool_calls
+from .data.streams import StreamReport
 from .distributed.launch import check_launch
 from .errors import InputError
 from .errors import collecting as _collecting
 from .forward.pair_forward import PairForward
+from .inspection.training import DatasetPreparation
 from .policy.start import Policy
 from .reference.columns import has_reference_columns, ignored_columns, refuse_sums
 from .reference.dataset_source import DatasetReference
@@ -60,6 +63,8 @@ class RunSpec:
     eval_dataset: Any
     processing_class: Any
     """The tokenizer or processor; None for the one of an adapter's base model, which TRL loads."""
+    preparation: DatasetPreparation
+    """Holds the datasets that are tokenized already."""
 
     @classmethod
     def build(
@@ -73,8 +78,9 @@ class RunSpec:
         *,
         peft_config: Any = None,
         quantization_config: Any = None,
+        tokenizes: bool = True,
     ) -> RunSpec:
-        """Decide what the trainer's arguments ask for. Nothing is loaded.
+        """Decide what the trainer's arguments ask for, and tokenize the data if `tokenizes`. No model is loaded.
 
         Raises:
             InputError: listing every problem of launch, machine, options, data, tokenizer, model and reference.
@@ -133,8 +139,11 @@ class RunSpec:
                 warnings.warn(ignored, stacklevel=3)
         for warning in unused_options(args):
             warnings.warn(warning, stacklevel=3)
+        preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args))
+        if tokenizes and processing_class is not None:
+            preparation.prepare_early(datasets, processing_class, args)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
-        return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class)
+        return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation)
 
 
 def _reference(
@@ -190,14 +199,6 @@ def _named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(datasets: list[Any]) -> list[Any]:
     parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
     return [part for part in parts if part is not None]
-
-
-def loss_columns(args: DPOExtConfig, mixture: LossMixture) -> dict[str, Column]:
-    """The dataset columns that a run's losses read, with what their values mean."""
-    columns = mixture.columns
-    if args.weight_column:
-        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
-    return columns
 
 
 def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:

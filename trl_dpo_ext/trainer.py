@@ -14,19 +14,18 @@ from .config import DPOExtConfig, explain_trainer_arguments
 from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
-from .data.columns import ColumnCollator, token_column_problems
+from .data.columns import ColumnCollator, loss_columns, token_column_problems
 from .data.positions import position_problems
-from .data.streams import StreamReport
-from .data.tokenized import tokenized
 from .errors import InputError
 from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
 from .forward.cudnn_attention import avoid_cudnn_attention
 from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, pair_weights
 from .forward.pair_forward import PairForward
+from .inspection.training import DatasetPreparation
 from .logging_setup import show_messages
 from .model_card import ModelCardMixin
-from .preflight import RunSpec, loss_columns
+from .preflight import RunSpec
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
 
@@ -73,7 +72,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
     extra_columns: Mapping[str, Column]
     pair_forward: PairForward
     reference: ReferenceSource
-    streams: StreamReport
+    preparation: DatasetPreparation
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         # 1. Decide. Nothing is loaded; every problem is reported at once.
         spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
-        self.pair_forward, self.reference, self.streams = spec.pair_forward, spec.reference, StreamReport()
+        self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
@@ -108,8 +107,9 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
             load |= {"compute_metrics": compute_metrics, "callbacks": callbacks, "optimizers": optimizers}
             super().__init__(model, ref_model, args, *data, **load)
         # 3. Attach what needs the constructed models.
+        self.preparation.forget()
         self._check_models()
-        self.add_callback(self.streams)
+        self.add_callback(self.preparation.streams)
         collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
         self.data_collator = self.reference.attach(collator)
         self.first_step = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
@@ -249,7 +249,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         # What becomes of rows is told, and transformers groups them by a column of lengths.
-        return tokenized(super()._prepare_dataset, dataset, processing_class, args, dataset_name, self.streams)
+        return self.preparation.prepared(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
 
     def precompute_reference(self) -> None:
         """Read the trainer's streamed datasets to their end and store their reference log-probs.

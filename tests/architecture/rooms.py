@@ -34,6 +34,7 @@ ROOMS = (
     Room("hyperparameter_fields.py", "Makes those fields: as source for ours, at run time for plug-ins'."),
     Room("mapping_options.py", "Reads options that hold a mapping, given as a mapping, JSON text, or a file."),
     Room("legacy_keys.py", "Renamed and removed keys, each with its replacement."),
+    Room("inspection/", "Says what preference data becomes and what is wrong with it, and shows that."),
     Room("data/", "Loads and validates datasets before they reach TRL."),
     Room("reference/moving/", "Moves a reference toward the policy during training (TR-DPO), and resumes that."),
     Room("reference/dataset_source.py", "`DatasetReference`: log-probs that the user's datasets hold."),

@@ -49,6 +49,7 @@ from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
 from .patching import evaluation_mode, temporarily
+from .preparation import kept_rows, pair_collator, preparation, prompt_tokens, tokenizer_of
 from .reference import free_memory
 from .refusals import late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
@@ -92,6 +93,7 @@ __all__ = [
     "is_copied",
     "is_peft_model",
     "keeps_end",
+    "kept_rows",
     "labels_of",
     "late_refusals",
     "load_adapter",
@@ -102,8 +104,11 @@ __all__ = [
     "no_reference_model",
     "outside_trains",
     "override_attention_mask",
+    "pair_collator",
     "placed_reference",
     "planned_engine",
+    "preparation",
+    "prompt_tokens",
     "quick_start",
     "reads_token_ids",
     "reference_entropy",
@@ -117,6 +122,7 @@ __all__ = [
     "start_kept",
     "stub_policy",
     "temporarily",
+    "tokenizer_of",
     "trackers",
     "trainer_arguments",
     "typed_values",

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..errors import InputError
 from .models import embedding_rows, first_line
@@ -67,7 +67,20 @@ def _load(args: Any, model: Any) -> Any:
     name = model if by_name else model.config._name_or_path
     if not name:
         raise InputError("No tokenizer: the model was not loaded from a folder. Pass processing_class.")
-    revision = (args.model_init_kwargs or {}).get("revision") if by_name else None
+    return load_processing_class(args, name, (args.model_init_kwargs or {}).get("revision") if by_name else None)
+
+
+def load_processing_class(args: Any, name: str, revision: str | None) -> Any:
+    """Load the tokenizer or processor of a model, as TRL does.
+
+    Args:
+        args: the run's configuration.
+        name: of the model.
+        revision: of the model; None for the newest.
+
+    Raises:
+        InputError: there is none.
+    """
     try:
         found = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -78,6 +91,25 @@ def _load(args: Any, model: Any) -> Any:
     if not isinstance(found, (PreTrainedTokenizerBase, ProcessorMixin)):
         raise InputError(f"{name} has a {type(found).__name__} and no tokenizer. Save the tokenizer there.")
     return found
+
+
+def eos_ids(model: Any, args: Any = None, revision: str | None = None) -> list[int]:
+    """Return the tokens that end a sequence by a model's generation configuration; nothing where it has none.
+
+    Args:
+        model: a model, or its name.
+        args: the run's configuration, which may name a revision.
+        revision: of the model.
+    """
+    config = getattr(model, "generation_config", None)
+    if isinstance(model, str):
+        revision = revision or (getattr(args, "model_init_kwargs", None) or {}).get("revision")
+        try:
+            config = GenerationConfig.from_pretrained(model, revision=revision)
+        except (OSError, ValueError):
+            return []
+    found = getattr(config, "eos_token_id", None)
+    return [found] if isinstance(found, int) else list(found or ())
 
 
 def tokenizer_problems(processing: Any, rows: int | None, args: Any, datasets: Mapping[str, Any]) -> list[str]:

@@ -96,5 +96,5 @@ def build_trainer(arguments: Arguments, problems: Sequence[str] = ()) -> DPOExtT
     if not found and name is not None:
         return DPOExtTrainer(name, args=args, **datasets, **load)
     with collecting(found):
-        RunSpec.build(args, name, None, **datasets, **load)
+        RunSpec.build(args, name, None, **datasets, **load, tokenizes=False)
     raise InputError(*[problem for problem in found if not (arguments.is_partial and problem == NO_MODEL)])

@@ -17,6 +17,19 @@ from . import columnar
 from .batches import on_main_process, read_batches
 
 
+def loss_columns(args: Any, mixture: Any) -> dict[str, Column]:
+    """The dataset columns that a run's losses read, with what their values mean.
+
+    Args:
+        args: the run's configuration.
+        mixture: its losses.
+    """
+    columns = mixture.columns
+    if args.weight_column:
+        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
+    return columns
+
+
 def column_problem(value: Any, meaning: Column) -> str | None:
     """Return what a column's value must be and is not, such as "finite" or ">= 0"; None if the value is allowed."""
     if meaning.per_token is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._trl import REFERENCE_COLUMNS
 from ..core.registry import list_losses
 from ..option_docs import document_options
+from .findings import unknown_findings
 
 if TYPE_CHECKING:
 
@@ -44,12 +45,15 @@ class DataOptions:
             better: `a=COLUMN b=COLUMN winner=COLUMN winner_is_b=VALUE`, with VALUE `positive` for signed numbers.
             Reference log-probs of your own: `ref_chosen_logps=COLUMN ref_rejected_logps=COLUMN`.
             Applied to training and evaluation data.
+        ignore_findings: Findings about the data not to warn about because they are intended, such as length_bias;
+            `trl-dpo-ext inspect` shows them with their names.
     """
 
     if TYPE_CHECKING:
         dataset_columns: _DatasetColumns = _DatasetColumns()
     else:
         dataset_columns: list[str] | None = None
+    ignore_findings: list[str] = field(default_factory=list)
 
 
 def parse_dataset_columns(given: Any) -> tuple[dict[str, str] | None, list[str]]:
@@ -74,8 +78,9 @@ def parse_dataset_columns(given: Any) -> tuple[dict[str, str] | None, list[str]]
 
 
 def dataset_column_problems(args: Any) -> list[str]:
-    """Return what is wrong with the names in `dataset_columns`; replaces the option by the mapping."""
+    """Return what is wrong with `dataset_columns` and `ignore_findings`; replaces the option by the mapping."""
     mapping, problems = parse_dataset_columns(args.dataset_columns)
+    problems += unknown_findings(args.ignore_findings)
     if problems or mapping is None:
         return problems
     args.dataset_columns = mapping

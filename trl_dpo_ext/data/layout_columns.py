@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from .findings import WARNING, Finding
 from .public_layouts import missing_sides
 from .rows import SIDES, Layout
 
@@ -37,6 +38,11 @@ class Suspect:
     def warns(self, are_texts: bool) -> bool:
         """Whether this is a warning where it is no error."""
         return are_texts or not self.instead
+
+    def finding(self, rows: int) -> Finding:
+        """What is told where it is no error; of so many rows."""
+        sentence, _, remedy = self.text.partition(". ")
+        return Finding("prompt_guessed" if self.instead else "layout", WARNING, rows, rows, sentence, remedy)
 
 
 def find_layout(dataset: Any, first: Mapping[str, Any]) -> tuple[Layout, list[str], list[Suspect]]:

@@ -15,9 +15,22 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from ..errors import InputError
 from .batches import DatasetBatch, on_main_process, read_batches
+from .findings import WARNING, Finding
 from .layout_columns import find_layout
 from .plain_rows import READ, WITHOUT_PROMPT, row_codes
-from .rows import EMPTY_KWARGS, KWARGS_TEXT, NO_START, SIDES, Layout, Reading, read_row
+from .rows import (
+    EMPTY_KWARGS,
+    INNER_TURN,
+    KWARGS_TEXT,
+    LAST_TURN,
+    NO_START,
+    OPEN_PROMPT,
+    SIDES,
+    TEXT_REPEATED,
+    Layout,
+    Reading,
+    read_row,
+)
 
 AnyDataset = Dataset | IterableDataset
 logger = logging.getLogger(__name__)
@@ -29,6 +42,14 @@ _STREAMED_ROWS = 1000
 _BESIDE = ("system", "chat_template_kwargs")
 _CONFUSING = ("messages", "completion")
 """Columns that TRL may look at, in place of prompt and sides, to tell messages from text."""
+_NAMES = {
+    LAST_TURN: "last_turn",
+    INNER_TURN: "last_turn",
+    OPEN_PROMPT: "prompt_ends_open",
+    NO_START: "prompt_guessed",
+    TEXT_REPEATED: "prompt_repeated",
+}
+"""Doubt about a row -> name of the finding; `layout` for the others."""
 
 
 @dataclass
@@ -42,7 +63,8 @@ class Survey:
     changed: int = 0
     problems: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     """By text: the first row, the number of rows, and what the first row has."""
-    doubts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    doubts: dict[str, list[int]] = field(default_factory=dict)
+    """By text: the rows."""
     notes: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, list[int]] = field(default_factory=dict)
     """By reason: the rows that cannot be trained on, where others can."""
@@ -78,8 +100,7 @@ class Survey:
             place, count, shown = self.problems.get(text, (index, 0, detail))
             self.problems[text] = (place, count + 1, shown)
         for text in reading.doubts:
-            place, count = self.doubts.get(text, (index, 0))
-            self.doubts[text] = (place, count + 1)
+            self.doubts.setdefault(text, []).append(index)
         for text in reading.notes:
             self._note(text, 1)
 
@@ -109,16 +130,30 @@ class Survey:
         """The rows that cannot be trained on, in order."""
         return sorted(row for rows in self.unusable.values() for row in rows)
 
-    def warning_lines(self, name: str) -> list[str]:
-        """Return one line for each kind of row that is dropped, and for each kind of doubt."""
+    def findings(self) -> list[Finding]:
+        """Return one finding for each kind of row that is dropped, and for each kind of doubt."""
         return [
-            f"{name}: {len(rows)} of {self.total} rows are dropped, first row {rows[0]}: {text}. Add a column 'prompt' "
-            "to keep them."
+            Finding(
+                "torn",
+                WARNING,
+                len(rows),
+                self.total,
+                f"{len(rows)} of {self.total} rows are dropped, first row {rows[0]}: {text}",
+                "Add a column 'prompt' to keep them.",
+                rows,
+            )
             for text, rows in self.unusable.items()
         ] + [
-            f"{name}: {text}, in {count} of {self.total} rows, first in row {first}. Change or filter these rows to "
-            "silence this."
-            for text, (first, count) in sorted(self.doubts.items(), key=lambda item: item[1])
+            Finding(
+                _NAMES.get(text, "layout"),
+                WARNING,
+                len(rows),
+                self.total,
+                f"{text}, in {len(rows)} of {self.total} rows, first in row {rows[0]}",
+                "Change or filter these rows.",
+                rows,
+            )
+            for text, rows in sorted(self.doubts.items(), key=lambda item: (item[1][0], len(item[1])))
         ]
 
 
@@ -128,7 +163,7 @@ class Plan:
 
     layout: Layout
     problems: list[str]
-    warnings: list[str]
+    findings: list[Finding]
     notes: dict[str, int] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
     """Columns that are removed."""
@@ -136,6 +171,11 @@ class Plan:
     """Whether rows are rewritten."""
     without: tuple[int, ...] = ()
     """Rows that are removed."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The findings, as they are told of a dataset without a name."""
+        return [finding.sentence for finding in self.findings]
 
 
 def plan_layout(dataset: AnyDataset, name: str) -> Plan:
@@ -169,24 +209,24 @@ def _plan(dataset: AnyDataset, name: str) -> Plan:
         readings = (read_row(row, layout) for row in itertools.islice(dataset, _STREAMED_ROWS))
         survey.add(next((reading for reading in readings if not reading.unusable), read_row(first, layout)), 0)
     problems = survey.all_unusable(name) or survey.problem_lines(name)
-    lines = survey.warning_lines(name)
+    found = survey.findings()
     for suspect in suspects:
         if suspect.stops(bool(survey.texts), NO_START in survey.doubts, bool(problems)):
             problems.insert(0, f"{name}: {suspect.text}")
         elif suspect.warns(bool(survey.texts)):
-            lines.insert(0, f"{name}: {suspect.text}")
+            found.insert(0, suspect.finding(survey.total))
     if problems:
-        return Plan(layout, problems, lines)
+        return Plan(layout, problems, found)
     drop = _confusing(first, bool(survey.messages))
     if isinstance(dataset, IterableDataset):
         layout = replace(layout, explicit=bool(survey.messages), conversational=bool(survey.messages))
-        return Plan(layout, [], lines, survey.notes, drop, convert=True)
+        return Plan(layout, [], found, survey.notes, drop, convert=True)
     dropped = tuple(survey.dropped)
     if survey.without_prompt == survey.total and "prompt" in layout.columns:
-        return Plan(layout, [], lines, survey.notes, (*drop, "prompt"))
+        return Plan(layout, [], found, survey.notes, (*drop, "prompt"))
     convert = bool(survey.changed or (survey.without_prompt and "prompt" in layout.columns))
     layout = replace(layout, explicit=True, conversational=bool(survey.messages))
-    return Plan(layout, [], lines, survey.notes, drop, convert, dropped)
+    return Plan(layout, [], found, survey.notes, drop, convert, dropped)
 
 
 def _confusing(first: Mapping[str, Any], is_messages: bool) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def load_preferences(
     Raises:
         InputError: no dataset is named, it cannot be loaded, or it lacks a split.
     """
-    splits = _load_splits(script, mixture, args)
+    splits = load_splits(script, mixture, args)
     wanted = [("dataset_train_split", script.dataset_train_split)]
     if args.eval_strategy != "no":
         wanted.append(("dataset_test_split", script.dataset_test_split))
@@ -46,7 +46,8 @@ def load_preferences(
     return splits[wanted[0][1]], splits[wanted[1][1]] if len(wanted) > 1 else None
 
 
-def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: TrainingArguments) -> Any:
+def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: TrainingArguments) -> Any:
+    """Load every split of a dataset, as a mapping from its name; the arguments are those of `load_preferences`."""
     if mixture.datasets:
         return get_dataset(mixture)
     if not script.dataset_name:

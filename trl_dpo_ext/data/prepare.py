@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -13,17 +13,23 @@ from ..core.columns import Column
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import map_columns
+from .findings import Finding, by_number, told
 from .layouts import apply_layout, plan_layout
 from .tool_calls import fit_tool_calls
 from .validation import check_preferences
 
+Tell = Callable[[str, Finding], None]
 
-def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) -> dict[str, Any]:
+
+def checked_datasets(
+    columns: Mapping[str, Column], args: Any, *, tell: Tell | None = None, **datasets: Any
+) -> dict[str, Any]:
     """Return each dataset, or dictionary of evaluation datasets, in a layout that TRL takes.
 
     Args:
         columns: extra columns that the losses read, with the values they may take.
         args: the run's configuration; `dataset_columns` names columns that are called otherwise.
+        tell: takes each finding and the name of its dataset; by default it becomes a warning, unless it is ignored.
         **datasets: by the name that messages call them.
 
     Raises:
@@ -33,7 +39,7 @@ def checked_datasets(columns: Mapping[str, Column], args: Any, **datasets: Any) 
 
     def checked(dataset: Any, name: str) -> Any:
         try:
-            return _checked(dataset, name, columns, args)
+            return _checked(dataset, name, columns, args, tell or _warn(args))
         except InputError as error:
             problems.extend(error.problems)
 
@@ -75,7 +81,15 @@ def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) 
     return found
 
 
-def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any) -> Any:
+def _warn(args: Any) -> Tell:
+    def warn(name: str, finding: Finding) -> None:
+        for line in told([finding], name, args):
+            warnings.warn(line, stacklevel=7)
+
+    return warn
+
+
+def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, tell: Tell) -> Any:
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
     dataset = _without_format(dataset, name)
@@ -83,14 +97,14 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any) 
         dataset = map_columns(dataset, name, args.dataset_columns or {})
         columns = {**columns, **_own_reference(dataset, name, args)}
     plan = plan_layout(dataset, name)
-    for warning in plan.warnings:
-        warnings.warn(warning, stacklevel=6)
+    for finding in plan.findings:
+        tell(name, by_number(finding, dataset))
     if plan.problems:
         raise InputError(*plan.problems, *check_preferences(dataset, name, columns, sides=()).problems)
     dataset = apply_layout(dataset, plan, name)
     report = check_preferences(dataset, name, columns)
-    for warning in report.warnings:
-        warnings.warn(warning, stacklevel=6)
+    for finding in report.findings:
+        tell(name, by_number(finding, dataset))
     if report.problems:
         raise InputError(*report.problems)
     return dataset

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from .. import _trl
 from ..errors import InputError
+from .findings import WARNING, Finding, told
 from .truncation import Cut
 
 COUNTED = 1000
@@ -23,12 +24,12 @@ class StreamCounts:
 
     Args:
         name: of the dataset.
-        limit: `max_length`; None for no truncation.
-        keeps_end: whether truncation removes the start.
+        args: the run's configuration: `max_length`, `truncation_mode`, `ignore_findings`.
     """
 
-    def __init__(self, name: str, limit: int | None, keeps_end: bool) -> None:
-        self.name, self.limit, self.keeps_end = name, limit, keeps_end
+    def __init__(self, name: str, args: Any) -> None:
+        self.name, self.args, self.limit = name, args, args.max_length
+        self.keeps_end = args.truncation_mode == "keep_end"
         self.told = False
         self._start()
 
@@ -81,14 +82,14 @@ class StreamCounts:
                 f"max_length={self.limit}. Raise max_length, or set truncation_mode='keep_end'."
             )
         which = f"the first {self.read} streamed rows"
+        found: list[Finding] = []
         if dropped:
-            warnings.warn(
-                f"{self.name} dataset: {dropped} of {which} are dropped: the prompt alone fills "
-                f"max_length={self.limit}. Raise max_length, or filter these rows to silence this.",
-                stacklevel=2,
-            )
+            sentence = f"{dropped} of {which} are dropped: the prompt alone fills max_length={self.limit}"
+            remedy = "Raise max_length, or filter these rows."
+            found.append(Finding("dropped", WARNING, dropped, self.read, sentence, remedy))
         left = f"the {self.kept} that are left of {which}" if dropped else which
-        for line in self.cut.lines(left, self.name) if self.cut else ():
+        found += self.cut.findings(self.kept, left) if self.cut else []
+        for line in told(found, f"{self.name} dataset", self.args):
             warnings.warn(line, stacklevel=2)
 
 
@@ -107,7 +108,7 @@ class StreamReport(TrainerCallback):
         """
         if set(_trl.TOKEN_IDS) <= set(_trl.column_names(dataset)):
             return prepare(dataset, processing_class, args, name)
-        counts = StreamCounts(name, args.max_length, args.truncation_mode == "keep_end")
+        counts = StreamCounts(name, args)
         self.counts.append(counts)
         tokenized = prepare(dataset.map(counts.before), processing_class, args, name).map(counts.after)
         counts.restart()  # TRL has looked at the first row

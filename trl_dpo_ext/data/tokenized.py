@@ -7,29 +7,38 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
 from ..errors import InputError
 from . import columnar
 from .batches import on_main_process, read_batches
+from .findings import WARNING, Finding, gravest_first, told
 from .lengths import length_column
 from .messages import ANSWER_FIELDS, is_set
 from .rows import SIDES
 from .streams import StreamReport
 from .tool_calls import fit_tool_calls
-from .truncation import Cut, token_lengths
+from .truncation import token_lengths
 
 
 def tokenized(
-    prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str, streams: StreamReport
+    prepare: Callable[..., Any],
+    dataset: Any,
+    processing_class: Any,
+    args: Any,
+    name: str,
+    streams: StreamReport,
+    find: Callable[[Dataset, Dataset, Any, Any], list[Finding]],
 ) -> Any:
-    """Tokenize a dataset as TRL does, say what truncation does to it, and add the column of lengths.
+    """Tokenize a dataset as TRL does, warn of what is found in it, and add the column of lengths.
 
     Args:
         prepare: TRL's `_prepare_dataset`.
         dataset, processing_class, args, name: its arguments.
         streams: counts streamed datasets while they are read.
+        find: what is wrong with the rows, given the dataset before and after, the processing class and `args`.
 
     Raises:
         InputError: no row is left, because the prompts alone fill `max_length`.
@@ -43,8 +52,13 @@ def tokenized(
         if not len(prepared) and len(dataset):
             whole = prepare(dataset, processing_class, _without_limit(args), name)
             raise InputError(_all_dropped(whole, args.max_length, name))
-        for warning in on_main_process(lambda: _warnings(dataset, prepared, processing_class, args, name)):
-            warnings.warn(warning, stacklevel=4)
+
+        def lines() -> list[str]:
+            found = [*find(dataset, prepared, processing_class, args), *unprinted(dataset, processing_class)]
+            return told(gravest_first(found), f"{name} dataset", args)
+
+        for line in on_main_process(lines):
+            warnings.warn(line, stacklevel=6)
     return length_column(prepared, args)
 
 
@@ -62,24 +76,13 @@ def _all_dropped(whole: Dataset, limit: int, name: str) -> str:
     )
 
 
-def _warnings(dataset: Dataset, prepared: Dataset, processing_class: Any, args: Any, name: str) -> list[str]:
-    found = []
-    dropped, total = len(dataset) - len(prepared), len(prepared)
-    if dropped:
-        found.append(
-            f"{name} dataset: {dropped} of {len(dataset)} rows dropped: the prompt alone fills max_length="
-            f"{args.max_length}. Raise max_length, or filter these rows to silence this."
-        )
-    if args.max_length is not None:
-        cut = Cut(args.max_length, args.truncation_mode == "keep_end")
-        for batch in read_batches(prepared, _trl.TOKEN_IDS):
-            cut.add(batch)
-        found += cut.lines(f"{total} rows", name)
-    return found + _unprinted(dataset, processing_class, name)
+def unprinted(dataset: Dataset, processing_class: Any) -> list[Finding]:
+    """Return a finding for answers whose text is in a field that the chat template does not print.
 
-
-def _unprinted(dataset: Dataset, processing_class: Any, name: str) -> list[str]:
-    """Answers whose text is in a field that the chat template does not print."""
+    Args:
+        dataset: in a layout that TRL takes.
+        processing_class: whose template is looked at.
+    """
     template = getattr(processing_class, "chat_template", None)
     candidates = ["reasoning_content", "reasoning", "thinking"]
     if "tool_calls" in "".join(str(dataset.features.get(side)) for side in SIDES):
@@ -87,19 +90,22 @@ def _unprinted(dataset: Dataset, processing_class: Any, name: str) -> list[str]:
     fields = [field for field in candidates if field not in str(template or "")]
     if not fields or not template or not set(SIDES) <= set(dataset.column_names):
         return []
-    only = 0
+    only: list[int] = []
     for batch in read_batches(dataset, SIDES):
         try:
             masks = [columnar.only_in_fields(batch.column(side), fields) for side in SIDES]
-            only += int((masks[0] | masks[1]).sum())
+            only += (batch.start + np.flatnonzero(masks[0] | masks[1])).tolist()
         except columnar.UnknownLayoutError:
-            only += sum(any(_only_in(row[side], fields) for side in SIDES) for row in batch.rows(*SIDES))
+            rows = enumerate(batch.rows(*SIDES), batch.start)
+            only += [index for index, row in rows if any(_only_in(row[side], fields) for side in SIDES)]
     if not only:
         return []
-    return [
-        f"{name} dataset: in {only} of {len(dataset)} rows an answer is in {' or '.join(fields)} alone, which the chat "
-        "template does not print, so that the answer is empty. Write it into 'content', or use another template."
-    ]
+    sentence = (
+        f"in {len(only)} of {len(dataset)} rows an answer is in {' or '.join(fields)} alone, which the chat template "
+        "does not print, so that the answer is empty"
+    )
+    remedy = "Write it into 'content', or use another template."
+    return [Finding("template_drops", WARNING, len(only), len(dataset), sentence, remedy, only)]
 
 
 def _only_in(side: Any, fields: list[str]) -> bool:

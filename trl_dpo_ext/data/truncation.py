@@ -10,9 +10,11 @@ import numpy.typing as npt
 from .. import _trl
 from . import columnar
 from .batches import DatasetBatch
+from .findings import WARNING, Finding
 from .rows import SIDES
 
 Counts = npt.NDArray[np.int64]
+_REMEDY = "Raise max_length, or filter these rows."
 
 
 class Cut:
@@ -62,25 +64,29 @@ class Cut:
         left, right = (ids[s][starts[s][row] : starts[s][row] + sides[s][row]] for s in (0, 1))
         return bool(np.array_equal(left, right))
 
-    def lines(self, total: str, name: str) -> list[str]:
-        """Return one warning for each kind of loss; `total` says of how many rows."""
+    def findings(self, total: int, which: str) -> list[Finding]:
+        """Return one finding for each kind of loss.
+
+        Args:
+            total: number of the rows.
+            which: how messages call them.
+        """
         found = []
         if self.rows:
-            found.append(
-                f"{name} dataset: max_length={self.limit} cuts the answers of {self.rows} of {total} (chosen in "
-                f"{self.chosen}, rejected in {self.rejected}). Raise max_length, or filter these rows to silence this."
+            sentence = (
+                f"max_length={self.limit} cuts the answers of {self.rows} of {which} (chosen in {self.chosen}, "
+                f"rejected in {self.rejected})"
             )
+            found.append(Finding("answer_cut", WARNING, self.rows, total, sentence, _REMEDY))
         if self.same:
-            found.append(
-                f"{name} dataset: chosen and rejected are identical after truncation to max_length={self.limit} in "
-                f"{self.same} of {total}, which teach nothing about preference. Raise max_length, or filter these "
-                "rows to silence this."
+            sentence = (
+                f"chosen and rejected are identical after truncation to max_length={self.limit} in {self.same} of "
+                f"{which}, which teach nothing about preference"
             )
+            found.append(Finding("identical_after_truncation", WARNING, self.same, total, sentence, _REMEDY))
         if self.without_prompt:
-            found.append(
-                f"{name} dataset: truncation_mode='keep_end' leaves nothing of the prompt in {self.without_prompt} of "
-                f"{total}. Raise max_length, or filter these rows to silence this."
-            )
+            sentence = f"truncation_mode='keep_end' leaves nothing of the prompt in {self.without_prompt} of {which}"
+            found.append(Finding("prompt_lost", WARNING, self.without_prompt, total, sentence, _REMEDY))
         return found
 
 

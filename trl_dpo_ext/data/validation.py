@@ -13,6 +13,7 @@ from ..core.columns import Column
 from . import columnar
 from .batches import DatasetBatch, on_main_process, read_batches
 from .columns import column_problem
+from .findings import WARNING, Finding
 from .messages import ANSWER_FIELDS, is_set
 from .public_layouts import missing_sides
 from .rows import SIDES, no_answer
@@ -23,7 +24,12 @@ class DataReport:
     """What was found in a dataset: problems stop the run, warnings do not."""
 
     problems: list[str]
-    warnings: list[str]
+    findings: list[Finding]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The findings, as they are told of a dataset without a name."""
+        return [finding.sentence for finding in self.findings]
 
 
 def check_preferences(
@@ -68,7 +74,7 @@ def _check(
     elif findings.read:
         for batch in read_batches(dataset, findings.read):
             findings.add_batch(batch)
-    return DataReport(problems + findings.problems(name), findings.warnings(name))
+    return DataReport(problems + findings.problems(name), findings.findings())
 
 
 @dataclass
@@ -79,7 +85,8 @@ class _Findings:
     sides: Sequence[str]
     """Both sides, or neither where one is missing."""
     total: int = 0
-    identical: int = 0
+    identical: list[int] = field(default_factory=list)
+    """Rows whose sides are the same."""
     found: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """By text: first row, place of the column in `read`, number of rows."""
 
@@ -103,7 +110,7 @@ class _Findings:
         for side, mask in empty.items():
             if mask.any():
                 self._add(no_answer(side), side, batch.start + int(mask.argmax()), int(mask.sum()))
-        self.identical += int(identical.sum())
+        self.identical += (batch.start + np.flatnonzero(identical)).tolist()
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], start: int) -> None:
         """Check rows one by one."""
@@ -124,7 +131,7 @@ class _Findings:
             for side in self.sides:
                 if _is_empty(row[side]):
                     self._add(no_answer(side), side, index)
-            self.identical += row["chosen"] == row["rejected"]
+            self.identical += [index] * bool(row["chosen"] == row["rejected"])
 
     def _add(self, text: str, column: str, first: int, count: int = 1) -> None:
         first, place, before = self.found.get(text, (first, self.read.index(column), 0))
@@ -137,14 +144,16 @@ class _Findings:
             for text, (first, _, count) in sorted(self.found.items(), key=lambda item: item[1][:2])
         ]
 
-    def warnings(self, name: str) -> list[str]:
+    def findings(self) -> list[Finding]:
         """Likely mistakes."""
-        if not self.identical:
+        number = len(self.identical)
+        if not number:
             return []
-        return [
-            f"{name}: chosen and rejected are identical in {self.identical} of {self.total} rows; these teach nothing "
-            "about preference. Filter them out to silence this."
-        ]
+        sentence = (
+            f"chosen and rejected are identical in {number} of {self.total} rows; these teach nothing about preference"
+        )
+        remedy = 'Filter them out: dataset.filter(lambda row: row["chosen"] != row["rejected"]).'
+        return [Finding("identical", WARNING, number, self.total, sentence, remedy, self.identical)]
 
 
 def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:

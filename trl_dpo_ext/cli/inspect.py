@@ -1,0 +1,191 @@
+"""The `inspect` command: show preference data as the trainer will see it, before training."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from ..checks.tokenizers import eos_ids, load_processing_class
+from ..data.findings import LEVELS, WARNING, unknown_findings
+from ..data.loading import load_splits
+from ..errors import InputError, collecting
+from ..inspection.preferences import Inspection, inspect_preferences, write_rows
+from ..inspection.terminal import make_console, show, show_row
+from .adapters import saved_adapter
+from .arguments import Arguments, read_for_another_machine
+
+_MANY_ROWS = 5000
+"""Rows from which on all cores tokenize."""
+
+
+def run(argv: Sequence[str], prog: str) -> int:
+    """Print what becomes of a run's data; return 1 if `--strict` is given and there is a finding of its level."""
+    ours, flags = _parser(prog).parse_known_args(argv)
+    arguments = read_for_another_machine(flags)
+    result = _inspect(ours, arguments)
+    rows = _rows(ours, result)
+    if ours.json:
+        _write(ours.json, result.json())
+    if ours.html:
+        from ..inspection.page import page
+
+        _write(ours.html, page(result.data, result.sample(ours.html_rows)))
+    if ours.write_rows:
+        count = write_rows(result, Path(ours.write_rows))
+        print(f"Wrote {ours.write_rows}: {count} rows.", file=sys.stderr)
+    if ours.json != "-":
+        console = make_console()
+        if ours.row:
+            for row in rows or ():
+                show_row(row, console, ids=True)
+        else:
+            show(result.data, console, rows)
+    return _status(ours, result)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog,
+        allow_abbrev=False,
+        description="Show preference data as `train` will see it: converted, tokenized, truncated, dropped. Loads the "
+        "tokenizer alone. Accepts all flags of `train` as well.",
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("--tokenizer_name_or_path", metavar="NAME", help="the tokenizer, if --model_name_or_path is not given")
+    add("--examples", type=_count, default=3, metavar="N", help="pairs that are shown (default: 3)")
+    add("--row", type=int, nargs="+", metavar="I", help="show these rows with token ids and findings")
+    add("--problem", metavar="NAME", help="show rows that have this finding")
+    add("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    add("--html", metavar="FILE", help="write a page that works without network")
+    add("--html_rows", type=_count, default=2000, metavar="N", help="rows in the page (default: 2000)")
+    add("--write_rows", metavar="FILE", help="write each row's lengths and findings (.jsonl or .parquet)")
+    levels = ", ".join(reversed(LEVELS))
+    add(
+        "--strict",
+        nargs="?",
+        const=WARNING,
+        choices=LEVELS,
+        metavar="LEVEL",
+        help=f"exit with status 1 if there is a finding of this level or a graver one: {levels} (default: warning)",
+    )
+    add("--ignore", nargs="+", default=[], metavar="NAME", help="findings that are intended")
+    add("--max_rows", type=_count, metavar="N", help="inspect the first N rows of each split")
+    add("--splits", choices=("both", "train", "test"), default="both", help="which splits (default: both)")
+    add("--subset_column", metavar="COLUMN", help="give the length bias for each value of this column, too")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more; got {number}")
+    return number
+
+
+def _inspect(ours: argparse.Namespace, arguments: Arguments) -> Inspection:
+    problems = [*arguments.problems, *unknown_findings(ours.ignore)]
+    if ours.problem:
+        problems += unknown_findings([ours.problem])
+    for flag, file, endings in (("write_rows", ours.write_rows, (".jsonl", ".parquet")),):
+        if file and not file.endswith(endings):
+            problems.append(f"--{flag} {file}: a file of rows must end in {' or '.join(endings)}.")
+    tokenizer, dataset = None, {}
+    name = arguments.model.model_name_or_path or ours.tokenizer_name_or_path
+    if name is None:
+        problems.append("No tokenizer: set --model_name_or_path, or --tokenizer_name_or_path.")
+    args = arguments.args
+    ends: list[int] = []
+    if name is not None:
+        with collecting(problems):
+            tokenizer, ends = _tokenizer(args, arguments.model, name)
+    with collecting(problems):
+        dataset = _datasets(ours, arguments)
+    if problems:
+        raise InputError(*problems)
+    if args.dataset_num_proc is None and any(len(part) > _MANY_ROWS for part in dataset.values()):
+        args = copy.copy(args)
+        args.dataset_num_proc = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    described = {"dataset": arguments.script.dataset_name, "model": name}
+    return inspect_preferences(
+        dataset,
+        tokenizer,
+        args,
+        subset_column=ours.subset_column,
+        ignore=ours.ignore,
+        examples=ours.examples,
+        eos_ids=ends,
+        described=described,
+    )
+
+
+def _tokenizer(args: Any, model: Any, name: str) -> tuple[Any, list[int]]:
+    """The tokenizer of a model, or of an adapter's base, and the tokens that end a sequence of it."""
+    revision = model.model_revision if model.model_name_or_path else None
+    adapter = saved_adapter(args, model) if model.model_name_or_path else None
+    if adapter is not None:
+        with collecting(unreadable := []):
+            return load_processing_class(args, name, None), eos_ids(adapter.base)
+        if unreadable and adapter.base:
+            name, revision = adapter.base, adapter.base_revision
+    return load_processing_class(args, name, revision), eos_ids(name, revision=revision)
+
+
+def _datasets(ours: argparse.Namespace, arguments: Arguments) -> dict[str, Any]:
+    """The splits to inspect, as `train` and `test`."""
+    script = arguments.script
+    splits: Mapping[str, Any] = load_splits(script, arguments.data, arguments.args)
+    wanted = {"train": script.dataset_train_split, "test": script.dataset_test_split}
+    if ours.splits != "both":
+        wanted = {ours.splits: wanted[ours.splits]}
+    missing = [split for name, split in wanted.items() if split not in splits and (name == "train" or len(wanted) == 1)]
+    if missing:
+        raise InputError(
+            f"The dataset has no split {missing[0]!r}; it has {', '.join(splits)}. Set --dataset_train_split or "
+            "--splits."
+        )
+    return {name: _first_rows(splits[split], ours.max_rows, name) for name, split in wanted.items() if split in splits}
+
+
+def _first_rows(dataset: Any, most: int | None, name: str) -> Dataset:
+    if isinstance(dataset, IterableDataset):
+        if most is None:
+            raise InputError(f"The {name} split is streamed and has no end that is known. Set --max_rows.")
+        return Dataset.from_list([*itertools.islice(dataset, most)])
+    return dataset if most is None else dataset.select(range(min(most, len(dataset))))
+
+
+def _rows(ours: argparse.Namespace, result: Inspection) -> list[dict[str, Any]] | None:
+    """The rows that the flags ask for; None for the examples."""
+    if ours.row:
+        split = "train" if "train" in result.tables else next(iter(result.tables), "train")
+        if split not in result.tables:
+            return []
+        return result.rows(ours.row, split)
+    return result.rows_with(ours.problem, ours.examples) if ours.problem else None
+
+
+def _write(file: str, text: str) -> None:
+    if file == "-":
+        print(text)
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}.") from None
+
+
+def _status(ours: argparse.Namespace, result: Inspection) -> int:
+    worst = result.worst()
+    if not result.tables:
+        return 2
+    if ours.strict is None or worst is None:
+        return 0
+    return int(LEVELS.index(worst) >= LEVELS.index(ours.strict))

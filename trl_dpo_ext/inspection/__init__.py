@@ -1,0 +1,1 @@
+"""What preference data becomes when it is tokenized and truncated, what is wrong with it, and how that is shown."""

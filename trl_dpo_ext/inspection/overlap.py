@@ -1,0 +1,60 @@
+"""What of a test set is also in the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.batches import read_batches
+from ..data.findings import WARNING, Finding
+from .contents import Contents
+from .pair_table import COLUMNS, PairTable
+from .rules import found
+
+Keys = dict[str, npt.NDArray[np.void]]
+_PARTS = {"prompts": (0,), "chosen": (1,), "prompt_chosen": (0, 1), "rows": (0, 1, 2)}
+"""What is compared -> the places of its columns in `COLUMNS`."""
+
+
+def overlap(test: PairTable, train: PairTable) -> tuple[dict[str, Any], list[Finding]]:
+    """Compare two splits by what they say, in Unicode's NFC and with whitespace as one blank; then by lower case.
+
+    Returns:
+        Counts of test prompts, chosen answers, prompts with chosen answers, and rows that are in the training set; and
+        the finding.
+    """
+    block: dict[str, Any] = {"n": len(test)}
+    seen = np.zeros(len(test), dtype=bool)
+    for how, fold in (("exact", False), ("case_folded", True)):
+        ours, others = (_keys(table, fold) for table in (test, train))
+        for name in _PARTS:
+            inside = np.isin(ours[name], others[name])
+            block.setdefault(name, {})[how] = int(inside.sum())
+            if name == "prompts" and not fold:
+                seen = inside
+    return block, [*_finding(test, seen, len(train))]
+
+
+def _finding(test: PairTable, seen: npt.NDArray[np.bool_], training: int) -> Iterator[Finding]:
+    sentence = f"the prompts of {{rows}} are also among the {training} of the training set"
+    yield from found(test, "train_test_overlap", WARNING, seen, sentence, "Hold out by prompt.")
+
+
+def _keys(table: PairTable, fold: bool) -> Keys:
+    eos = table.kinds.tokenizer.eos_token
+    columns: list[list[npt.NDArray]] = [[], [], []]
+    for batch in read_batches(table.dataset, COLUMNS):
+        for place, name in enumerate(COLUMNS):
+            contents = Contents.of(batch, name)
+            contents = contents if name == "prompt" else contents.without_ending(eos)
+            columns[place].append(contents.keys(loose=True, fold=fold))
+    joined = [np.concatenate(each) if each else np.zeros(0, dtype="V16") for each in columns]
+    return {
+        name: np.ascontiguousarray(np.stack([joined[place] for place in places], axis=1))
+        .view(f"V{16 * len(places)}")
+        .reshape(-1)
+        for name, places in _PARTS.items()
+    }

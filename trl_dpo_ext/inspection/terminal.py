@@ -1,0 +1,308 @@
+"""Show the result of `inspect` in a terminal. Everything is read from the result's JSON object."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .rules import percent
+
+_COLORS = {"error": "bold red", "warning": "bold yellow", "note": "cyan"}
+_LABELS = {"error": "ERROR", "warning": "WARNING", "note": "note"}
+_QUANTILES = (
+    ("5%", "p5"),
+    ("25%", "p25"),
+    ("50%", "p50"),
+    ("75%", "p75"),
+    ("95%", "p95"),
+    ("99%", "p99"),
+    ("max", "max"),
+)
+_BARS = " ▁▂▃▄▅▆▇█"
+_PIPED_WIDTH = 120
+_SIDE_STYLES = {"chosen": ("green", "bright_green"), "rejected": ("red", "bright_red")}
+_SPECIAL = "reverse"
+
+
+def make_console(file: Any = None) -> Console:
+    """Return a console for a file, by default standard output; plain text of a fixed width if that is no terminal."""
+    console = Console(file=file, highlight=False, soft_wrap=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(file=file, highlight=False, width=_PIPED_WIDTH)
+    return console
+
+
+def show(data: Mapping[str, Any], console: Console, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Print statistics, findings and example rows.
+
+    Args:
+        data: of an `Inspection`.
+        console: where to.
+        rows: shown in place of the examples.
+    """
+    _header(data, console)
+    for name, split in data["splits"].items():
+        if "lengths" in split:
+            _lengths(name, split, console)
+            _facts(split, console)
+    if data["overlap"]:
+        console.print(_fact("Test in train", _overlap(data["overlap"])))
+    console.print()
+    _findings(data["findings"], console)
+    for row in data["examples"] if rows is None else rows:
+        show_row(row, console)
+    _summary(data["findings"], console)
+
+
+def _header(data: Mapping[str, Any], console: Console) -> None:
+    arguments, splits = data["arguments"], data["splits"]
+    tokenizer = arguments.get("model") or arguments.get("tokenizer") or "?"
+    template = "chat template" if arguments["chat_template"] else "no chat template"
+    limit = "no max_length" if arguments["max_length"] is None else f"max_length {arguments['max_length']}"
+    name = arguments.get("dataset")
+    parts = [str(name)] if name else []
+    parts += [f"tokenizer {tokenizer} ({template})", f"{limit}, {arguments['truncation_mode']}"]
+    console.print(Text("   ".join(parts), style="bold"))
+    counts = ", ".join(f"{name} {_number(split['rows']['loaded'])} rows" for name, split in splits.items())
+    layouts = sorted({split["layout"] for split in splits.values() if "layout" in split})
+    console.print(f"{counts}; layout: {' / '.join(layouts)}" if layouts else counts, markup=False)
+    console.print()
+
+
+def _lengths(name: str, split: Mapping[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(name, no_wrap=True)
+    for title, _ in _QUANTILES:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    lengths, cut = split["lengths"], split["truncation"] or {}
+    for part in ("prompt", "chosen", "rejected"):
+        summary, trained, of_part = lengths[part]["before"], lengths[part]["after"], cut.get(part)
+        if of_part and of_part["rows"]:
+            share = percent(of_part["rows"] / summary["n"])
+            note = f"{_number(of_part['rows'])} cut ({share}), {_number(of_part['tokens'])} tokens"
+            table.add_row(*_length_row(f"{part}, whole", summary))
+            table.add_row(*_length_row(f"{part}, as trained", trained), note)
+        else:
+            table.add_row(*_length_row(f"{part} tokens", summary))
+    console.print(table)
+    console.print()
+    for side in ("chosen", "rejected"):
+        console.print(_histogram(side, lengths))
+    console.print()
+
+
+def _length_row(label: str, summary: Mapping[str, Any]) -> list[str]:
+    mean = "" if summary["mean"] is None else f"{summary['mean']:,.1f}"
+    return [label, *(_number(summary[key]) for _, key in _QUANTILES), mean]
+
+
+def _histogram(side: str, lengths: Mapping[str, Any]) -> Text:
+    both = [lengths[name]["before"]["histogram"]["counts"] for name in ("chosen", "rejected")]
+    width = max(map(len, both))
+    used = [at for at in range(width) if any(at < len(counts) and counts[at] for counts in both)]
+    histogram = lengths[side]["before"]["histogram"]
+    counts = [*histogram["counts"], *[0] * (width - len(histogram["counts"]))]
+    most = max(counts) or 1
+    shown = range(used[0], used[-1] + 1) if used else range(0)
+    bars = "".join(_BARS[-(-counts[at] * (len(_BARS) - 1) // most)] for at in shown)
+    edges = [0, *(1 << at for at in range(width))]
+    bins = [f"{_bin(edges[at], edges[at + 1])}: {_number(counts[at])}" for at in shown if counts[at]]
+    return Text(f"  {side:9} {bars}  {'  '.join(bins)}", style="")
+
+
+def _bin(low: int, high: int) -> str:
+    return str(low) if high - 1 <= low else f"{low}-{high - 1}"
+
+
+def _facts(split: Mapping[str, Any], console: Console) -> None:
+    bias = split["length_bias"]
+    console.print(_fact("Which is longer", _bias(bias["before"])))
+    if bias["after"] != bias["before"]:
+        console.print(_fact("  as trained", _bias(bias["after"])))
+    if bias.get("scores"):
+        scores = bias["scores"]
+        words = f"Pearson {_decimal(scores['pearson'])}, Spearman {_decimal(scores['spearman'])}"
+        console.print(_fact("  and scores", f"length and score differences: {words}"))
+    for name, subset in (bias.get("subsets") or {}).items():
+        console.print(_fact(f"  {name}", _bias(subset["before"])))
+    first = split["difference"]
+    if first["rows"]:
+        quantiles = first["first"]
+        text = f"token {quantiles['p50']} (median), {quantiles['p95']} (95 %) in {_number(first['rows'])} pairs"
+        console.print(_fact("First difference", text))
+    fed, scored = split["tokens"]["fed"], sum(split["tokens"]["scored"].values())
+    share = percent(scored / fed["plain"]) if fed["plain"] else ""
+    console.print(
+        _fact(
+            "Fed per epoch",
+            f"{_number(fed['plain'])} positions ({_number(fed['padded'])} padded, {fed['batch_size']} pairs each), "
+            f"share_prompt {_number(fed['share_prompt'])} ({_decimal(fed['ratio'])} x fewer); {_number(scored)} scored "
+            f"({share})",
+        )
+    )
+    duplicates = split["duplicates"]
+    if duplicates["largest_group"] > 1:
+        text = (
+            f"{_number(duplicates['distinct_prompts'])} distinct, at most {duplicates['largest_group']} rows with one"
+        )
+        console.print(_fact("Prompts", text))
+    console.print()
+
+
+def _bias(bias: Mapping[str, Any]) -> str:
+    if not bias["n"]:
+        return "no rows"
+    low, high = (f"{100 * edge:.1f}" for edge in bias["interval"])
+    return (
+        f"chosen {_number(bias['longer'])}, rejected {_number(bias['shorter'])}, equal {_number(bias['equal'])}. "
+        f'"The longer wins" is right in {100 * bias["accuracy"]:.1f} % ({low}-{high})'
+    )
+
+
+def _fact(label: str, text: str) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=16, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style="bold"), Text(text))
+    return grid
+
+
+def _overlap(block: Mapping[str, Any]) -> str:
+    names = {"prompts": "prompts", "chosen": "chosen answers", "rows": "rows"}
+    return ", ".join(f"{block[name]['exact']} of {block['n']} {words}" for name, words in names.items())
+
+
+def _findings(findings: Iterable[Mapping[str, Any]], console: Console) -> None:
+    splits = {finding["split"] for finding in findings}
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for finding in findings:
+        label = Text(_LABELS[finding["level"]], style="dim" if finding["ignored"] else _COLORS[finding["level"]])
+        name = finding["name"] + (f" ({finding['split']})" if len(splits) > 1 else "")
+        share = f"{_number(finding['count'])} ({percent(finding['share'])})" if finding["count"] else ""
+        text = Text(finding["sentence"])
+        if finding["ignored"]:
+            text.append(" [ignored]")
+        elif finding["rows"] and finding["share"] < 1:
+            text.append(f"; rows {', '.join(map(str, finding['rows']))}", style="dim")
+        if finding["remedy"] and not finding["ignored"]:
+            text.append(f"\n-> {finding['remedy']}")
+        grid.add_row(label, name, share, text)
+    console.print(grid)
+
+
+def show_row(row: Mapping[str, Any], console: Console, ids: bool = False) -> None:
+    """Print one row: its prompt, and both answers with what truncation cuts.
+
+    Args:
+        row: as `Inspection.rows` gives it.
+        console: where to.
+        ids: whether token ids are printed, too.
+    """
+    console.print()
+    counts = [f"prompt {_of(row['kept']['prompt_chosen'], row['n_prompt'])}"]
+    counts += [f"{side} {_of(row['kept'][side], row[f'n_{side}'])}" for side in ("chosen", "rejected")]
+    title = Text(f"row {row['row']}", style="bold")
+    title.append(f" of {row['split']}   {'  '.join(counts)}", style="")
+    title.append(f"   {', '.join(row['findings'])}" if row["findings"] else "", style="dim")
+    console.print(title)
+    prompt = Text(style="dim")
+    _append(prompt, row["prompt"], row["kept"]["prompt_chosen"], ("", ""))
+    console.print(_labeled("[prompt]", prompt))
+    for side, styles in _SIDE_STYLES.items():
+        text = Text()
+        _append(text, row[side], row["kept"][side], styles, row["first_difference"])
+        console.print(_labeled(f"{side}", text))
+        if ids:
+            console.print(_labeled("", Text(" ".join(map(str, row[f"{side}_ids"])), style="dim")))
+    if ids:
+        console.print(_labeled("", Text("prompt " + " ".join(map(str, row["prompt_ids"])), style="dim")))
+
+
+def _labeled(label: str, text: Text) -> Padding:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=9, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style="bold"), text)
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _append(
+    text: Text, pieces: Sequence[str | None], kept: Sequence[int], styles: tuple[str, str], first: int | None = None
+) -> None:
+    """Append tokens; those outside `kept` as `[cut: ...]`."""
+    start, end = kept
+    if start:
+        text.append(f"[cut: {visible(pieces[:start])}]", style="strike dim")
+    shown = 0
+    for at in range(start, end):
+        piece = pieces[at]
+        if piece is None:
+            continue
+        style = styles[shown % 2]
+        if piece.startswith("<") and piece.endswith(">") and len(piece) > 2:
+            style = f"{style} {_SPECIAL}".strip()
+        if first is not None and at - start == first:
+            style = f"{style} underline bold".strip()
+        text.append(visible([piece]), style=style)
+        shown += 1
+    if end < len(pieces):
+        text.append(f"[cut: {visible(pieces[end:])}]", style="strike dim")
+
+
+def visible(pieces: Iterable[str | None]) -> str:
+    """Join token texts, with signs for newlines, tabs, and other characters that a terminal would not show."""
+    joined = "".join(piece or "" for piece in pieces).replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    return "".join(f"<U+{ord(each):04X}>" if not each.isprintable() and each != " " else each for each in joined)
+
+
+def _of(kept: Sequence[int], whole: int) -> str:
+    count = kept[1] - kept[0]
+    return str(count) if count == whole else f"{count} of {whole}"
+
+
+def _summary(findings: Sequence[Mapping[str, Any]], console: Console) -> None:
+    console.print()
+    levels = [finding["level"] for finding in findings if not finding["ignored"]]
+    parts = [_plural(levels.count(level), level) for level in ("error", "warning", "note") if level in levels]
+    ignored = sum(finding["ignored"] for finding in findings)
+    parts += [f"{ignored} ignored"] if ignored else []
+    counts = ", ".join(parts) or "No findings"
+    console.print(f"{counts}. --problem NAME shows rows of one, --row N one row, --html page.html all.", markup=False)
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def as_text(data: Mapping[str, Any], width: int = _PIPED_WIDTH) -> str:
+    """Return what `show` prints, without colors."""
+    file = io.StringIO()
+    show(data, Console(file=file, width=width, highlight=False, force_terminal=False))
+    return file.getvalue()
+
+
+def as_html(data: Mapping[str, Any]) -> str:
+    """Return what `show` prints as preformatted HTML, for notebooks."""
+    return f'<pre style="line-height:1.3">{html.escape(as_text(data))}</pre>'

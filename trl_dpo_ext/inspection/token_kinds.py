@@ -1,0 +1,94 @@
+"""Which tokens end a sequence, begin one, or are whitespace; and what tokens look like as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _trl
+
+Ids = npt.NDArray[np.int64]
+
+_CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 8
+"""Tokens that make up one character, at most."""
+
+
+class TokenKinds:
+    """The tokens of one tokenizer, by what they mean for a sequence.
+
+    Args:
+        processing_class: a tokenizer, or a processor with one.
+        eos_ids: further tokens that end a sequence, such as those of a generation configuration.
+    """
+
+    def __init__(self, processing_class: Any, eos_ids: Iterable[int] = ()) -> None:
+        self.tokenizer = _trl.tokenizer_of(processing_class)
+        own = self.tokenizer.eos_token_id
+        self.eos_ids = np.unique([*([] if own is None else [own]), *eos_ids]).astype(np.int64)
+        self.bos_id: int | None = self.tokenizer.bos_token_id
+        self.special_ids = frozenset(self.tokenizer.all_special_ids)
+        self._known = np.zeros(max(len(self.tokenizer), 1), dtype=bool)
+        self._blank = np.zeros_like(self._known)
+
+    def is_eos(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Mark tokens that end a sequence; the shape of `ids`."""
+        return np.isin(ids, self.eos_ids) if len(self.eos_ids) != 1 else ids == self.eos_ids[0]
+
+    def is_blank(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Mark tokens of whitespace alone; the shape of `ids`."""
+        self._learn(ids)
+        return self._blank[ids]
+
+    def _learn(self, ids: Ids) -> None:
+        if ids.size and ids.max() >= len(self._known):
+            grown = int(ids.max()) + 1
+            self._known, self._blank = np.resize(self._known, grown), np.resize(self._blank, grown)
+            self._known[len(self.tokenizer) :] = False
+        seen = np.zeros_like(self._known)
+        seen[ids] = True
+        new = np.flatnonzero(seen & ~self._known)
+        if not len(new):
+            return
+        texts = self.tokenizer.batch_decode([[index] for index in new.tolist()], clean_up_tokenization_spaces=False)
+        special = np.isin(new, [*self.special_ids])
+        self._blank[new] = np.array([not text.strip() for text in texts]) & ~special
+        self._known[new] = True
+
+    def special_texts(self) -> list[str]:
+        """Texts of tokens that control the model: special ones, and added ones of the form `<|name|>`."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = {token.content for token in added if token.special or _CONTROL.fullmatch(token.content)}
+        return sorted(text for text in texts | {*self.tokenizer.all_special_tokens} if text.strip())
+
+    def texts(self, ids: Sequence[int]) -> list[str | None]:
+        """Return what each token looks like.
+
+        A token that is a part of a character has the character's text if it is its first, and None otherwise. Bytes
+        that belong to no character are shown as `<0xE2>`.
+        """
+        shown: list[str | None] = []
+        at = 0
+        while at < len(ids):
+            text, width = self._piece(ids, at)
+            shown += [text, *[None] * (width - 1)]
+            at += width
+        return shown
+
+    def _piece(self, ids: Sequence[int], at: int) -> tuple[str, int]:
+        first = self._decode(ids[at : at + 1])
+        if _BROKEN not in first or _BROKEN in str(self.tokenizer.convert_ids_to_tokens(ids[at])):
+            return first, 1
+        for width in range(2, _LONGEST_CHARACTER + 1):
+            text = self._decode(ids[at : at + width])
+            if _BROKEN not in text and at + width <= len(ids):
+                return text, width
+        return f"<{self.tokenizer.convert_ids_to_tokens(ids[at])}>", 1
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
