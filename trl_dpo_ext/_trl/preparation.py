@@ -12,6 +12,8 @@ import numpy as np
 from transformers import ProcessorMixin
 from trl.trainer import dpo_trainer
 
+_TEXTS_AT_ONCE = 256
+
 
 def tokenizer_of(processing_class: Any) -> Any:
     """The tokenizer itself, or that of a processor."""
@@ -46,19 +48,28 @@ def pair_collator(processing_class: Any, args: Any, images: bool = False) -> Any
 
 
 def prompt_tokens(processing_class: Any, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[int]]:
-    """Tokenize the prompts of rows without an answer behind them, as TRL does.
+    """Tokenize the prompts of rows without an answer behind them, as TRL does; texts many at a time.
 
     Seam: a prompt alone is tokenized by `_tokenize` as found in the trainer's module, with a generation prompt behind
-    messages.
+    messages; a text is given to the tokenizer as it is.
     """
+    texts: list[str] = []
     for row in rows:
-        prompt, options = row["prompt"], {}
+        prompt = row["prompt"]
+        if isinstance(prompt, str) and not isinstance(processing_class, ProcessorMixin):
+            texts.append(prompt)
+            if len(texts) == _TEXTS_AT_ONCE:
+                yield from processing_class(text=texts)["input_ids"]
+                texts = []
+            continue
+        options = {}
         if isinstance(prompt, list):
             tools = row.get("tools")
             tools = json.loads(tools) if isinstance(tools, str) else tools
-            options = {"tools": tools, **(row.get("chat_template_kwargs") or {})}
-            options["add_generation_prompt"] = True
+            options = {"tools": tools, **(row.get("chat_template_kwargs") or {}), "add_generation_prompt": True}
         yield dpo_trainer._tokenize(processing_class, prompt, **options)["input_ids"]
+    if texts:
+        yield from processing_class(text=texts)["input_ids"]
 
 
 def kept_rows(filtered: Any) -> Any:

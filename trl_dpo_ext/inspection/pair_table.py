@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from .token_kinds import TokenKinds
 Mask = npt.NDArray[np.bool_]
 COLUMNS = ("prompt", *SIDES)
 PROMPTS_TOKENIZED = 20_000
+_ROWS_AT_ONCE = 1000
 
 
 def numbered(dataset: Dataset) -> Dataset:
@@ -173,12 +174,19 @@ def _left_out(
     texts: Counter[str] = Counter()
     lengths = np.zeros(len(places), dtype=np.int64)
     tokenizer = _trl.tokenizer_of(processing_class)
-    rows = plain if total <= most else (plain[int(place)] for place in places)
+    rows = _rows_at(plain, places)
     for at, ids in enumerate(_trl.prompt_tokens(processing_class, rows)):
         lengths[at] = len(ids) - kept[at]
         if lengths[at]:
             texts[tokenizer.decode(ids[kept[at] :])] += 1
     return places, lengths, texts
+
+
+def _rows_at(dataset: Dataset, places: npt.NDArray) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        some = dataset[places[start : start + _ROWS_AT_ONCE].tolist()]
+        for values in zip(*some.values(), strict=True):
+            yield dict(zip(some, values, strict=True))
 
 
 def check_truncation(table: PairTable, collator: Any, most: int = 256) -> None:

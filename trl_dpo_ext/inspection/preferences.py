@@ -72,8 +72,8 @@ class Inspection:
         for number in numbers:
             if number in places:
                 continue
-            is_dropped = bool(np.isin(number, table.dropped))
-            why = "was dropped: its prompt alone fills max_length" if is_dropped else f"is none of {table.loaded}"
+            why = f"does not exist; there are {table.loaded}" if number >= table.loaded else "was dropped"
+            why += ": its prompt alone fills max_length" if np.isin(number, table.dropped) else ""
             problems.append(f"Row {number} of the {split} split {why}.")
         if problems:
             raise InputError(*problems)
@@ -212,8 +212,9 @@ class _Split:
         cls, raw: Any, checked: Any, tokenizer: Any, args: Any, kinds: TokenKinds, name: str, findings: list[Finding]
     ) -> _Split:
         prepare = _trl.preparation(tokenizer)
-        if {"image", "images"} & set(checked.column_names):
-            raise InputError(f"{name} dataset has images, which are tokenized batch by batch.")
+        images = [column for column in ("image", "images") if column in checked.column_names]
+        if images:  # they are processed batch by batch, and TRL truncates behind them
+            checked, args = checked.remove_columns(images), _without_limit(args)
         prepared = prepare(checked, tokenizer, args, name)
         loaded = checked[ROW][:]
         if not len(prepared):
@@ -227,6 +228,7 @@ class _Split:
             table.dropped_prompts = prompt_lengths(whole)
         check_truncation(table, _trl.pair_collator(tokenizer, args))
         table.findings = find(table)
+        table.loaded = len(raw)
         kept = set(table.numbers.tolist())
         before = [_of_kept(finding, kept, len(table)) for finding in findings]
         found = gravest_first([*filter(None, before), *table.findings, *_guessed(raw, table)])
@@ -241,7 +243,10 @@ class _Split:
         prompt = (
             "prompt + answers" if "prompt" in names else "whole conversations" if kind == "messages" else "whole texts"
         )
-        return {"layout": f"{prompt}, {kind}", "columns": _columns(self, names, args)}
+        described = {"layout": f"{prompt}, {kind}", "columns": _columns(self, names, args)}
+        if {"image", "images"} & set(names):
+            described["images"] = "text tokens only; image tokens are not counted"
+        return described
 
 
 def _error(problem: str) -> Finding:
@@ -251,8 +256,10 @@ def _error(problem: str) -> Finding:
 
 def _of_kept(finding: Finding, kept: set[int], total: int) -> Finding | None:
     """A finding of the loaded rows, without those that were dropped."""
+    if finding.name == "torn":
+        return finding
     left = [row for row in finding.rows if row in kept]
-    if finding.rows and not left and finding.name != "torn":
+    if finding.rows and not left:
         return None
     return Finding(
         finding.name, finding.level, len(left) or total, total, finding.sentence, finding.remedy, left, finding.unit
@@ -369,7 +376,10 @@ def _examples(result: Inspection, most: int) -> list[dict[str, Any]]:
         table = result.tables.get(finding["split"])
         if table is None or finding["level"] == NOTE or finding["ignored"] or finding["name"] == "dropped":
             continue
-        new = [(finding["split"], row) for row in finding["rows"] if (finding["split"], row) not in chosen]
+        kept = set(table.numbers.tolist())
+        new = [
+            (finding["split"], row) for row in finding["rows"] if row in kept and (finding["split"], row) not in chosen
+        ]
         if new and finding["share"] < 1:
             chosen[new[0]] = None
     picked = list(chosen)[:most]

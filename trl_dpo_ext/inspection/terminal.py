@@ -74,6 +74,8 @@ def _header(data: Mapping[str, Any], console: Console) -> None:
     counts = ", ".join(f"{name} {_number(split['rows']['loaded'])} rows" for name, split in splits.items())
     layouts = sorted({split["layout"] for split in splits.values() if "layout" in split})
     console.print(f"{counts}; layout: {' / '.join(layouts)}" if layouts else counts, markup=False)
+    for text in sorted({split["images"] for split in splits.values() if "images" in split}):
+        console.print(f"images: {text}", markup=False)
     console.print()
 
 
