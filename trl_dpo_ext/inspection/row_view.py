@@ -60,7 +60,7 @@ def _texts(table: PairTable, ids: list[int], borders: list[int]) -> list[str | N
     edges = [0, *[edge for edge in borders if 0 < edge < len(ids)], len(ids)]
     pieces: list[str | None] = []
     for start, end in itertools.pairwise(edges):
-        pieces += table.kinds.texts(ids[start:end])
+        pieces += table.kinds.texts(ids[start:end], ids[:start])
     return pieces
 
 

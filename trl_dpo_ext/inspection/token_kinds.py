@@ -17,6 +17,8 @@ _CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 8
 """Tokens that make up one character, at most."""
+_CONTEXT = 6
+"""Tokens in front of another that tell how it looks."""
 
 
 class TokenKinds:
@@ -35,6 +37,7 @@ class TokenKinds:
         self.special_ids = frozenset(self.tokenizer.all_special_ids)
         self._known = np.zeros(max(len(self.tokenizer), 1), dtype=bool)
         self._blank = np.zeros_like(self._known)
+        self._texts: dict[int, str] = {}
 
     def is_eos(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Mark tokens that end a sequence; the shape of `ids`."""
@@ -66,29 +69,49 @@ class TokenKinds:
         texts = {token.content for token in added if token.special or _CONTROL.fullmatch(token.content)}
         return sorted(text for text in texts | {*self.tokenizer.all_special_tokens} if text.strip())
 
-    def texts(self, ids: Sequence[int]) -> list[str | None]:
-        """Return what each token looks like.
+    def texts(self, ids: Sequence[int], before: Sequence[int] = ()) -> list[str | None]:
+        """Return what each token looks like behind the one in front of it.
 
         A token that is a part of a character has the character's text if it is its first, and None otherwise. Bytes
         that belong to no character are shown as `<0xE2>`.
+
+        Args:
+            ids: of the tokens.
+            before: the tokens in front of them, which are not shown.
         """
+        alone = [self._alone(index) for index in ids]
+        if _BROKEN not in (whole := self._decode(ids)) and "".join(alone) == whole:
+            return [*alone]  # of most tokenizers, a token looks the same everywhere
         shown: list[str | None] = []
-        at = 0
+        context, at = list(before)[-_CONTEXT:], 0
         while at < len(ids):
-            text, width = self._piece(ids, at)
+            text, width = self._piece(ids, at, context)
             shown += [text, *[None] * (width - 1)]
-            at += width
+            context, at = [*context, *ids[at : at + width]][-_CONTEXT:], at + width
         return shown
 
-    def _piece(self, ids: Sequence[int], at: int) -> tuple[str, int]:
-        first = self._decode(ids[at : at + 1])
-        if _BROKEN not in first or _BROKEN in str(self.tokenizer.convert_ids_to_tokens(ids[at])):
-            return first, 1
-        for width in range(2, _LONGEST_CHARACTER + 1):
-            text = self._decode(ids[at : at + width])
-            if _BROKEN not in text and at + width <= len(ids):
+    def _piece(self, ids: Sequence[int], at: int, context: list[int]) -> tuple[str, int]:
+        """The text of the tokens that make up the next character or word, and their number."""
+        for width in range(1, min(_LONGEST_CHARACTER, len(ids) - at) + 1):
+            text = self._behind(context, list(ids[at : at + width]))
+            if _BROKEN not in text or self._has_broken(ids[at]):
                 return text, width
-        return f"<{self.tokenizer.convert_ids_to_tokens(ids[at])}>", 1
+        return f"<{self.tokenizer.convert_ids_to_tokens(ids[at]).strip('<>')}>", 1
+
+    def _behind(self, context: list[int], ids: list[int]) -> str:
+        """What tokens add to the text of others; decoders put blanks between words, and leave out the first."""
+        start = self._decode(context) if context else ""
+        whole = self._decode([*context, *ids])
+        return whole[len(start) :] if start and _BROKEN not in start and whole.startswith(start) else self._decode(ids)
+
+    def _has_broken(self, index: int) -> bool:
+        """Whether a token stands for the replacement character itself."""
+        return _BROKEN in str(self.tokenizer.convert_ids_to_tokens(index))
+
+    def _alone(self, index: int) -> str:
+        if index not in self._texts:
+            self._texts[index] = self._decode([index])
+        return self._texts[index]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
