@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 8
 """Tokens that make up one character, at most."""
-_CONTEXT = 6
+_CONTEXT = 12
 """Tokens in front of another that tell how it looks."""
 
 
@@ -100,9 +100,11 @@ class TokenKinds:
 
     def _behind(self, context: list[int], ids: list[int]) -> str:
         """What tokens add to the text of others; decoders put blanks between words, and leave out the first."""
+        while context and _BROKEN in self._decode(context):  # it begins inside a character
+            context = context[1:]
         start = self._decode(context) if context else ""
         whole = self._decode([*context, *ids])
-        return whole[len(start) :] if start and _BROKEN not in start and whole.startswith(start) else self._decode(ids)
+        return whole[len(start) :] if start and whole.startswith(start) else self._decode(ids)
 
     def _has_broken(self, index: int) -> bool:
         """Whether a token stands for the replacement character itself."""
