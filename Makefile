@@ -7,13 +7,13 @@ PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 COMPAT := oldest newest
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # Tests with these markers have their own targets.
-QUICK := not distributed and not recipes and not slurm and not model and not features
+QUICK := not distributed and not recipes and not slurm and not model and not features and not browser
 
 # No target needs the Hub; without this, every model load would contact it.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check docs clean \
+.PHONY: help demo test test-model test-browser test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check docs clean \
 	gpu gpu-wheels gpu-dry-run
 
 help: ## List the targets
@@ -46,6 +46,9 @@ test: $(VENV)/made ## Run the test suite (a few minutes; no network, no GPU)
 
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
+
+test-browser: $(VENV)/made ## Open the page of `inspect` in Chromium (needs Debian's chromium and chromium-driver)
+	$(PY) -m pytest -q -m browser
 
 test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m distributed

@@ -164,7 +164,7 @@ def inspect_preferences(
         "format": 1,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "arguments": {**_arguments(tokenizer, args), **(described or {})},
+        "arguments": {**_arguments(tokenizer, args), "subset_column": subset_column, **(described or {})},
         "splits": {
             name: {**split.described(args), **(split_blocks(split.table, args, subset_column) if split.table else {})}
             for name, split in inspected.items()
