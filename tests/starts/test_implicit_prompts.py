@@ -49,7 +49,7 @@ def test_rows_in_which_one_side_is_the_start_of_the_other_are_dropped() -> None:
     assert told.startswith(
         "train_dataset: 3 of 6 rows are dropped, first row 1: there is no prompt, and one side is the"
     )
-    assert told.endswith("Add a column 'prompt' to keep them.")
+    assert told.endswith("Add a column 'prompt' to keep them. (ignore_findings: torn)")
 
 
 def test_nothing_is_dropped_beside_a_prompt() -> None:

@@ -280,7 +280,7 @@ def _keys(*lists: _Lists) -> npt.NDArray[np.void]:
     for row in range(len(lists[0])):
         digest = hashlib.blake2b(digest_size=16)
         for part, items in zip(lists, values, strict=True):
-            digest.update(items[part.starts[row] : part.starts[row] + part.lengths[row]])
+            digest.update(memoryview(items[part.starts[row] : part.starts[row] + part.lengths[row]]))
             digest.update(b"|")
         keys += digest.digest()
     return np.frombuffer(bytes(keys), dtype="V16")

@@ -58,7 +58,7 @@ def _step(tokens: int) -> int:
 
 
 def found(
-    table: PairTable, name: str, level: str, mask: Mask, sentence: str, remedy: str = "", **more: Any
+    table: PairTable, name: str, level: str, mask: Any, sentence: str, remedy: str = "", **more: Any
 ) -> Iterator[Finding]:
     """The finding of marked rows; nothing where no row is marked. `{rows}` stands for their number."""
     count = int(mask.sum())
@@ -68,7 +68,7 @@ def found(
         yield Finding(name, level, count, len(table), sentence.replace("{rows}", counted), remedy, numbers, **more)
 
 
-def _often(mask: Mask, share: float = _OFTEN) -> str:
+def _often(mask: Any, share: float = _OFTEN) -> str:
     return WARNING if mask.mean() >= share else NOTE
 
 

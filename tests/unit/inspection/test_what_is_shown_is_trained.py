@@ -103,7 +103,7 @@ def test_rows_keep_the_numbers_of_the_loaded_split(tmp_path: Any) -> None:
     settings = {"max_length": 4, "dataset_columns": columns}
     result = inspect_preferences(Dataset.from_list(rows), tiny.tokenizer(), runs.config(tmp_path, **settings))
     assert result.tables["train"].numbers.tolist() == [0, 3]
-    assert result.rows([3])[0]["chosen"] == ["sky", "<eos>"]
+    assert result.rows([3])[0]["chosen"] == ["sky", " <eos>"]
     (dropped,) = [found for found in result.data["findings"] if found["name"] == "dropped"]
     assert dropped["rows"] == [2]
     with pytest.raises(InputError, match="Row 2 of the train split was dropped"):

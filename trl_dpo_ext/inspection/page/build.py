@@ -34,7 +34,7 @@ def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         kept.append(row)
     total = sum(split["rows"]["loaded"] for split in data["splits"].values())
     held = {"data": {**data, "examples": []}, "rows": kept, "total": total}
-    folder = files(__package__)
+    folder = files(__name__.rpartition(".")[0])
     parts = {
         "policy": _POLICY,
         "title": html.escape(f"inspect: {data['arguments'].get('dataset') or 'preferences'}"),
