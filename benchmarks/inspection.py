@@ -21,7 +21,7 @@ from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 
 from trl_dpo_ext import DPOExtConfig, _trl
-from trl_dpo_ext.inspection import preferences
+from trl_dpo_ext.inspection import split
 from trl_dpo_ext.inspection.preferences import inspect_preferences
 
 WORDS = (
@@ -107,7 +107,7 @@ def measured(data: Dataset, tokenizer: Any, args: Any) -> str:
             return timed
 
         start = time.perf_counter()
-        with mock.patch.object(preferences._trl, "preparation", preparation):
+        with mock.patch.object(split._trl, "preparation", preparation):
             result = inspect_preferences(data, tokenizer, args)
         seconds = time.perf_counter() - start
         fed = result.data["splits"]["train"]["tokens"]["fed"]["plain"]

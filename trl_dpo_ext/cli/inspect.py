@@ -17,8 +17,11 @@ from ..checks.tokenizers import eos_ids, load_processing_class
 from ..data.findings import LEVELS, WARNING, unknown_findings
 from ..data.loading import load_splits
 from ..errors import InputError, collecting
-from ..inspection.preferences import Inspection, inspect_preferences, write_rows
-from ..inspection.terminal import make_console, show, show_row
+from ..inspection.page import page
+from ..inspection.preferences import inspect_preferences
+from ..inspection.result import Inspection, write_rows
+from ..inspection.terminal import make_console, show
+from ..inspection.terminal_rows import show_row
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
 
@@ -35,8 +38,6 @@ def run(argv: Sequence[str], prog: str) -> int:
     if ours.json:
         _write(ours.json, result.json())
     if ours.html:
-        from ..inspection.page import page
-
         _write(ours.html, page(result.data, result.sample(ours.html_rows)))
     if ours.write_rows:
         count = write_rows(result, Path(ours.write_rows))

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from . import statistics
 from .contents import SCRIPTS
 from .pair_measures import SIDES, Rows
+from .pair_rules import MANY
 from .pair_table import PairTable
-from .rules import MANY, ends_lost, tail_counts
+from .token_rules import tail_counts
+from .truncation_rules import ends_lost
 
 _STEP, _FEW_CUT = 64, 0.01
 _MOST = 10

@@ -12,7 +12,7 @@ from ..data.batches import read_batches
 from ..data.findings import WARNING, Finding
 from .contents import Contents
 from .pair_table import COLUMNS, PairTable
-from .rules import found
+from .rule import found
 
 Keys = dict[str, npt.NDArray[np.void]]
 _PARTS = {"prompts": (0,), "chosen": (1,), "prompt_chosen": (0, 1), "rows": (0, 1, 2)}

@@ -43,7 +43,7 @@ def inspected(folder: Any, answers: list[str] = NASTY, **columns: Any) -> Any:
     token = tiny.tokenizer()
     token.add_tokens([word for answer in answers for word in answer.split()])
     rows = [{"prompt": "say ", "chosen": f"yes {answer}", "rejected": "no", **columns} for answer in answers]
-    return inspect_preferences(Dataset.from_list(rows), token, runs.config(folder))
+    return inspect_preferences(Dataset.from_list(rows), token, runs.config(folder, max_length=None))
 
 
 def held(text: str) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def test_data_is_not_changed(tmp_path: Any) -> None:
 
 def test_prompts_of_a_long_dataset_are_sampled_evenly(tmp_path: Any, monkeypatch: Any) -> None:
     rows = [{"prompt": "say", "chosen": f"yes{at}", "rejected": "no"} for at in range(9)]
-    monkeypatch.setattr("trl_dpo_ext.inspection.preferences.PROMPTS_TOKENIZED", 3)
+    monkeypatch.setattr("trl_dpo_ext.inspection.split.PROMPTS_TOKENIZED", 3)
     result = inspect_preferences(Dataset.from_list(rows), tiny.tokenizer(), runs.config(tmp_path))
     (found,) = [each for each in result.data["findings"] if each["name"] == "prompt_not_prefix"]
     assert found["rows"] == [0, 4, 8]

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from ..terminal import as_text, visible
+from ..terminal import as_text
+from ..terminal_rows import visible
 
 _LARGEST = 19 * 2**20
 """Characters of the page's data, at most; rows beyond it are left out."""

@@ -1,0 +1,68 @@
+"""What rules are made of: their registry, and how they put what they have found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.findings import NOTE, WARNING, Finding
+from .pair_measures import Rows
+from .pair_table import PairTable
+
+Mask = npt.NDArray[np.bool_]
+Rule = Callable[[PairTable], Iterator[Finding]]
+RULES: list[Rule] = []
+
+_OFTEN = 0.05
+_STEP = 64
+
+
+def rule(function: Rule) -> Rule:
+    """Declare a rule."""
+    RULES.append(function)
+    return function
+
+
+def enough(rows: Rows) -> int | None:
+    """Return the smallest multiple of 64 at which no sequence is cut; None without rows."""
+    longest = rows.prompt.astype(np.int64) + rows.sides.max(axis=1) if len(rows) else np.zeros(0)
+    return next_step(int(longest.max())) if len(longest) else None
+
+
+def percent(share: float) -> str:
+    """Return a share as text.
+
+    >>> percent(0.0), percent(0.0004), percent(0.1234), percent(1.0)
+    ('0 %', '0.04 %', '12.3 %', '100 %')
+    """
+    digits = 0 if share in (0, 1) else 1 if share >= 0.001 else 2
+    return f"{100 * share:.{digits}f}".removesuffix(".0") + " %"
+
+
+def next_step(tokens: int) -> int:
+    """Return the next multiple of 64."""
+    return -(-tokens // _STEP) * _STEP
+
+
+def found(
+    table: PairTable, name: str, level: str, mask: Any, sentence: str, remedy: str = "", **more: Any
+) -> Iterator[Finding]:
+    """The finding of marked rows; nothing where no row is marked. `{rows}` stands for their number."""
+    count = int(mask.sum())
+    if count:
+        counted = f"{count} of {len(table)} rows"
+        numbers = table.numbers[mask].tolist()
+        yield Finding(name, level, count, len(table), sentence.replace("{rows}", counted), remedy, numbers, **more)
+
+
+def often(mask: Any, share: float = _OFTEN) -> str:
+    """Return the level of a finding that is a note where it is rare."""
+    return WARNING if mask.mean() >= share else NOTE
+
+
+def same_answers(table: PairTable) -> Mask:
+    """Mark rows whose sides say the same, (rows,)."""
+    return table.keys[:, 1] == table.keys[:, 2]
