@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from .. import __version__
 from ..checks.tokenizers import eos_ids, load_processing_class
 from ..data.findings import LEVELS, WARNING, unknown_findings
 from ..data.loading import load_splits
@@ -34,6 +35,7 @@ def run(argv: Sequence[str], prog: str) -> int:
     ours, flags = _parser(prog).parse_known_args(argv)
     arguments = read_for_another_machine(flags)
     result = _inspect(ours, arguments)
+    result.data["versions"]["trl_dpo_ext"] = __version__
     rows = _rows(ours, result)
     if ours.json:
         _write(ours.json, result.json())
