@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,7 @@ class Contents:
             fold: whether upper and lower case are the same.
         """
         texts = self.texts
-        if not pc.all(pc.string_is_ascii(texts)).as_py():
-            texts = pc.utf8_normalize(texts, form="NFC")
+        texts = _composed(texts)
         if loose:
             texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, pattern=_SPACE, replacement=" "))
         if fold:
@@ -122,6 +122,15 @@ class Contents:
         offsets = np.searchsorted(self.rows, np.arange(self.count + 1)).astype(np.int64)
         strings = pc.cast(strings, pa.large_string())
         return pc.binary_join(pa.LargeListArray.from_arrays(pa.array(offsets), strings), _scalar(separator))
+
+
+def _composed(texts: Any) -> Any:
+    """Texts in Unicode's NFC; by Python, because Arrow's function gives NFD for NFC in some versions (21)."""
+    others = pc.invert(pc.string_is_ascii(texts))
+    if not pc.any(others).as_py():
+        return texts
+    composed = [unicodedata.normalize("NFC", text) for text in texts.filter(others).to_pylist()]
+    return pc.replace_with_mask(texts, others, pa.array(composed, pa.large_string()))
 
 
 def _scalar(text: str) -> Any:
@@ -215,7 +224,8 @@ class Characters:
 
     @staticmethod
     def _look(texts: Any, rows: npt.NDArray, letters: npt.NDArray, found: dict[str, Mask]) -> None:
-        joined = "".join(texts.to_pylist())
+        pieces = texts.to_pylist()
+        joined = "".join(pieces)
         points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         lengths = pc.utf8_length(texts).to_numpy(zero_copy_only=False)
         of_point = np.repeat(rows, lengths)
@@ -226,7 +236,7 @@ class Characters:
         letters[:, 0] = 0
         for number, name in enumerate(CHARACTERS, 1):
             found[name][of_point[(kinds >> 4) == number]] = True
-        changed = pc.not_equal(pc.utf8_normalize(texts, form="NFC"), texts).to_numpy(zero_copy_only=False)
+        changed = [not unicodedata.is_normalized("NFC", text) for text in pieces]
         found["not_nfc"][rows[changed]] = True
         hits = np.flatnonzero(pc.match_substring_regex(texts, pattern=_MOJIBAKE).to_numpy(zero_copy_only=False))
         for place, text in zip(hits.tolist(), texts.take(pa.array(hits)).to_pylist(), strict=True):

@@ -333,3 +333,10 @@ def test_every_finding_is_tried() -> None:
 
 def names(result: Any) -> list[str]:
     return [found["name"] for found in result.data["findings"]]
+
+
+@pytest.mark.parametrize("spelled", ["caf\u00e9", "cafe\u0301"])
+def test_the_same_text_in_two_unicode_forms_is_one(tmp_path: Any, spelled: str) -> None:
+    rows = [ROW, row(chosen="caf\u00e9"), row(chosen=spelled), row(chosen="cafe")]
+    found = [each["rows"] for each in inspect(rows, tmp_path).data["findings"] if each["name"] == "duplicate_row"]
+    assert found == [[2]]
