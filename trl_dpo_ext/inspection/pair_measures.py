@@ -276,11 +276,11 @@ def _columns(parts: Any) -> Counts:
 def _keys(*lists: _Lists) -> npt.NDArray[np.void]:
     """A key of 16 bytes for the items of each row, (rows,)."""
     keys = bytearray()
-    values = [part.values.astype(np.int32) for part in lists]
+    values = [memoryview(part.values.astype(np.int32).tobytes()).cast("i") for part in lists]
     for row in range(len(lists[0])):
         digest = hashlib.blake2b(digest_size=16)
         for part, items in zip(lists, values, strict=True):
-            digest.update(memoryview(items[part.starts[row] : part.starts[row] + part.lengths[row]]))
+            digest.update(items[part.starts[row] : part.starts[row] + part.lengths[row]])
             digest.update(b"|")
         keys += digest.digest()
     return np.frombuffer(bytes(keys), dtype="V16")

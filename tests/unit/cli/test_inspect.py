@@ -65,10 +65,10 @@ def test_it_prints_statistics_findings_and_examples(folder: Path, capsys: Any) -
 
 
 def test_colors_are_never_needed(folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     inspect("--max_length", "4")
     plain = capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "120")
     inspect("--max_length", "4")
     colored = capsys.readouterr().out
     assert "\x1b[" in colored
