@@ -1,0 +1,44 @@
+"""What TRL does with data before training, as `trl_dpo_ext/_trl/preparation.py` leans on it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from trl import DPOTrainer
+
+from tests.support import runs, tiny
+from trl_dpo_ext import _trl
+
+from .trl_seams import seam
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
+
+
+def test_data_is_prepared_by_a_method_that_reads_nothing_of_the_trainer_but_its_tokenizer(host: Any, tmp_path) -> None:
+    data, tokenizer = tiny.preferences(8, number=[*range(8)]), tiny.tokenizer()
+    args = runs.config(tmp_path, max_length=9)
+    prepared = _trl.preparation(tokenizer)(data, tokenizer, args, "train")
+    real = host._prepare_dataset(data, tokenizer, args, "train")
+    assert prepared[:] == real[:], seam("_prepare_dataset needs a tokenizer alone")
+    kept = [number for number in range(8) if len(tokenizer(data[number]["prompt"])["input_ids"]) < 9]
+    assert prepared["number"][:] == kept, seam("_prepare_dataset keeps other columns and the order of rows")
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_the_collator_is_the_one_that_the_constructor_makes(tmp_path, mode: str) -> None:
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1), max_length=7, truncation_mode=mode)
+    ours = _trl.pair_collator(tiny.tokenizer(), trainer.args)
+    assert ours == trainer.data_collator, seam("DataCollatorForPreference")
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_a_prompt_alone_is_tokenized_as_before_an_answer(conversational: bool, host: Any) -> None:
+    tokenizer, data = tiny.tokenizer(), tiny.preferences(3, conversational)
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None)
+    prepared = _trl.preparation(tokenizer)(data, tokenizer, args, "train")
+    assert [*_trl.prompt_tokens(tokenizer, data)] == prepared["prompt_ids"][:], seam("_tokenize")
