@@ -145,6 +145,11 @@ def test_wrong_data_is_named_and_ends_with_status_two(folder: Path, capsys: Any)
     said = capsys.readouterr().out
     assert "ERROR" in said
     assert "train dataset has no column 'chosen', 'rejected'" in said.replace("\n", " ")
+    Path("half").mkdir()
+    write(folder / "half" / "train.jsonl", SOUND)
+    write(folder / "half" / "test.jsonl", [{"prompt": "say " * 5, "chosen": "yes", "rejected": "no"}])
+    assert inspect("--max_length", "5", data="half") == 2
+    assert "all 1 rows dropped" in capsys.readouterr().out
 
 
 def test_everything_that_is_wrong_with_the_flags_is_said_at_once(folder: Path, capsys: Any) -> None:
