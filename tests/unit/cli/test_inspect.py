@@ -69,6 +69,8 @@ def test_colors_are_never_needed(folder: Path, capsys: Any, monkeypatch: Any) ->
     inspect("--max_length", "4")
     plain = capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     inspect("--max_length", "4")
     colored = capsys.readouterr().out
     assert "\x1b[" in colored
