@@ -105,7 +105,7 @@ def eos_ids(model: Any, args: Any = None, revision: str | None = None) -> list[i
     if isinstance(model, str):
         revision = revision or (getattr(args, "model_init_kwargs", None) or {}).get("revision")
         try:
-            config = GenerationConfig.from_pretrained(model, revision=revision)
+            config = GenerationConfig.from_pretrained(model, revision=revision or "main")
         except (OSError, ValueError):
             return []
     found = getattr(config, "eos_token_id", None)
