@@ -208,7 +208,7 @@ def test_over_two_processes_only_what_one_process_compares_alone_is_named(tmp_pa
     two = SimpleNamespace(per_device_train_batch_size=1, world_size=2, precompute_ref_log_probs=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _warn_of_likely_mistakes(two, mixture, None, [])
+        _warn_of_likely_mistakes(two, mixture, None)
     assert [("uses batch statistics" in str(w.message)) for w in caught] == [True] * warned
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -55,7 +56,9 @@ def test_these_are_all() -> None:
 @pytest.mark.parametrize("form", ["flag", "text", "yaml"])
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_mapping_in_every_form(tmp_path, monkeypatch, name: str, form: str) -> None:
-    monkeypatch.setattr("accelerate.utils.DeepSpeedPlugin", lambda **_: None)  # which is not installed everywhere
+    # DeepSpeed is not installed everywhere.
+    monkeypatch.setattr("accelerate.utils.DeepSpeedPlugin", lambda **_: None)
+    monkeypatch.setattr("transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig", MagicMock())
     value, expected = GIVEN[name]
     text = json.dumps(value)
     file = config_file(tmp_path, **{name: value if form == "yaml" else text})
