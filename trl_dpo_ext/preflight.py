@@ -137,7 +137,7 @@ class RunSpec:
             ignored = ignored_columns(part, name, is_read=args.precompute_ref_log_probs)
             if ignored:
                 warnings.warn(ignored, stacklevel=3)
-        for warning in unused_options(args):
+        for warning in [*unused_options(args), *_trl.initialization_warnings(peft_config)]:
             warnings.warn(warning, stacklevel=3)
         preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args))
         if tokenizes and processing_class is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,14 @@ def test_what_was_prepared_starts_at_the_reference(tmp_path: Path, kind: str) ->
 def test_a_prepared_peft_model_starts_at_the_reference(tmp_path: Path, kind: str) -> None:
     model, peft_config = PREPARED[kind]()
     starts_at_zero(tmp_path, get_peft_model(model, peft_config))
+
+
+@initialized("`init_lora_weights=False` in `peft_config`", "warning: the policy does not start as its reference")
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["LoRA", "DoRA", "rsLoRA"])
+def test_a_random_start_is_told(tmp_path: Path, more: dict[str, bool]) -> None:
+    random = config(False, **more)
+    with pytest.warns(UserWarning, match="init_lora_weights=False starts the adapter at random"):
+        runs.trainer(tmp_path / "new", peft_config=random)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "init_lora_weights")
+        runs.trainer(tmp_path / "made", model=get_peft_model(tiny.model(), random))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,15 @@ def test_no_grad(tmp_path: Path) -> None:
     run = runs.trainer(tmp_path)
     with torch.no_grad(), pytest.raises(InputError, match=r"gradients are off.*torch\.no_grad"):
         run.train()
+
+
+@nothing_trains("`learning_rate=0`", "warning at the first step")
+def test_a_learning_rate_of_zero_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"Nothing trains: the learning rate is 0"):
+        runs.trained(tmp_path / "zero", max_steps=1, learning_rate=0.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Nothing trains")
+        runs.trained(tmp_path / "warmup", max_steps=2, warmup_steps=2)  # whose first step has the rate 0
 
 
 def trains_what_does_not_run() -> Any:

@@ -42,6 +42,7 @@ from .constructor import (
 from .engine import Engine, planned_engine
 from .frozen_copy import copied_by_us, is_copied, start_kept
 from .host import Host
+from .initializations import initialization_warnings
 from .internals import TrainerInternals
 from .json_text import typed_values
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
@@ -90,6 +91,7 @@ __all__ = [
     "gather_object",
     "has_adapter_inside",
     "has_interface",
+    "initialization_warnings",
     "is_copied",
     "is_peft_model",
     "keeps_end",

@@ -42,6 +42,17 @@ def initialization_problems(model: Any, peft_config: Any) -> list[str]:
     ]
 
 
+def initialization_warnings(peft_config: Any) -> list[str]:
+    """Return a warning if a new adapter starts at random, and therefore not as the reference, which is the base."""
+    if getattr(peft_config, "init_lora_weights", None) is not False:
+        return []
+    return [
+        "init_lora_weights=False starts the adapter at random: the policy does not start as its reference, the base. "
+        "Set init_lora_weights=True; or make the adapter with peft.get_peft_model and pass that model, whose frozen "
+        "copy is then the reference."
+    ]
+
+
 def _loftq_problems() -> list[str]:
     if torch.accelerator.current_accelerator() is not None:
         return []

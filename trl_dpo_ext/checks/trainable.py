@@ -113,6 +113,9 @@ def check_begins(policy: Any, optimizer: Any) -> None:
             "Nothing would train: the optimizer has no parameters. Call train() after requires_grad_(True), without "
             "creating the optimizer before."
         )
+    rates = [group.get("initial_lr", group["lr"]) for group in getattr(optimizer, "param_groups", ())]
+    if rates and not any(rates):
+        warnings.warn("Nothing trains: the learning rate is 0. Set --learning_rate above 0.", stacklevel=5)
 
 
 def check_reached(policy: Any) -> None:
