@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from .messages import ANSWER_FIELDS, is_set
 from .rows import SIDES
 from .streams import StreamReport
 from .tool_calls import fit_tool_calls
-from .truncation import token_lengths
+from .truncation import all_dropped, without_limit
 
 
 def tokenized(
@@ -50,8 +49,9 @@ def tokenized(
     prepared = prepare(dataset, processing_class, args, name)
     if isinstance(prepared, Dataset) and not set(_trl.TOKEN_IDS) <= set(dataset.column_names):
         if not len(prepared) and len(dataset):
-            whole = prepare(dataset, processing_class, _without_limit(args), name)
-            raise InputError(_all_dropped(whole, args.max_length, name))
+            whole = prepare(dataset, processing_class, without_limit(args), name)
+            finding = all_dropped(whole, args.max_length)
+            raise InputError(f"{name} dataset: {finding.sentence}. {finding.remedy}")
 
         def lines() -> list[str]:
             found = [*find(dataset, prepared, processing_class, args), *unprinted(dataset, processing_class)]
@@ -60,20 +60,6 @@ def tokenized(
         for line in on_main_process(lines):
             warnings.warn(line, stacklevel=6)
     return length_column(prepared, args)
-
-
-def _without_limit(args: Any) -> Any:
-    unlimited = copy.copy(args)
-    unlimited.max_length = None
-    return unlimited
-
-
-def _all_dropped(whole: Dataset, limit: int, name: str) -> str:
-    shortest = min(int(token_lengths(batch)[:, 0].min()) for batch in read_batches(whole, [_trl.TOKEN_IDS[0]]))
-    return (
-        f"{name} dataset: all {len(whole)} rows dropped: the prompt alone fills max_length={limit} in every row, and "
-        f"the shortest prompt has {shortest} tokens. Raise max_length, or set truncation_mode='keep_end'."
-    )
 
 
 def unprinted(dataset: Dataset, processing_class: Any) -> list[Finding]:

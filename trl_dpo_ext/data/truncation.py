@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from datasets import Dataset
 
 from .. import _trl
 from . import columnar
-from .batches import DatasetBatch
-from .findings import WARNING, Finding
+from .batches import DatasetBatch, read_batches
+from .findings import ERROR, WARNING, Finding
 from .rows import SIDES
 
 Counts = npt.NDArray[np.int64]
@@ -94,6 +97,37 @@ def token_lengths(batch: DatasetBatch) -> Counts:
     """(rows, columns)"""
     columns = [name for name in _trl.TOKEN_IDS if name in batch.table.column_names]
     return np.stack([columnar.list_lengths(batch.column(name)) for name in columns], axis=1)
+
+
+def prompt_lengths(tokenized: Dataset) -> Counts:
+    """Return the number of tokens of each prompt, (rows,)."""
+    lengths = [token_lengths(batch)[:, 0] for batch in read_batches(tokenized, [_trl.TOKEN_IDS[0]])]
+    return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+
+
+def without_limit(args: Any) -> Any:
+    """Return a configuration with which no row is dropped or cut."""
+    unlimited = copy.copy(args)
+    unlimited.max_length = None
+    return unlimited
+
+
+def all_dropped(whole: Dataset, limit: int) -> Finding:
+    """The finding that no row is left.
+
+    Args:
+        whole: the rows, tokenized without a limit.
+        limit: `max_length`.
+    """
+    return Finding(
+        "all_dropped",
+        ERROR,
+        len(whole),
+        len(whole),
+        f"all {len(whole)} rows dropped: the prompt alone fills max_length={limit} in every row, and the shortest "
+        f"prompt has {prompt_lengths(whole).min()} tokens",
+        "Raise max_length, or set truncation_mode='keep_end'.",
+    )
 
 
 def _values(column: columnar.ArrowColumn) -> npt.NDArray:

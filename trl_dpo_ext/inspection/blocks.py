@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..data.rows import SIDES
 from . import statistics
 from .contents import SCRIPTS
-from .pair_measures import SIDES, Rows
+from .pair_measures import Rows
 from .pair_rules import MANY
 from .pair_table import PairTable
 from .token_rules import tail_counts

@@ -20,7 +20,6 @@ from .token_kinds import TokenKinds
 Counts = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
-SIDES = ("chosen", "rejected")
 _TRAILING = 16
 """Tokens of whitespace behind an EOS, at most."""
 _CELLS = 1 << 20

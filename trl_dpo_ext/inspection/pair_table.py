@@ -15,8 +15,9 @@ from datasets import Dataset
 from .. import _trl
 from ..data.batches import DatasetBatch, read_batches
 from ..data.findings import ROW, Finding
+from ..data.rows import SIDES
 from .contents import CHARACTERS, Characters, Contents, Keys
-from .pair_measures import SIDES, PairMeasurer, Rows, Truncation
+from .pair_measures import PairMeasurer, Rows, Truncation
 from .token_kinds import TokenKinds
 
 Mask = npt.NDArray[np.bool_]

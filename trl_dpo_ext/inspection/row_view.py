@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _trl
-from .pair_measures import SIDES
+from ..data.rows import SIDES
 from .pair_table import COLUMNS, ROW, PairTable
 
 _LONGEST_VALUE = 4000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,11 @@ from datasets import Dataset, IterableDataset
 from .. import _trl
 from ..checks.tokenizers import tokenizer_problems
 from ..core.registry import list_losses
-from ..data.batches import read_batches
-from ..data.columnar import list_lengths
 from ..data.columns import loss_columns
 from ..data.findings import ERROR, NOTE, ROW, Finding, by_number, gravest_first
 from ..data.prepare import checked_datasets, with_fitting_tool_calls
 from ..data.tokenized import unprinted
+from ..data.truncation import all_dropped, prompt_lengths, without_limit
 from ..errors import InputError
 from .pair_table import COLUMNS, PROMPTS_TOKENIZED, PairTable, check_truncation, numbered, pair_table
 from .row_view import short
@@ -75,17 +73,17 @@ class InspectedSplit:
         prepare = _trl.preparation(tokenizer)
         images = [column for column in ("image", "images") if column in checked.column_names]
         if images:  # they are processed batch by batch, and TRL truncates behind them
-            checked, args = checked.remove_columns(images), _without_limit(args)
+            checked, args = checked.remove_columns(images), without_limit(args)
         prepared = prepare(checked, tokenizer, args, name)
         loaded = checked[ROW][:]
         if not len(prepared):
-            whole = prepare(checked, tokenizer, _without_limit(args), name)
+            whole = prepare(checked, tokenizer, without_limit(args), name)
             return cls(raw, checked, None, [all_dropped(whole, args.max_length)])
         numbers = np.array(prepared[ROW][:], dtype=np.int64)
         table = pair_table(prepared, kinds, tokenizer, args, loaded, numbers, PROMPTS_TOKENIZED)
         if len(table.dropped):
             places = np.flatnonzero(np.isin(loaded, table.dropped))
-            whole = prepare(checked.select(places), tokenizer, _without_limit(args), name)
+            whole = prepare(checked.select(places), tokenizer, without_limit(args), name)
             table.dropped_prompts = prompt_lengths(whole)
         check_truncation(table, _trl.pair_collator(tokenizer, args))
         table.findings = find(table)
@@ -155,35 +153,3 @@ def _columns(split: InspectedSplit, names: list[str], args: Any) -> dict[str, An
         "unused": {name: short(first[name]) for name in unused},
         "readable": readable,
     }
-
-
-def all_dropped(whole: Dataset, limit: int) -> Finding:
-    """The finding that no row is left.
-
-    Args:
-        whole: the rows, tokenized without a limit.
-        limit: `max_length`.
-    """
-    shortest = int(prompt_lengths(whole).min())
-    return Finding(
-        "all_dropped",
-        ERROR,
-        len(whole),
-        len(whole),
-        f"all {len(whole)} rows dropped: the prompt alone fills max_length={limit} in every row, and the shortest "
-        f"prompt has {shortest} tokens",
-        "Raise max_length, or set truncation_mode='keep_end'.",
-    )
-
-
-def prompt_lengths(tokenized: Dataset) -> Any:
-    """Return the number of tokens of each prompt, (rows,)."""
-    name = _trl.TOKEN_IDS[0]
-    parts = [list_lengths(batch.column(name)) for batch in read_batches(tokenized, [name])]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-
-def _without_limit(args: Any) -> Any:
-    unlimited = copy.copy(args)
-    unlimited.max_length = None
-    return unlimited
