@@ -4,6 +4,7 @@ from .adapter_copy import adapter_pairs
 from .adapters import (
     FROZEN,
     NOT_THE_FORWARD,
+    adapter_kind,
     adapters_of,
     adapts_head,
     are_switched_off,
@@ -75,6 +76,7 @@ __all__ = [
     "SecondAdapter",
     "SyncRefModelCallback",
     "TrainerInternals",
+    "adapter_kind",
     "adapter_pairs",
     "adapters_of",
     "adapts_head",

@@ -32,6 +32,11 @@ NOT_THE_FORWARD = {
 """Fields of an adapter's configuration about its origin and its training, not about what it computes."""
 
 
+def adapter_kind(config: Any) -> str:
+    """The method of a PEFT configuration, such as `LORA`."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
 def has_adapter_inside(model: Any) -> bool:
     """Whether transformers has put an adapter into a model, which is then no `PeftModel`."""
     return not isinstance(model, PeftModel) and bool(getattr(model, "_hf_peft_config_loaded", False))

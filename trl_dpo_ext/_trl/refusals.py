@@ -10,7 +10,7 @@ from peft import PeftConfig
 from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
-from .adapters import adapters_of, adapts_head
+from .adapters import adapter_kind, adapters_of, adapts_head
 from .batch import column_names
 from .compiled import is_compiled, without_compilation
 from .initializations import initialization_problems
@@ -118,7 +118,7 @@ def _adapter_problems(args: Any, policy: Any, peft_config: Any) -> list[str]:
 
 
 def _config_problems(args: Any, config: Any) -> list[str]:
-    kind, problems = str(getattr(config.peft_type, "value", config.peft_type)), []
+    kind, problems = adapter_kind(config), []
     if kind in _UNUSABLE:
         problems.append(f"An adapter of the kind {kind} {_UNUSABLE[kind]}. Use another kind, such as LoraConfig.")
     if kind in ("PREFIX_TUNING", "CARTRIDGE") and args.gradient_checkpointing:

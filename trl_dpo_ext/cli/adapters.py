@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .._trl import adapter_kind
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 
@@ -57,7 +58,7 @@ def describe_policy(trainer: Any, model: Any) -> str | None:
     configs = getattr(policy, "peft_config", None)
     if not configs:
         return f"all weights of {base}" if adapter is not None else None
-    kind = configs[policy.active_adapter].peft_type.value
+    kind = adapter_kind(configs[policy.active_adapter])
     if adapter is None or trainer.args.merge_adapter:
         return f"a new {kind} adapter on {base}"
     return f"the {kind} adapter {adapter.name}, trained further, on {base}"

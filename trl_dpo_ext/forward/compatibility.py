@@ -35,7 +35,7 @@ def packing_problems(model: Any, longest: int | None = None) -> list[str]:
     adapters = adapters.values() if isinstance(adapters, dict) else [adapters]
     config, name = causal.config.get_text_config(), type(causal).__name__
     problems = [
-        f"{adapter.peft_type.value} prepends virtual tokens to every row; use LoRA or another adapter of weights"
+        f"{_trl.adapter_kind(adapter)} prepends virtual tokens to every row; use LoRA or another adapter of weights"
         for adapter in adapters
         if adapter.is_prompt_learning
     ]

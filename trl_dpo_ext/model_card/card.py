@@ -12,7 +12,7 @@ from .losses import active_options, citations, losses_table, paper_link, shown_l
 from .names import Named, last_part
 from .origin import Origin
 from .reference import reference_lines
-from .training import adapter, adapter_kind, base_model, data_lines, data_names, training_lines, version_lines
+from .training import adapter, base_model, data_lines, data_names, training_lines, version_lines
 
 PACKAGE = "trl-dpo-ext"
 
@@ -72,7 +72,7 @@ def _complete_metadata(data: Any, trainer: Any, base: Named | None, datasets: li
     if config is None:
         return
     data.library_name = "peft"
-    data.tags = sorted({*data.tags, adapter_kind(config).lower(), "transformers"})
+    data.tags = sorted({*data.tags, _trl.adapter_kind(config).lower(), "transformers"})
     if base is not None and base.on_hub:
         data.tags = sorted({*data.tags, f"base_model:adapter:{base.name}"})
     if str(getattr(config.task_type, "value", config.task_type)) == "CAUSAL_LM":

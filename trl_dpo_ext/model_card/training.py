@@ -6,6 +6,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from .. import _trl
 from ..estimate.strategy import detect_strategy
 from ..reference.model.memory import describe_quantization
 from .names import Named, dataset_of, named, rows_of
@@ -37,12 +38,6 @@ def adapter(model: Any) -> Any:
         return None
     active = getattr(model, "active_adapter", None)
     return configs[active] if isinstance(active, str) and active in configs else next(iter(configs.values()))
-
-
-def adapter_kind(config: Any) -> str:
-    """The method of a PEFT configuration, such as `LORA`."""
-    kind = config.peft_type
-    return str(getattr(kind, "value", kind))
 
 
 def training_lines(trainer: Any, resumed_from: str | None) -> list[str]:
@@ -80,7 +75,7 @@ def _trained(model: Any) -> str:
     targets = getattr(config, "target_modules", None)
     if targets:
         shown.append(f"target_modules={targets if isinstance(targets, str) else ', '.join(sorted(targets))}")
-    return f"an adapter, {adapter_kind(config)} ({'; '.join(shown)}){weights}"
+    return f"an adapter, {_trl.adapter_kind(config)} ({'; '.join(shown)}){weights}"
 
 
 def data_names(trainer: Any, given: Any, origin: Any) -> list[Named]:

@@ -13,7 +13,7 @@ from peft import PeftConfig
 from transformers import AutoProcessor
 from transformers.utils import find_adapter_config_file
 
-from .._trl import adapts_head
+from .._trl import adapter_kind, adapts_head
 from ..checks.configuration import read_configuration
 from ..errors import InputError
 
@@ -99,7 +99,7 @@ class SavedAdapter:
     @property
     def kind(self) -> str:
         """The method, such as LORA."""
-        return str(getattr(self.config.peft_type, "value", self.config.peft_type))
+        return adapter_kind(self.config)
 
     @cached_property
     def base_config(self) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._trl import NOT_THE_FORWARD, merged_adapters, without_adapter, wraps_layer
+from ..._trl import NOT_THE_FORWARD, adapter_kind, merged_adapters, without_adapter, wraps_layer
 from ...errors import InputError
 from .hashing import chunks_of_memory, combined, hashing_threads
 
@@ -70,7 +70,7 @@ def adapters_start_apart(model: nn.Module) -> bool:
 
 
 def _starts_apart(config: Any) -> bool:
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = adapter_kind(config)
     zeroed = [getattr(config, name) for name in _INIT_FLAGS if hasattr(config, name)]
     if kind in _STARTING_AT_RANDOM:
         return True not in zeroed

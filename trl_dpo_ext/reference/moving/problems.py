@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..._trl import planned_engine
+from ..._trl import adapter_kind, planned_engine
 from ..model.quantization import is_quantized
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ _QUANTIZED = (
 
 
 def _adapter_problems(adapter: Any, args: Any) -> list[str]:
-    kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+    kind = adapter_kind(adapter)
     if adapter.is_prompt_learning or adapter.is_adaption_prompt:
         return [f"sync_ref_model=True cannot be used with {kind}: virtual tokens cannot be mixed. Use LoRA."]
     problems = []
