@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,11 +22,24 @@ COMPLETION_IDS = {"chosen": "chosen_ids", "rejected": "rejected_ids"}
 TOKEN_IDS = ("prompt_ids", *COMPLETION_IDS.values())
 """Seam: the columns in which TRL keeps a row's tokens."""
 
+IMAGE_COLUMNS = ("image", "images")
+"""The columns from one of which TRL takes a row's images."""
+
 
 def column_names(dataset: Any) -> list[str]:
     """The names of a dataset's columns, in their order; those of the first row for a stream that does not know them."""
     names = getattr(dataset, "column_names", [])
     return list(next(iter(dataset), {}) if names is None else names)
+
+
+def image_columns(names: Iterable[str]) -> list[str]:
+    """Those of a row's columns that hold images."""
+    return [name for name in IMAGE_COLUMNS if name in {*names}]
+
+
+def is_tokenized(dataset: Any) -> bool:
+    """Whether a dataset has TRL's columns of token ids."""
+    return set(TOKEN_IDS) <= set(column_names(dataset))
 
 
 def keeps_end(collator: Any) -> bool:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
 from .adapters import adapter_kind, adapters_of, adapts_head
-from .batch import column_names
+from .batch import column_names, image_columns
 from .compiled import is_compiled, without_compilation
 from .initializations import initialization_problems
 from .models import is_peft_model
@@ -78,13 +78,14 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "A model with an adapter was compiled before it was given to the trainer. Give the model itself, and set "
             "torch_compile=True."
         )
-    problems += [*_attention_problems(args), *_adapter_problems(args, next(iter(models), None), peft_config)]
+    policy = next(iter(models), None)
+    problems += [*_attention_problems(args), *_adapter_problems(args, policy, peft_config)]
     if adapts_head(peft_config):
         problems.append(
             "peft_config adapts lm_head, but log-probs are computed from its weight directly, so that adapter would "
             "not be trained. Remove 'lm_head' from target_modules, or put it into modules_to_save."
         )
-    problems += initialization_problems(next(iter(models), None), peft_config)
+    problems += initialization_problems(policy, peft_config)
     return [*problems, *_image_problems(args, datasets)]
 
 
@@ -128,8 +129,9 @@ def _config_problems(args: Any, config: Any) -> list[str]:
         )
     if kind == "LORA" and getattr(config, "lora_alpha", 1) == 0:
         problems.append("Nothing would train: lora_alpha=0 multiplies the adapter by zero. Set lora_alpha above 0.")
-    if isinstance(getattr(config, "r", 1), int) and getattr(config, "r", 1) <= 0 and kind in ("LORA", "VERA", "LOHA"):
-        problems.append(f"The rank of an adapter must be positive; got r={config.r} (--lora_r).")
+    rank = getattr(config, "r", 1)
+    if isinstance(rank, int) and rank <= 0 and kind in ("LORA", "VERA", "LOHA"):
+        problems.append(f"The rank of an adapter must be positive; got r={rank} (--lora_r).")
     task = getattr(config.task_type, "value", config.task_type)
     if task not in (None, "CAUSAL_LM"):
         problems.append(
@@ -140,7 +142,7 @@ def _config_problems(args: Any, config: Any) -> list[str]:
 
 
 def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
-    if not any({"image", "images"} & set(column_names(dataset)) for dataset in datasets):
+    if not any(image_columns(column_names(dataset)) for dataset in datasets):
         return []
     wrong = {
         "precompute_ref_log_probs=True": args.precompute_ref_log_probs,

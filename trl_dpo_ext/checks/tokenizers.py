@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import AutoProcessor, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from .. import _trl
 from ..errors import InputError
 from .models import embedding_rows, first_line
 
@@ -131,7 +132,7 @@ def tokenizer_problems(processing: Any, rows: int | None, args: Any, datasets: M
     ]
     problems = [*_special_problems(tokenizer, args, texts), *_template_problems(processing, needs_template)]
     if not isinstance(processing, ProcessorMixin):
-        problems += [_images_unread(name, row) for name, row in first.items() if {"image", "images"} & {*row}]
+        problems += [_images_unread(name, row) for name, row in first.items() if _trl.image_columns(row)]
     if rows is not None:
         template = str(getattr(processing, "chat_template", None) or "") if messages else ""
         problems += _embedding_problems(tokenizer, rows, args, template, datasets)
@@ -139,7 +140,7 @@ def tokenizer_problems(processing: Any, rows: int | None, args: Any, datasets: M
 
 
 def _images_unread(name: str, row: Mapping[str, Any]) -> str:
-    column = next(column for column in ("image", "images") if column in row)
+    column = _trl.image_columns(row)[0]
     return (
         f"{name} has the column {column!r}, and the model reads texts alone: its processing_class is a tokenizer. Use "
         f"a vision-language model with its processor, or remove the column (dataset.remove_columns({column!r}))."

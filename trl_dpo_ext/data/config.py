@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._trl import REFERENCE_COLUMNS
+from .._trl import IMAGE_COLUMNS, REFERENCE_COLUMNS
 from ..core.registry import list_losses
 from ..option_docs import document_options
 from .findings import unknown_findings
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 ANSWER_NAMES = ("a", "b", "winner", "winner_is_b")
 """Names for two answers, and the column that says which is better."""
 COLUMN_NAMES = (
-    *("prompt", "chosen", "rejected", "messages", "system", "tools", "chat_template_kwargs", "image", "images"),
+    *("prompt", "chosen", "rejected", "messages", "system", "tools", "chat_template_kwargs"),
+    *IMAGE_COLUMNS,
     *REFERENCE_COLUMNS,
     *ANSWER_NAMES,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from .. import _trl
 from .findings import WARNING, Finding
 from .public_layouts import missing_sides
 from .rows import SIDES, Layout
@@ -68,7 +69,7 @@ def find_layout(dataset: Any, first: Mapping[str, Any]) -> tuple[Layout, list[st
         context=context,
         rejected=rejected,
         json=tuple(name for name in columns if _is_written_messages(first[name])),
-        keep_parts="image" in first or "images" in first,
+        keep_parts=bool(_trl.image_columns(first)),
     )
     if context is not None:
         return layout, [], []

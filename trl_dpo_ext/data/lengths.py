@@ -26,7 +26,7 @@ def length_column(dataset: Any, args: Any) -> Any:
     """
     name = args.length_column_name
     wanted = args.train_sampling_strategy in _BY_LENGTH and isinstance(dataset, Dataset)
-    if not wanted or name in dataset.column_names or not set(_trl.TOKEN_IDS) <= set(dataset.column_names):
+    if not wanted or name in dataset.column_names or not _trl.is_tokenized(dataset):
         return dataset
     limit = args.max_length if args.max_length is not None else float("inf")
 

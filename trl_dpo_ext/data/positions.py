@@ -26,8 +26,7 @@ def position_problems(causal: Any, dataset: Any, label: str, args: Any) -> list[
         args: the run's configuration.
     """
     limit = _learned_positions(causal)
-    names = set(getattr(dataset, "column_names", None) or ())
-    if limit is None or not isinstance(dataset, Dataset) or not set(_trl.TOKEN_IDS) <= names:
+    if limit is None or not isinstance(dataset, Dataset) or not _trl.is_tokenized(dataset):
         return []
     if args.max_length is not None and args.max_length <= limit:
         return []

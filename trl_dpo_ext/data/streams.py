@@ -106,7 +106,7 @@ class StreamReport(TrainerCallback):
             prepare: TRL's `_prepare_dataset`.
             dataset, processing_class, args, name: its arguments.
         """
-        if set(_trl.TOKEN_IDS) <= set(_trl.column_names(dataset)):
+        if _trl.is_tokenized(dataset):
             return prepare(dataset, processing_class, args, name)
         counts = StreamCounts(name, args)
         self.counts.append(counts)

@@ -42,12 +42,12 @@ def tokenized(
     Raises:
         InputError: no row is left, because the prompts alone fill `max_length`.
     """
-    if not set(_trl.TOKEN_IDS) <= set(_trl.column_names(dataset)):
+    if not _trl.is_tokenized(dataset):
         dataset = fit_tool_calls(dataset, processing_class, f"{name} dataset")
     if isinstance(dataset, IterableDataset):
         return streams.prepared(prepare, dataset, processing_class, args, name)
     prepared = prepare(dataset, processing_class, args, name)
-    if isinstance(prepared, Dataset) and not set(_trl.TOKEN_IDS) <= set(dataset.column_names):
+    if isinstance(prepared, Dataset) and not _trl.is_tokenized(dataset):
         if not len(prepared) and len(dataset):
             whole = prepare(dataset, processing_class, without_limit(args), name)
             finding = all_dropped(whole, args.max_length)

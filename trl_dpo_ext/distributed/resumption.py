@@ -18,7 +18,6 @@ RUN_FILE = "trl_dpo_ext_run.json"
 """File of a checkpoint that tells which run has written it."""
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _SAMPLED_ROWS = 8
 
 
@@ -75,12 +74,12 @@ def _family(optimizer: str) -> str:
 
 def _fingerprint(dataset: Any) -> str | None:
     """Of the number of rows and the tokens of some; None for streams and rows that are tokenized batch by batch."""
-    if not hasattr(dataset, "__len__") or not {*_TOKENS} <= {*(getattr(dataset, "column_names", None) or ())}:
+    if not hasattr(dataset, "__len__") or not _trl.is_tokenized(dataset):
         return None
     rows = len(dataset)
     asked = range(0, rows, max(rows // _SAMPLED_ROWS, 1))
     taken = dataset.with_format(None).select(asked)
-    tokens = [[list(row[name]) for name in _TOKENS] for row in taken]
+    tokens = [[list(row[name]) for name in _trl.TOKEN_IDS] for row in taken]
     return f"{rows} rows, {hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]}"
 
 

@@ -13,7 +13,7 @@ from ..data.rows import SIDES
 from .pair_table import COLUMNS, ROW, PairTable
 
 _LONGEST_VALUE = 4000
-_HIDDEN = {*COLUMNS, *_trl.TOKEN_IDS, ROW, "images", "image"}
+_HIDDEN = {*COLUMNS, *_trl.TOKEN_IDS, ROW, *_trl.IMAGE_COLUMNS}
 
 
 def row_views(table: PairTable, split: str, places: Sequence[int], findings: Sequence[Any]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from .row_view import short
 from .rules import find
 from .token_kinds import TokenKinds
 
-_READ_BY_TRL = (*COLUMNS, "tools", "chat_template_kwargs", "image", "images", "ref_chosen_logps", "ref_rejected_logps")
+_READ_BY_TRL = (*COLUMNS, "tools", "chat_template_kwargs", *_trl.IMAGE_COLUMNS, *_trl.REFERENCE_COLUMNS)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class InspectedSplit:
         cls, raw: Any, checked: Any, tokenizer: Any, args: Any, kinds: TokenKinds, name: str, findings: list[Finding]
     ) -> InspectedSplit:
         prepare = _trl.preparation(tokenizer)
-        images = [column for column in ("image", "images") if column in checked.column_names]
+        images = _trl.image_columns(checked.column_names)
         if images:  # they are processed batch by batch, and TRL truncates behind them
             checked, args = checked.remove_columns(images), without_limit(args)
         prepared = prepare(checked, tokenizer, args, name)
@@ -103,7 +103,7 @@ class InspectedSplit:
             "prompt + answers" if "prompt" in names else "whole conversations" if kind == "messages" else "whole texts"
         )
         described = {"layout": f"{prompt}, {kind}", "columns": _columns(self, names, args)}
-        if {"image", "images"} & set(names):
+        if _trl.image_columns(names):
             described["images"] = "text tokens only; image tokens are not counted"
         return described
 

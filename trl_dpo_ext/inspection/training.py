@@ -18,7 +18,6 @@ from .token_kinds import TokenKinds
 
 _PROMPTS = 1000
 """How many prompts are tokenized alone, at most."""
-_IMAGES = {"image", "images"}
 
 
 class DatasetPreparation:
@@ -49,7 +48,7 @@ class DatasetPreparation:
         prepare = _trl.preparation(processing_class)
         evaluated = datasets["eval_dataset"]
         parts = evaluated.items() if isinstance(evaluated, dict) else [("eval", evaluated)]
-        if _has_images(datasets["train_dataset"]):
+        if _trl.image_columns(getattr(datasets["train_dataset"], "column_names", None) or ()):
             return
         for name, dataset in [("train", datasets["train_dataset"]), *parts]:
             if isinstance(dataset, Dataset):
@@ -75,13 +74,9 @@ class DatasetPreparation:
         return tokenized(prepare, dataset, processing_class, args, name, self.streams, self._found)
 
     def _found(self, dataset: Dataset, prepared: Dataset, processing_class: Any, args: Any) -> list[Finding]:
-        if not set(_trl.TOKEN_IDS) <= set(prepared.column_names) or not len(prepared):
+        if not _trl.is_tokenized(prepared) or not len(prepared):
             return []
         loaded = np.arange(len(dataset))
         kinds = TokenKinds(processing_class, self.eos_ids)
         table = pair_table(prepared, kinds, processing_class, args, loaded, _trl.kept_rows(prepared), _PROMPTS)
         return [finding for finding in find(table) if finding.level != NOTE]
-
-
-def _has_images(dataset: Any) -> bool:
-    return bool(_IMAGES & set(getattr(dataset, "column_names", None) or ()))
