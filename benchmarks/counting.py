@@ -1,7 +1,11 @@
-"""What a computation costs, counted so that it does not depend on the machine: operators, and memory at its peak."""
+"""What a computation costs, counted so that it does not depend on the machine: operators, and memory at its peak.
+
+For people beside it: what measured, and how a benchmark shows what it has found.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import time
 from collections.abc import Callable
@@ -77,6 +81,14 @@ def machine(device: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     where = torch.cuda.get_device_name() if device != "cpu" else f"{_processor()}, {torch.get_num_threads()} threads"
     return f"{time.strftime('%d %B %Y')}, {where}; {versions}; load average {_load()}"
+
+
+def show(options: argparse.Namespace, text: str) -> None:
+    """Print text, and append it to the file in `options.output`, if any."""
+    print(text, flush=True)
+    if options.output:
+        with options.output.open("a") as file:
+            file.write(f"{text}\n")
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ from trl import DPOConfig, DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from checkouts import Checkout
-from counting import Counts, Seconds, count, machine, timed
+from counting import Counts, Seconds, count, machine, show, timed
 from lengths import LENGTHS, pairs
 from shapes import SHAPES, SIZES, model
 
@@ -251,13 +251,6 @@ def main() -> None:
     show(options, f"\nAt the end: {machine(options.device)}")
     for checkout in checkouts:
         checkout.close()
-
-
-def show(options: argparse.Namespace, text: str) -> None:
-    print(text, flush=True)
-    if options.output:
-        with options.output.open("a") as file:
-            file.write(f"{text}\n")
 
 
 if __name__ == "__main__":

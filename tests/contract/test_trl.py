@@ -20,16 +20,6 @@ from trl_dpo_ext import _trl
 from .trl_seams import Spy, seam
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
-
-
-@pytest.fixture
-def batch(host: Any) -> dict[str, torch.Tensor]:
-    return next(iter(host.get_train_dataloader()))
-
-
 def test_the_loss_only_calls_the_model_and_reads_log_probs(host: Any, batch: dict) -> None:
     spy = Spy(host.model)
     host.compute_loss(spy, batch)

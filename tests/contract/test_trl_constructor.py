@@ -21,16 +21,6 @@ from trl_dpo_ext import DPOExtTrainer, _trl, list_losses
 from .trl_seams import Spy, seam
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return runs.trainer(tmp_path_factory.mktemp("host"), DPOTrainer, ref_model=tiny.model(seed=1))
-
-
-@pytest.fixture
-def batch(host: Any) -> dict[str, torch.Tensor]:
-    return next(iter(host.get_train_dataloader()))
-
-
 def test_the_constructor_copies_the_losses_of_its_configuration(tmp_path) -> None:
     args = runs.config(tmp_path, DPOConfig)
     with _trl.without_losses(args, [], []):

@@ -18,18 +18,6 @@ EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps
 pytestmark = pytest.mark.usefixtures("no_loader_is_left_open")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A trainer that is evaluated in many ways and never trained."""
-    return trainer(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A trainer whose losses are replaced."""
-    return trainer(tmp_path_factory.mktemp("other"))
-
-
 MIXTURE = {"loss_type": ["sigmoid", "sft", "cpo", "dpo_nll:norm=token_mean"], "loss_weights": [1.0, 0.5, 0.3, 0.2]}
 SAME = "every mean over pairs or tokens, the loss included, has the value of the dataset as one batch"
 

@@ -16,18 +16,6 @@ from .evaluations import close, evaluated, evaluation, renamed, trainer, untimed
 pytestmark = pytest.mark.usefixtures("no_loader_is_left_open")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A trainer that is evaluated in many ways and never trained."""
-    return trainer(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A trainer whose losses are replaced."""
-    return trainer(tmp_path_factory.mktemp("other"))
-
-
 class Stopping(TrainerCallback):
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
