@@ -86,9 +86,14 @@ class Finding:
         return f"{dataset}: {self.sentence}.{remedy} (ignore_findings: {self.name})"
 
 
+def gravity(finding: Finding) -> tuple[int, float]:
+    """What findings are sorted by, the gravest first: their level, then the share of rows."""
+    return -LEVELS.index(finding.level), -finding.share
+
+
 def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by level, then by the share of rows."""
-    return sorted(findings, key=lambda finding: (-LEVELS.index(finding.level), -finding.share))
+    """Sort findings by `gravity`."""
+    return sorted(findings, key=gravity)
 
 
 def by_number(finding: Finding, dataset: Any) -> Finding:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import _trl
-from ..data.findings import LEVELS, NOTE, Finding, gravest_first
+from ..data.findings import NOTE, Finding, gravest_first, gravity
 from .blocks import split_blocks
 from .overlap import overlap
 from .result import Inspection
@@ -96,7 +96,7 @@ def _arguments(tokenizer: Any, args: Any) -> dict[str, Any]:
 
 def _as_json(found: Mapping[str, list[Finding]], ignored: set[str]) -> list[dict[str, Any]]:
     listed = [(split, finding) for split, findings in found.items() for finding in findings]
-    listed.sort(key=lambda item: (-LEVELS.index(item[1].level), -item[1].share))
+    listed.sort(key=lambda item: gravity(item[1]))
     return [
         {
             "name": finding.name,
