@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import _trl
 from . import columnar
-from .batches import read_batches
+from .batches import on_main_process, read_batches
 
 _NAMES = ("wpe", "embed_positions", "position_embedding", "position_embeddings")
 """What transformers calls embeddings of positions."""
@@ -30,6 +30,10 @@ def position_problems(causal: Any, dataset: Any, label: str, args: Any) -> list[
         return []
     if args.max_length is not None and args.max_length <= limit:
         return []
+    return on_main_process(lambda: _too_long(dataset, label, limit))
+
+
+def _too_long(dataset: Dataset, label: str, limit: int) -> list[str]:
     longest, beyond = 0, 0
     for batch in read_batches(dataset, _trl.TOKEN_IDS):
         prompt, *sides = (columnar.list_lengths(batch.column(name)) for name in _trl.TOKEN_IDS)
