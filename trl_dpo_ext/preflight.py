@@ -22,7 +22,7 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
-from .data.prepare import checked_datasets, with_fitting_tool_calls
+from .data.prepare import checked_datasets, named_parts, with_fitting_tool_calls
 from .data.streams import StreamReport
 from .distributed.launch import check_launch
 from .errors import InputError
@@ -98,7 +98,7 @@ class RunSpec:
         datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, **datasets)
-        problems += _trl.late_refusals(args, [model, ref_model], _parts([*datasets.values()]), peft_config)
+        problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)
         policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
             policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
@@ -109,8 +109,7 @@ class RunSpec:
             with _collecting(problems), policy.described_args():
                 config = None if policy.adds_tokens else config
                 live = ref_model if mixture.needs_reference and isinstance(ref_model, torch.nn.Module) else None
-                parts = _named_parts(datasets)
-                processing_class = check_tokenizer(args, policy.described, config, given, parts, live)
+                processing_class = check_tokenizer(args, policy.described, config, given, named_parts(datasets), live)
                 datasets = with_fitting_tool_calls(datasets, processing_class)
         if (is_readable or isinstance(model, str)) and not policy.converts:
             loaded: Any = args.model_init_kwargs or {}
@@ -125,7 +124,7 @@ class RunSpec:
                     mixture,
                     policy,
                     ref_model,
-                    [*datasets.values()],
+                    [*named_parts(datasets).values()],
                     processing_class=processing_class,
                     peft_config=peft_config,
                     quantization_config=quantization_config,
@@ -133,11 +132,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
-        for name, part in _named_parts(datasets).items() if mixture.needs_reference else ():
-            ignored = ignored_columns(part, name, is_read=args.precompute_ref_log_probs)
-            if ignored:
-                warnings.warn(ignored, stacklevel=3)
-        for warning in [*unused_options(args), *_trl.initialization_warnings(peft_config)]:
+        ignored = _ignored_columns(args, datasets) if mixture.needs_reference else []
+        for warning in [*ignored, *unused_options(args), *_trl.initialization_warnings(peft_config)]:
             warnings.warn(warning, stacklevel=3)
         preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args))
         if tokenizes and processing_class is not None:
@@ -158,9 +154,9 @@ def _reference(
     monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
     if args.precompute_ref_log_probs:
-        for part in _parts(datasets):
+        for part in datasets:
             refuse_sums(settings.needs, part, "given")
-    if args.precompute_ref_log_probs and _all_have_reference_columns(datasets):
+    if args.precompute_ref_log_probs and datasets and all(map(has_reference_columns, datasets)):
         if spec is not None:
             raise InputError(
                 "The datasets have reference log-probs of their own (ref_chosen_logps, ref_rejected_logps), and the "
@@ -183,22 +179,9 @@ def _reference(
     return kind(producer, settings, monitor)
 
 
-def _all_have_reference_columns(datasets: list[Any]) -> bool:
-    given = _parts(datasets)
-    return bool(given) and all(has_reference_columns(part) for part in given)
-
-
-def _named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
-    """Each dataset, or each of a dictionary of them, by the name that messages call it."""
-    named: dict[str, Any] = {}
-    for name, data in datasets.items():
-        named |= {f"{name}[{key!r}]": part for key, part in data.items()} if isinstance(data, dict) else {name: data}
-    return {name: part for name, part in named.items() if part is not None}
-
-
-def _parts(datasets: list[Any]) -> list[Any]:
-    parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
-    return [part for part in parts if part is not None]
+def _ignored_columns(args: DPOExtConfig, datasets: Mapping[str, Any]) -> list[str]:
+    found = (ignored_columns(part, name, args.precompute_ref_log_probs) for name, part in named_parts(datasets).items())
+    return [warning for warning in found if warning is not None]
 
 
 def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model: Any) -> None:

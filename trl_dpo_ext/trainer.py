@@ -16,6 +16,7 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, loss_columns, token_column_problems
 from .data.positions import position_problems
+from .data.prepare import named_parts
 from .errors import InputError
 from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
@@ -132,12 +133,10 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
                 f"{names} needs the complete next-token distributions of both models, but {problem}."
                 for problem in self.host.projection_problems()
             ]
-        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            parts = dataset if isinstance(dataset, dict) else {"": dataset}
-            for key, part in parts.items():
-                label = f"{name}[{key!r}]" if key else name
-                problems += position_problems(self.host.causal_model(self.model), part, label, self.args)
-                problems += token_column_problems(part, label, self.extra_columns)
+        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        for name, part in named_parts(datasets).items():
+            problems += position_problems(policy, part, name, self.args)
+            problems += token_column_problems(part, name, self.extra_columns)
         if problems:
             raise InputError(*problems)
 

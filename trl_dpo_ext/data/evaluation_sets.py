@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import _trl
+from .prepare import named_parts
 
 
 def evaluation_problems(args: Any, eval_dataset: Any, is_loaded: bool = True) -> list[str]:
@@ -17,15 +18,12 @@ def evaluation_problems(args: Any, eval_dataset: Any, is_loaded: bool = True) ->
         is_loaded: whether data could be loaded, so that a missing dataset is one that was not given.
     """
     problems = [_unknown_metric(args, list(eval_dataset))] if isinstance(eval_dataset, Mapping) else []
-    parts = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
     if is_loaded and eval_dataset is None and args.eval_strategy != "no":
         problems.append(
             f"eval_strategy={getattr(args.eval_strategy, 'value', args.eval_strategy)!r} needs an evaluation dataset. "
             "Pass eval_dataset (--test_split_size holds out some rows), or set eval_strategy='no'."
         )
-    problems += [
-        _all_dropped(args, f"eval_dataset[{name!r}]" if name else "eval_dataset", parts[name]) for name in parts
-    ]
+    problems += [_all_dropped(args, name, part) for name, part in named_parts({"eval_dataset": eval_dataset}).items()]
     return [problem for problem in problems if problem]
 
 

@@ -59,6 +59,15 @@ def checked_datasets(
     return prepared
 
 
+def named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
+    """Each dataset, or each of a dictionary of them, by the name that messages call it."""
+    named: dict[str, Any] = {}
+    for name, data in datasets.items():
+        parts = {f"{name}[{key!r}]": part for key, part in data.items()} if isinstance(data, Mapping) else {name: data}
+        named |= {label: part for label, part in parts.items() if part is not None}
+    return named
+
+
 def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) -> dict[str, Any]:
     """Return checked datasets with the arguments of tool calls as the chat template prints them.
 
