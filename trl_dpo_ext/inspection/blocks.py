@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import statistics
 from ..data.rows import SIDES
-from . import statistics
 from .contents import SCRIPTS
 from .pair_measures import Rows
 from .pair_rules import MANY

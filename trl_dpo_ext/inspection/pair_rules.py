@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import statistics
 from ..data.findings import NOTE, WARNING, Finding
-from . import statistics
 from .contents import SCRIPTS
 from .pair_table import PairTable
 from .rule import Mask, found, often, percent, rule, same_answers

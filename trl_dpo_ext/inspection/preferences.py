@@ -10,11 +10,11 @@ from typing import Any
 
 from .. import _trl
 from ..data.findings import NOTE, Finding, gravest_first, gravity
+from ..statistics import finite
 from .blocks import split_blocks
 from .overlap import overlap
 from .result import Inspection
 from .split import InspectedSplit
-from .statistics import finite
 from .token_kinds import TokenKinds
 
 _VERSIONS = ("trl", "transformers", "datasets", "tokenizers")

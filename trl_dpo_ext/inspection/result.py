@@ -14,9 +14,9 @@ from datasets import Dataset
 
 from ..data.findings import LEVELS, Finding
 from ..errors import InputError
+from ..statistics import finite
 from .pair_table import PairTable
 from .row_view import even_sample, row_views
-from .statistics import finite
 
 
 @dataclass

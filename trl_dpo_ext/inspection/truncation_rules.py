@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .. import statistics
 from ..data.findings import NOTE, WARNING, Finding
-from . import statistics
 from .pair_table import PairTable
 from .rule import Mask, enough, found, next_step, often, percent, rule, same_answers
 

@@ -1,4 +1,4 @@
-"""Statistics of `inspect`: against values computed by hand, or by another way."""
+"""Statistics of arrays, against values computed by hand, or by another way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from trl_dpo_ext.inspection import statistics
+from trl_dpo_ext import statistics
 
 COUNTS = some.lists(some.integers(0, 5000), min_size=1, max_size=60)
 
