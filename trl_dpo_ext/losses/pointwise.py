@@ -13,6 +13,7 @@ from ..core.hyperparameters import Beta
 from ..core.numerics import relu
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
+from ..core.running_state import RunningState, restored, saved
 
 
 @register_loss(paper="2402.05369", needs=Need.REFERENCE, verification="framework", from_trl=True)
@@ -111,13 +112,14 @@ class BcoPairDelta:
             self._delta = self._delta + (rewards.mean() - self._delta) * (rewards.numel() / self._pairs)
         return -F.logsigmoid(chosen - self._delta) - F.logsigmoid(-(rejected - self._delta))
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> RunningState:
         """The running mean and the number of pairs in it."""
-        return {"delta": float(self._delta), "pairs": self._pairs}
+        return {**saved(delta=self._delta), "pairs": self._pairs}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: RunningState) -> None:
         """Continue from a saved state."""
-        self._delta, self._pairs = float(state["delta"]), int(state["pairs"])
+        (self._delta,) = restored(state, "delta")
+        self._pairs = int(state["pairs"])
 
 
 @register_loss(paper="2408.06266", needs=Need.REFERENCE, verification="framework", from_trl=True)

@@ -15,6 +15,7 @@ from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
+from ..core.running_state import RunningState, restored, saved
 
 _MOMENTUM = 0.9
 
@@ -51,11 +52,11 @@ class _RunningMoments:
         std = torch.zeros_like(values) + self._std / (1 - _MOMENTUM**self.batches)
         return self.centered(values) / clamp_min(std, _MIN_STD)
 
-    def state_dict(self) -> dict[str, float | int]:
-        return {"mean": float(self._mean), "std": float(self._std), "batches": self.batches}
+    def state_dict(self) -> RunningState:
+        return {**saved(mean=self._mean, std=self._std), "batches": self.batches}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
-        self._mean, self._std = float(state["mean"]), float(state["std"])
+    def load_state_dict(self, state: RunningState) -> None:
+        self._mean, self._std = restored(state, "mean", "std")
         self.batches = int(state["batches"])
 
 
@@ -126,11 +127,11 @@ class AlphaDpo:
         target = alpha_dpo_gamma_ratio + alpha_dpo_alpha * self._moments.standardized(gaps)
         return -F.logsigmoid(alpha_dpo_beta * (p.chosen.avg_logps - p.rejected.avg_logps - target))
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> RunningState:
         """The averages before correction, and the number of batches in them."""
         return self._moments.state_dict()
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: RunningState) -> None:
         """Continue from a saved state."""
         self._moments.load_state_dict(state)
 
@@ -218,10 +219,10 @@ class BetaDpo:
         )
         return torch.zeros_like(everyone).scatter(0, keys.topk(count).indices, 1.0)
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> RunningState:
         """The averages before correction, and the number of batches in them, which seeds the next draw."""
         return self._moments.state_dict()
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: RunningState) -> None:
         """Continue from a saved state."""
         self._moments.load_state_dict(state)

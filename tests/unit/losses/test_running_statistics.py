@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +24,12 @@ def assert_same(left, right):
 
 def farther(inputs):
     return inputs | {"chosen": [logp + 0.75 for logp in inputs["chosen"]]}
+
+
+def uneven(seed):
+    """A batch whose log-probs use all of their digits."""
+    draw = random.Random(seed)
+    return PUBLISHED | {side: [logp + draw.gauss(0, 1) for logp in PUBLISHED[side]] for side in ("chosen", "rejected")}
 
 
 stateful = pytest.mark.parametrize("variant", [v for v in VARIANTS if v.stateful], ids=lambda variant: variant.name)
@@ -257,3 +265,34 @@ def test_a_schedule_of_dpo_shift_moves_the_weight_from_end_to_end(course, progre
     ends = {"dpo_shift_min": 0.5, "dpo_shift_max": 0.9}
     scheduled = get_loss("dpo_shift")(pairs, beta=0.1, dpo_shift_schedule=course, **ends)
     torch.testing.assert_close(scheduled, get_loss("dpo_shift")(pairs, beta=0.1, dpo_shift_lambda=0.5 + 0.4 * risen))
+
+
+@stateful
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_state_that_went_through_json_goes_on_to_the_bit(variant, dtype):
+    """Floats of Python are float64: what is computed with them rounds in another way than float32."""
+    batches = [uneven(step) for step in range(24)]
+    for hyper in hypers_of(variant):
+        whole, resumed = variant.make(), variant.make()
+        for batch in batches[:8]:
+            whole(make_pairs(batch, dtype=dtype), **hyper)
+        resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        for batch in batches[8:]:
+            expected = whole(make_pairs(batch, dtype=dtype), **hyper)
+            assert torch.equal(resumed(make_pairs(batch, dtype=dtype), **hyper), expected)
+            assert resumed.state_dict() == whole.state_dict()
+
+
+@stateful
+def test_a_fresh_state_that_went_through_json_is_a_fresh_state(variant):
+    for hyper in hypers_of(variant):
+        fresh, restored = variant.make(), variant.make()
+        restored.load_state_dict(json.loads(json.dumps(fresh.state_dict())))
+        pairs = make_pairs(PUBLISHED, dtype=torch.float64)
+        assert torch.equal(restored(pairs, **hyper), fresh(pairs, **hyper))
+
+
+def test_states_of_former_versions_have_no_dtype():
+    loss = get_loss("beta_dpo").make()
+    loss.load_state_dict({"mean": 0.5, "std": 0.25, "batches": 3})
+    assert loss.state_dict() == {"mean": 0.5, "std": 0.25, "batches": 3, "dtype": "float32"}
