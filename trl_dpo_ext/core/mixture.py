@@ -63,7 +63,7 @@ class LossMixture:
     @property
     def columns(self) -> dict[str, Column]:
         """Dataset columns that the terms read, by name."""
-        return {name: meaning for term in self.terms for name, meaning in term.variant.columns.items()}
+        return {name: c.under(term.hyper) for term in self.terms for name, c in term.variant.columns.items()}
 
     def describe(self) -> str:
         """Return all terms in one line."""
