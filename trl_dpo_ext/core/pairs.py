@@ -127,6 +127,15 @@ class Side:
         return self.logps / clamp_min(self.lengths, 1)
 
     @property
+    def avg_logratio(self) -> torch.Tensor:
+        """Log-ratio per completion token, shape (pairs,). An empty completion counts as one token.
+
+        Raises:
+            ValueError: no reference log-probs were given.
+        """
+        return self.logratio / clamp_min(self.lengths, 1)
+
+    @property
     def avg_score(self) -> torch.Tensor:
         """Score per completion token, shape (pairs,). An empty completion counts as one token."""
         return self.score / clamp_min(self.lengths, 1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min
-from ..core.pairs import Need, Pairs, Side
+from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from ..core.running_state import RunningState, restored, saved
 
@@ -121,7 +121,7 @@ class AlphaDpo:
         alpha_dpo_alpha: AlphaDpoAlpha = 0.2,
     ) -> torch.Tensor:
         """One value per pair; in training, the averages are moved first."""
-        gaps = (_avg_logratio(p.chosen) - _avg_logratio(p.rejected)).detach()
+        gaps = (p.chosen.avg_logratio - p.rejected.avg_logratio).detach()
         if p.training:
             self._moments.update(p.gather(gaps))
         target = alpha_dpo_gamma_ratio + alpha_dpo_alpha * self._moments.standardized(gaps)
@@ -134,10 +134,6 @@ class AlphaDpo:
     def load_state_dict(self, state: RunningState) -> None:
         """Continue from a saved state."""
         self._moments.load_state_dict(state)
-
-
-def _avg_logratio(side: Side) -> torch.Tensor:
-    return side.logratio / clamp_min(side.lengths, 1)
 
 
 # The authors' floor: a beta at or below zero would turn the preference around.
