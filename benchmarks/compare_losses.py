@@ -28,7 +28,15 @@ from trl_dpo_ext import DPOExtConfig, DPOExtTrainer, list_losses
 from trl_dpo_ext.core.registry import LossVariant
 
 DATA = Path(__file__).parent.parent / "demo" / "data"
-SCORES = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8}
+SCORES = {
+    "score_chosen": 2.0,
+    "score_rejected": 0.0,
+    "margin": 0.5,
+    "p_chosen": 0.95,
+    "delta_r": 0.8,
+    "quantile_chosen": 1.0,
+    "quantile_rejected": 0.0,
+}
 """Values for the columns that some variants read: every pair of this set is as clear as the next."""
 
 REASONS = {

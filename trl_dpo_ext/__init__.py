@@ -11,6 +11,7 @@ from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
 from .core.registry import LossVariant, get_loss, list_losses, register_loss
 from .errors import InputError
+from .losses.regression import reward_quantile
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
@@ -39,6 +40,7 @@ __all__ = [
     "list_losses",
     "load_reference",
     "register_loss",
+    "reward_quantile",
 ]
 
 _HOMES = {

@@ -29,6 +29,11 @@ class LossHyperparameters:
         alphapo_alpha: Shape of the reward: 0 is SimPO's logarithm, -1 the probability. (default: 0.25)
         alphapo_gamma: Target reward margin. (default: 0.1)
 
+        > Hyperparameters of `amapo`
+
+        amapo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 2.0; > 0)
+        amapo_label_smoothing: Probability that a preference label is flipped. (default: 0.0; >= 0; < 0.5)
+
         > Hyperparameters of `anc_dpo`
 
         anc_dpo_delta: Target reward of the anchor on the chosen side. (default: 0.0)
@@ -67,6 +72,11 @@ class LossHyperparameters:
         > Hyperparameters of `chipo`
 
         chipo_clip: Maximum reward R; the scaled margin is clipped to +-2 R. Off by default. (default: None; > 0)
+
+        > Hyperparameters of `confpo`
+
+        confpo_beta: Scale of the mean log-prob per unsure token. (default: 1.5; > 0)
+        confpo_gamma: Target reward margin. (default: 1.6; >= 0)
 
         > Hyperparameters of `cpo`
 
@@ -136,6 +146,12 @@ class LossHyperparameters:
 
         orpo_lambda: Weight of the odds-ratio term relative to the likelihood. (default: 0.1; > 0)
 
+        > Hyperparameters of `qrpo`
+
+        qrpo_beta: QRPO's beta; far smaller than DPO's. (default: 0.003; > 0)
+        qrpo_transform: Transform from the quantile to the reward. (default: identity; one of identity, log)
+        qrpo_error: Squared or absolute error. (default: mse; one of mse, mae)
+
         > Hyperparameters of `rainbowpo`
 
         rainbowpo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 10.0; > 0)
@@ -180,9 +196,23 @@ class LossHyperparameters:
 
         sppo_beta: SPPO's beta: a certain pair is regressed to the log-ratio 1 / (2 beta). (default: 0.001; > 0)
 
+        > Hyperparameters of `sympo`
+
+        sympo_link: Link function applied to the difference of the rewards. (default: sigmoid; one of sigmoid, ramp)
+        sympo_clip: Each side's reward is clipped to +- this; 0 switches the clip off. (default: 10.0; >= 0)
+
         > Hyperparameters of `tdpo2`
 
         tdpo2_alpha: Weight of the token-level KL term; 0 is DPO. (default: 0.5; >= 0)
+
+        > Hyperparameters of `uni_dpo`
+
+        uni_dpo_beta: Scale of the gap per token; larger than DPO's beta. (default: 2.0; > 0)
+        uni_dpo_eta: Scale of the score gap in the quality weight. (default: 0.7; >= 0)
+        uni_dpo_tau_ref: Policy's scaled gap at which the performance weight is (1/2)^gamma. (default: 0.8; >= 0)
+        uni_dpo_gamma: Exponent of the performance weight; 0 switches it off. (default: 3.0; >= 0)
+        uni_dpo_lambda: Weight of the likelihood of good chosen answers. (default: 0.001; >= 0)
+        uni_dpo_tau_good: Score from which a chosen answer is good, in units of the scores. (default: 3.2)
 
         > Hyperparameters of `unlikelihood`
 
@@ -195,6 +225,8 @@ class LossHyperparameters:
     alphapo_beta: float | None = None
     alphapo_alpha: float | None = None
     alphapo_gamma: float | None = None
+    amapo_beta: float | None = None
+    amapo_label_smoothing: float | None = None
     anc_dpo_delta: float | None = None
     aot_global: bool | None = None
     arpo_alpha: float | None = None
@@ -208,6 +240,8 @@ class LossHyperparameters:
     bpo_link: str | None = None
     cal_dpo_beta: float | None = None
     chipo_clip: float | None = None
+    confpo_beta: float | None = None
+    confpo_gamma: float | None = None
     cpo_alpha: float | None = None
     d2po_gamma: float | None = None
     dpo_nll_weight: float | None = None
@@ -229,6 +263,9 @@ class LossHyperparameters:
     odpo_alpha: float | None = None
     odpo_transform: str | None = None
     orpo_lambda: float | None = None
+    qrpo_beta: float | None = None
+    qrpo_transform: str | None = None
+    qrpo_error: str | None = None
     rainbowpo_beta: float | None = None
     rainbowpo_alpha: float | None = None
     rainbowpo_home: float | None = None
@@ -246,5 +283,13 @@ class LossHyperparameters:
     slic_hf_lambda: float | None = None
     soft_dpo_eta: float | None = None
     sppo_beta: float | None = None
+    sympo_link: str | None = None
+    sympo_clip: float | None = None
     tdpo2_alpha: float | None = None
+    uni_dpo_beta: float | None = None
+    uni_dpo_eta: float | None = None
+    uni_dpo_tau_ref: float | None = None
+    uni_dpo_gamma: float | None = None
+    uni_dpo_lambda: float | None = None
+    uni_dpo_tau_good: float | None = None
     unlikelihood_alpha: float | None = None

@@ -193,6 +193,13 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
+    experimental = [term.variant.name for term in mixture.terms if term.variant.experimental]
+    if experimental:
+        warnings.warn(
+            f"{', '.join(experimental)}: experimental, because the formula was compared with neither the paper nor the "
+            f"authors' code. `trl-dpo-ext losses {experimental[0]}` says what is known.",
+            stacklevel=4,
+        )
     lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
     if lonely:
         warnings.warn(

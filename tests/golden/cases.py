@@ -41,6 +41,8 @@ AWKWARD = {
         "p_chosen": [1.0, 0.0, 0.5, 0.75, 0.01, 0.9, 0.6],
         "delta_r": [1.0, 0.0, 0.125, 0.5, 0.25, 0.75, 0.9],
         "margin": [0.0, 3.0, -1.0, 0.5, 2.0, 1.0, 0.25],
+        "quantile_chosen": [1.0, 0.5, 0.75, 0.02, 0.9, 1.0, 0.25],
+        "quantile_rejected": [0.02, 0.5, 0.25, 1.0, 0.3, 0.75, 0.125],
     },
 }
 INPUTS = {"published": PUBLISHED["inputs"], "awkward": AWKWARD}
@@ -74,6 +76,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dr_dpo": [{"beta": 0.5, "dr_dpo_beta": 0.25}],
     "gamma_po": [{"gamma_po_beta": 2.5, "gamma_po_ratio": 0.15, "gamma_po_tau": 0.25}],
     "rainbowpo": [{"rainbowpo_alpha": alpha, "rainbowpo_home": 0.05} for alpha in (0.0, 0.9)],
+    "qrpo": [{"qrpo_transform": "log", "qrpo_error": "mae"}],
+    "sympo": [{"beta": 0.5, "sympo_clip": 0.0}, {"beta": 0.1, "sympo_link": "ramp", "sympo_clip": 0.0}],
+    "centered": [{"beta": 1e-6}],
+    "uni_dpo": [{"uni_dpo_beta": 10.0, "uni_dpo_tau_ref": 1.0, "uni_dpo_lambda": 0.2}],
+    "amapo": [{"amapo_beta": 2.5, "amapo_label_smoothing": 0.1}],
     "dpo_nll": [{"beta": 0.1, "dpo_nll_weight": 0.2, "dpo_nll_norm": norm} for norm in ("seq_sum", "token_mean")],
 }
 
@@ -180,8 +187,9 @@ def disagreements() -> list[str]:
                 found.append(f"{name} {case['hyper']}: {pairs}")
     fixture = PUBLISHED["stages"]["token_fixture"]
     real_tokens = [oracle_tokens.row_of_tokens(fixture, PUBLISHED["tokens"]["tis_dpo"]["weights"])]
-    for name, case in PUBLISHED["tokens"].items():
-        if name in VARIANTS and abs(mean(VARIANTS[name](real_tokens, **case["hyper"])) - case["mean"]) > 1e-12:
+    for name, case in ((name, case) for name, case in PUBLISHED["tokens"].items() if name in VARIANTS):
+        rows = oracle_tokens.rows_of_logps(case["logps"]) if "logps" in case else real_tokens
+        if abs(mean(VARIANTS[name](rows, **case["hyper"])) - case["mean"]) > 1e-12:
             found.append(f"{name} {case['hyper']} on tokens")
     return found
 

@@ -242,6 +242,19 @@ def cal_dpo(rows, *, cal_dpo_beta=0.002):
     return [-ls(r.D) + ((r.lr_w - target) ** 2 + (r.lr_l + target) ** 2) / 2 for r in rows]
 
 
+@variant
+def qrpo(rows, *, qrpo_beta=0.003, qrpo_transform="identity", qrpo_error="mse"):
+    b = qrpo_beta
+    partition = b * (exp(1 / b) - 1) if qrpo_transform == "identity" else b / (1 + b)
+
+    def error(quantile, lr):
+        reward = quantile if qrpo_transform == "identity" else log(quantile)
+        gap = abs(reward - b * log(partition) - b * lr)
+        return gap**2 if qrpo_error == "mse" else gap
+
+    return [(error(r.quantile_chosen, r.lr_w) + error(r.quantile_rejected, r.lr_l)) / 2 for r in rows]
+
+
 # --- margins and penalties ------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,44 @@ def cauchy(rows, *, beta):
     return [-log(atan(beta * r.Dz) / pi + mpf(1) / 2) for r in rows]
 
 
+@variant
+def sympo(rows, *, beta, sympo_link="sigmoid", sympo_clip=10.0):
+    def clipped(reward):
+        return reward if sympo_clip == 0 else max(-sympo_clip, min(sympo_clip, reward))
+
+    margins = [clipped(beta * r.lr_w) - clipped(beta * r.lr_l) for r in rows]
+    if sympo_link == "ramp":
+        return [min(mpf(1), max(mpf(0), (1 - x) / 2)) for x in margins]
+    return [s(-x) for x in margins]
+
+
+@variant
+def centered(rows, *, beta):
+    return [-r.Dz / 2 if beta == 0 else (-ls(beta * r.Dz) - log(mpf(2))) / beta for r in rows]
+
+
+@variant
+def uni_dpo(
+    rows,
+    *,
+    uni_dpo_beta=2.0,
+    uni_dpo_eta=0.7,
+    uni_dpo_tau_ref=0.8,
+    uni_dpo_gamma=3.0,
+    uni_dpo_lambda=0.001,
+    uni_dpo_tau_good=3.2,
+):
+    """Neither weight is detached."""
+    values = []
+    for r in rows:
+        quality = s(uni_dpo_eta * (r.score_chosen - r.score_rejected))
+        performance = (1 - s(uni_dpo_beta * (r.a_w - r.a_l) - uni_dpo_tau_ref)) ** uni_dpo_gamma
+        relative = r.lr_w / r.n_w - r.lr_l / r.n_l
+        good = r.ref_w > r.pi_w and r.score_chosen >= uni_dpo_tau_good
+        values.append(-quality * performance * ls(uni_dpo_beta * relative) - (uni_dpo_lambda * r.a_w if good else 0))
+    return values
+
+
 # --- the rejected side ----------------------------------------------------------------------------------------------
 
 

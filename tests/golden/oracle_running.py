@@ -52,6 +52,19 @@ def gamma_po(rows, *, gamma_po_beta=10.0, gamma_po_ratio=0.4, gamma_po_tau=10.0)
     return [-ls(gamma_po_beta * (r.a_w - r.a_l) - g_i) for r, g_i in zip(rows, g, strict=True)]
 
 
+@variant
+def amapo(rows, *, amapo_beta=2.0, amapo_label_smoothing=0.0):
+    """The margins are detached; the standard deviation has one degree of freedom less than pairs."""
+    gaps = [r.still.a_w - r.still.a_l for r in rows]
+    center, values = mean(gaps), []
+    for r, gap in zip(rows, gaps, strict=True):
+        exponent = (center - gap) / _spread(gaps) * center if gap < center else None
+        m = 0 if exponent is None else amapo_beta * exp(min(exponent, mpf(20)))
+        x = amapo_beta * (r.a_w - r.a_l) - m
+        values.append(-(1 - amapo_label_smoothing) * ls(x) - amapo_label_smoothing * ls(-x))
+    return values
+
+
 # --- a running state ------------------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,16 @@ def row_of_tokens(fixture, weights):
     return row
 
 
+def rows_of_logps(logps):
+    """Pairs from the log-probs of their tokens, without a reference."""
+    rows = []
+    for chosen, rejected in zip(logps["w"], logps["l"], strict=True):
+        row = Row(pi_w=sum(chosen), pi_l=sum(rejected), ref_w=0, ref_l=0, n_w=len(chosen), n_l=len(rejected))
+        row.tokens_w, row.tokens_l = ([SimpleNamespace(pi=mpf(t)) for t in side] for side in (chosen, rejected))
+        rows.append(row)
+    return rows
+
+
 @variant
 def d2po(rows, *, beta, d2po_gamma=0.98):
     def decayed(tokens):
@@ -106,6 +116,23 @@ def unlikelihood(rows, *, unlikelihood_alpha=1.0):
         -mean([t.pi for t in tokens_of(r, "w")]) - unlikelihood_alpha * mean([log_not(t.pi) for t in tokens_of(r, "l")])
         for r in rows
     ]
+
+
+@variant
+def confpo(rows, *, confpo_beta=1.5, confpo_gamma=1.6):
+    """Tokens less likely than the mean of their completion; which ones they are is detached."""
+
+    def unsure(row, side):
+        at_rest, tokens = tokens_of(row.still, side), tokens_of(row, side)
+        threshold = mean([exp(t.pi) for t in at_rest]) * (1 - mpf("1e-6"))
+        return [t.pi for t, still in zip(tokens, at_rest, strict=True) if exp(still.pi) < threshold]
+
+    values = []
+    for r in rows:
+        chosen, rejected = unsure(r, "w"), unsure(r, "l")
+        known = chosen and rejected
+        values.append(-ls(confpo_beta * (mean(chosen) - mean(rejected)) - confpo_gamma) if known else mpf(0))
+    return values
 
 
 # --- how unsure the reference is ------------------------------------------------------------------------------------

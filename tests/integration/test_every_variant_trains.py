@@ -16,7 +16,10 @@ WRONG_AT_FIRST = {
     # (exp(0) - log 2) / (4 tau) - 3 / 4 = 0.78 per unit of beta x margin. It needs a policy that already prefers.
     "discopop",
 }
-COLUMNS = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8}
+COLUMNS = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8} | {
+    "quantile_chosen": 1.0,
+    "quantile_rejected": 0.0,
+}
 
 
 @pytest.fixture(scope="module")

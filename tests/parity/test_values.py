@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from trl import RewardTrainer
 
-from trl_dpo_ext import list_losses
+from trl_dpo_ext import Pairs, Side, get_loss, list_losses
 from trl_dpo_ext.reference.dataset_source import DatasetReference
 
 F_DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -114,3 +116,22 @@ def test_value_and_gradient_equal_trl(host: Any, ours: Any, case: tuple) -> None
 def test_the_grid_covers_every_loss_of_trl() -> None:
     assert {case[0] for case in cases()} == set(HOST_NAMES)
     assert len(HOST_NAMES) == 15
+
+
+def test_margin_is_the_loss_of_trls_reward_trainer_on_implicit_rewards() -> None:
+    generator = torch.Generator().manual_seed(3)
+    chosen, rejected, ref_chosen, ref_rejected, margins = torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    for logps in (chosen, rejected):
+        logps.requires_grad_()
+    rewards = 0.1 * torch.cat((chosen - ref_chosen, rejected - ref_rejected))
+    trainer = MagicMock()
+    trainer.args.center_rewards_coefficient = None
+    trainer.model.training = False
+    inputs = {"margin": margins, "attention_mask": torch.ones(32, 2)}
+    theirs = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=rewards.unsqueeze(-1)), inputs)
+    pairs = Pairs(Side(chosen, ref_chosen), Side(rejected, ref_rejected), columns={"margin": margins})
+    ours = get_loss("margin")(pairs, beta=0.1, margin_scale=1.0).mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    for leaf in (chosen, rejected):
+        (right,) = torch.autograd.grad(theirs, leaf, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(ours, leaf, retain_graph=True)[0], right, rtol=1e-12, atol=0)

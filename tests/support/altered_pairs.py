@@ -17,6 +17,8 @@ OTHER = {
         "p_chosen": [0.3, 0.6, 1.0, 0.0, 0.2],
         "delta_r": [0.0, 0.5, 0.25, 1.0, 0.3],
         "margin": [2.0, 0.0, -1.5, 6.0, -1.0],
+        "quantile_chosen": [1.0, 0.5, 0.25, 0.75, 1.0],
+        "quantile_rejected": [0.5, 0.5, 0.75, 0.125, 0.25],
     },
 }
 BATCHES = {"published": PUBLISHED, "other": OTHER, "one pair": take(PUBLISHED, [1])}

@@ -20,7 +20,7 @@ import torch
 from .columns import Column
 from .hyperparameters import DeclaredHyper, read_hyperparameters
 from .pairs import Need, Pairs
-from .verification import Verification, unknown_grade
+from .verification import EXPERIMENTAL, Verification, unknown_grade
 
 PLUGIN_GROUP = "trl_dpo_ext.losses"
 
@@ -78,6 +78,11 @@ class LossVariant:
     def needs_reference(self) -> bool:
         """Return True if it reads anything of a reference model."""
         return bool(self.needs.of_reference)
+
+    @property
+    def experimental(self) -> bool:
+        """Return True if neither its paper nor its authors' code was seen."""
+        return self.verification in EXPERIMENTAL
 
     @property
     def doc(self) -> str:

@@ -18,6 +18,9 @@ GRADES: dict[Verification, str] = {
 REPRODUCES_CODE: tuple[Verification, ...] = ("authors", "framework")
 """The grades of variants whose values were compared with published code that ran."""
 
+EXPERIMENTAL: tuple[Verification, ...] = ("third_party", "unverified")
+"""The grades of variants whose paper and authors' code were not seen; choosing one of them is warned of."""
+
 
 def unknown_grade(grade: object) -> str | None:
     """Return how `grade` is wrong, listing the grades there are, or None if it is one of them."""

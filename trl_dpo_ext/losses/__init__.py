@@ -5,18 +5,18 @@ whose instances are such functions.
 """
 
 from .asymmetric import anc_dpo, bdpo, bpo, dpo_shift, dpop, hdpo, mappo, minor_dpo
-from .batch_statistics import dr_dpo, gamma_po, kldpo
-from .confidence import focalpo, ropo
+from .batch_statistics import amapo, dr_dpo, gamma_po, kldpo
+from .confidence import focalpo, ropo, uni_dpo
 from .entropy import mallows_dpo, rainbowpo
 from .likelihood import arpo, cpo, dpo_nll, orpo, sft, slic_hf
-from .link_functions import cauchy, chipo, discopop, gpo_exp, gpo_savage, gpo_truncquad, hinge
-from .logistic import cdpo, exo_pair, robust, sigmoid, sigmoid_norm
+from .link_functions import cauchy, chipo, discopop, gpo_exp, gpo_savage, gpo_truncquad, hinge, sympo
+from .logistic import cdpo, centered, exo_pair, robust, sigmoid, sigmoid_norm
 from .offset import margin, odpo, rdpo
 from .optimal_transport import aot, aot_unpaired
 from .pointwise import BcoPairDelta as bco_pair_delta
 from .pointwise import apo_down, apo_zero, bco_pair, kto_pair, nca_pair
-from .reference_free import alphapo, repo, simper, simpo
-from .regression import cal_dpo, ipo, ipo_sum, rpo_sq, sppo, sppo_hard
+from .reference_free import alphapo, confpo, repo, simper, simpo
+from .regression import cal_dpo, ipo, ipo_sum, qrpo, rpo_sq, sppo, sppo_hard
 from .running_statistics import AlphaDpo as alpha_dpo
 from .running_statistics import BetaDpo as beta_dpo
 from .soft_labels import rpo_bwd, rpo_fwd, soft_dpo, soft_dpo_p
@@ -26,6 +26,7 @@ from .token_level import d2po, tdpo1, tdpo2, tis_dpo, unlikelihood
 __all__ = [
     "alpha_dpo",
     "alphapo",
+    "amapo",
     "anc_dpo",
     "aot",
     "aot_unpaired",
@@ -40,7 +41,9 @@ __all__ = [
     "cal_dpo",
     "cauchy",
     "cdpo",
+    "centered",
     "chipo",
+    "confpo",
     "cpo",
     "d2po",
     "discopop",
@@ -67,6 +70,7 @@ __all__ = [
     "nca_pair",
     "odpo",
     "orpo",
+    "qrpo",
     "rainbowpo",
     "rdpo",
     "repo",
@@ -86,8 +90,10 @@ __all__ = [
     "soft_dpo_p",
     "sppo",
     "sppo_hard",
+    "sympo",
     "tdpo1",
     "tdpo2",
     "tis_dpo",
+    "uni_dpo",
     "unlikelihood",
 ]

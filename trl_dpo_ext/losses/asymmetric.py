@@ -268,7 +268,7 @@ def hdpo(p: Pairs, *, beta: Beta, hdpo_alpha: HdpoAlpha = 0.95) -> torch.Tensor:
 AncDpoDelta = Annotated[float, Hyper("Target reward of the anchor on the chosen side.")]
 
 
-@register_loss(paper="2406.11839", needs=Need.REFERENCE, verification="paper")
+@register_loss(paper="2406.11839", needs=Need.REFERENCE, verification="authors")
 def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.Tensor:
     """Anchored DPO: DPO plus a classifier that keeps the chosen side likelier than under the reference.
 
@@ -283,7 +283,7 @@ def anc_dpo(p: Pairs, *, beta: Beta, anc_dpo_delta: AncDpoDelta = 0.0) -> torch.
         arXiv 2406.11839.
 
     Note:
-        Checked by reading the authors' code, not against a run of it.
+        Equal to the authors' code with its term for images held constant.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss

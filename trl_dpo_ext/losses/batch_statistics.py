@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper
-from ..core.numerics import clamp_max
+from ..core.numerics import absolute, clamp_max
 from ..core.pairs import Need, Pairs, Side
 from ..core.registry import register_loss
 
@@ -165,3 +165,68 @@ def _target_margins(own: torch.Tensor, everyone: torch.Tensor, mean: float, tau:
         log_share = log_share - torch.logsumexp(log_share[:pairs], dim=0)
         margins = mean * pairs * torch.exp(log_share)
     return margins[pairs:]
+
+
+def _amapo_reward(side: Side, *, amapo_beta: float, **_: object) -> torch.Tensor:
+    return amapo_beta * side.avg_logps
+
+
+# beta * exp(20) is an absurd margin already, and the logged loss stays finite.
+_MAX_AMAPO_EXPONENT = 20.0
+
+# Rounding can put the mean of equal gaps above them.
+_AMAPO_TIE = 1e-6
+
+AmapoBeta = Annotated[float, Hyper("Scale of the mean log-prob per token; far larger than DPO's beta.", gt=0)]
+AmapoSmoothing = Annotated[float, Hyper("Probability that a preference label is flipped.", ge=0, lt=0.5)]
+
+
+@register_loss(
+    paper="2511.09385",
+    needs=Need.LENGTHS | Need.BATCH,
+    independent_pairs=False,
+    reward=_amapo_reward,
+    verification="authors",
+)
+def amapo(p: Pairs, *, amapo_beta: AmapoBeta = 2.0, amapo_label_smoothing: AmapoSmoothing = 0.0) -> torch.Tensor:
+    """AMaPO: SimPO with a target margin for the pairs below the batch's mean gap, and none for those above it.
+
+        -log sigmoid(beta * gap - m),  gap = logps_chosen / length_chosen - logps_rejected / length_rejected
+
+        m = beta * exp((mean - gap) / std * mean)  where gap < mean,  else 0
+
+    Mean and std are over the gaps of all processes and carry no gradient, like m. Puts the weight on pairs that the
+    policy ranks worse than others. Authors: beta 2 to 3, learning rates of 4e-7 to 1e-6. For micro-batches of eight
+    pairs or more over all processes: gradient accumulation does not enlarge the batch.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    References:
+        arXiv 2511.09385.
+
+    Note:
+        Follows the authors' code, where the paper, as retold by others, has beta in the exponent, too. Gaps within 1e-6
+        of the mean, relative to it, count as equal to it, so that a batch of one pair or of equal gaps has no margin;
+        the exponent is at most 20.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0, -20.0], rejected=[-15.0, -18.0],
+        ...                          chosen_lengths=[6, 10], rejected_lengths=[8, 5])
+        >>> get_loss("amapo")(pairs, amapo_beta=2.0)
+        tensor([3.6455, 0.0400])
+    """
+    gaps = p.chosen.avg_logps - p.rejected.avg_logps
+    x = amapo_beta * gaps - amapo_beta * _amapo_margins(gaps.detach(), p.gather(gaps))
+    return -(1 - amapo_label_smoothing) * F.logsigmoid(x) - amapo_label_smoothing * F.logsigmoid(-x)
+
+
+def _amapo_margins(own: torch.Tensor, everyone: torch.Tensor) -> torch.Tensor:
+    """Target margins of this process's pairs, in units of beta."""
+    if everyone.numel() < 2:
+        return torch.zeros_like(own)
+    mean = everyone.mean()
+    below = mean - own > _AMAPO_TIE * absolute(mean)
+    distance = (mean - own) / everyone.std().masked_fill(~below.any(), 1.0)
+    return torch.exp(clamp_max(distance * mean, _MAX_AMAPO_EXPONENT)).masked_fill(~below, 0.0)

@@ -7,7 +7,7 @@ test_identities.py and test_ties.py for this family.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +100,9 @@ def gpo_exp(p: Pairs, *, beta: Beta) -> torch.Tensor:
         arXiv 2402.05749.
 
     Note:
-        Checked against third-party code only, not against the authors'. The exponent is clamped at 30: beyond it the
-        loss is constant and the pair is left alone, where an unclamped one would overflow.
+        Checked against third-party code that cites GPO: the link is equal. The paper's table was not seen. The exponent
+        is clamped at 30: beyond it the loss is constant and the pair is left alone, where an unclamped one would
+        overflow.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -127,7 +128,7 @@ def gpo_truncquad(p: Pairs, *, beta: Beta) -> torch.Tensor:
         arXiv 2402.05749.
 
     Note:
-        Checked against third-party code only, not against the authors'.
+        Checked against third-party code that cites GPO: the link is equal. The paper's table was not seen.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -153,7 +154,7 @@ def gpo_savage(p: Pairs, *, beta: Beta) -> torch.Tensor:
         arXiv 2402.05749.
 
     Note:
-        Checked against third-party code only, not against the authors'.
+        Checked against third-party code that cites GPO: the link is equal. The paper's table was not seen.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss
@@ -228,6 +229,48 @@ def chipo(p: Pairs, *, beta: Beta, chipo_clip: ChipoClip = None) -> torch.Tensor
     if chipo_clip is not None:
         x = clamp_max(clamp_min(x, -2 * chipo_clip), 2 * chipo_clip)
     return -F.logsigmoid(x)
+
+
+SympoLink = Annotated[Literal["sigmoid", "ramp"], Hyper("Link function applied to the difference of the rewards.")]
+SympoClip = Annotated[float, Hyper("Each side's reward is clipped to +- this; 0 switches the clip off.", ge=0)]
+
+
+@register_loss(paper="2505.24709", needs=Need.REFERENCE, verification="authors")
+def sympo(p: Pairs, *, beta: Beta, sympo_link: SympoLink = "sigmoid", sympo_clip: SympoClip = 10.0) -> torch.Tensor:
+    """SymPO: a symmetric loss of the margin, whose minimum stays where it is when labels are flipped at random.
+
+        x = clip(beta * logratio_chosen) - clip(beta * logratio_rejected)
+        sigmoid(-x)  or, with the ramp link,  min(1, max(0, 1/2 - x / 2))
+
+    f(x) + f(-x) = 1, so a share e of flipped labels turns the expected loss into (1 - 2 e) f(x) + e. For noisy labels
+    whose rate is not known. Both links saturate: a pair that is very wrong does not move either.
+
+    Returns:
+        One value per pair in [0, 1], shape (pairs,).
+
+    References:
+        arXiv 2505.24709.
+
+    Note:
+        The ramp is the authors' `symmetric_ramp`; theirs called `ramp` is not symmetric. A clipped side, and a pair
+        outside of the ramp, |x| < 1, has no gradient. The authors train with beta 0.1 and a learning rate of 5e-6.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("sympo")(pairs, beta=0.1)
+        tensor([0.4502])
+    """
+    chosen, rejected = beta * p.chosen.logratio, beta * p.rejected.logratio
+    if sympo_clip:
+        chosen, rejected = (clamp_max(clamp_min(side, -sympo_clip), sympo_clip) for side in (chosen, rejected))
+    x = chosen - rejected
+    return torch.sigmoid(-x) if sympo_link == "sigmoid" else _ramp(0.5 - 0.5 * x)
+
+
+def _ramp(x: torch.Tensor) -> torch.Tensor:
+    """Return x between 0 and 1, without gradient from either end on."""
+    return relu(x).masked_fill(x >= 1, 1.0)
 
 
 def _clamped_exp(logratio: torch.Tensor) -> torch.Tensor:

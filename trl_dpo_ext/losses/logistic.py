@@ -6,12 +6,14 @@ test_identities.py and test_special_cases.py for this family.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 
 from ..core.hyperparameters import Beta, Hyper, LabelSmoothing
+from ..core.numerics import absolute
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 
@@ -159,3 +161,45 @@ def exo_pair(p: Pairs, *, beta: Beta, label_smoothing: ExoSmoothing) -> torch.Te
     chosen = torch.sigmoid(x) * (F.logsigmoid(x) - torch.log1p(-smoothing))
     rejected = torch.sigmoid(-x) * (F.logsigmoid(-x) - torch.log(smoothing))
     return chosen + rejected
+
+
+CenteredBeta = Annotated[float, Hyper("As DPO's; 0 is the limit, a loss linear in the margin.", ge=0)]
+
+# log(cosh(x)) is |x| - log 2 in every digit from here on, where cosh is still far from overflow.
+_LINEAR = 20.0
+
+
+@register_loss(
+    paper="2608.27032", needs=Need.REFERENCE, f_divergence=True, aliases=("centred",), verification="framework"
+)
+def centered(p: Pairs, *, beta: CenteredBeta) -> torch.Tensor:
+    """DPO divided by beta and shifted to 0 at the start, so that the scale of its gradient does not depend on beta.
+
+        (-log sigmoid(beta * margin) - log 2) / beta,  and -margin / 2 for beta 0
+
+    The same minimum and the same weights of pairs as `sigmoid`: for comparing betas at one learning rate, down to 0.
+    Adam does not see the factor 1 / beta either, but for gradient clipping, its epsilon, and sums with other losses, so
+    do not expect more than that of it.
+
+    Returns:
+        One value per pair, at least -log(2) / beta, shape (pairs,). Negative values are normal.
+
+    References:
+        arXiv 2608.27032.
+
+    Note:
+        Equal to the code of a repository that implements it (hard labels); that it is the paper's was not confirmed.
+        Computed as -margin / 2 + log(cosh(beta * margin / 2)) / beta, which keeps its digits for small beta.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0])
+        >>> get_loss("centered")(pairs, beta=0.1)
+        tensor([-0.9501])
+    """
+    if beta == 0:
+        return -p.margin / 2
+    x = beta * p.margin / 2
+    linear = absolute(x) > _LINEAR
+    near = torch.log1p(2 * torch.sinh(x.masked_fill(linear, 0.0) / 2) ** 2)
+    return -p.margin / 2 + torch.where(linear, absolute(x) - math.log(2), near) / beta

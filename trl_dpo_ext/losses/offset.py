@@ -25,7 +25,7 @@ MARGIN_COLUMN = {"margin": Column("How much better the chosen side is, such as a
 MarginScale = Annotated[float, Hyper("Scale of the margin column, in nats per unit.")]
 
 
-@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, verification="unverified")
+@register_loss(paper=None, needs=Need.REFERENCE, columns=MARGIN_COLUMN, f_divergence=True, verification="framework")
 def margin(p: Pairs, *, beta: Beta, margin_scale: MarginScale = 1.0) -> torch.Tensor:
     """DPO with a target margin from a dataset column: the better the chosen side, the larger the margin.
 
@@ -38,8 +38,8 @@ def margin(p: Pairs, *, beta: Beta, margin_scale: MarginScale = 1.0) -> torch.Te
         One value per pair, shape (pairs,).
 
     Note:
-        The margin of Llama 2's reward model carried over to DPO: a recipe without a paper of its own. The formula is
-        from memory and was not checked against other code.
+        The margin of Llama 2's reward model, as TRL's `RewardTrainer` computes it, on implicit rewards: a recipe
+        without a paper of its own. Equal to `odpo` with transform identity and the margin as the score gap.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss

@@ -6,14 +6,15 @@ test_identities.py and test_special_cases.py for this family.
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
-from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS
+from ..core.columns import P_CHOSEN_COLUMN, SCORE_COLUMNS, Column
 from ..core.hyperparameters import Beta, Hyper
-from ..core.numerics import squared
+from ..core.numerics import absolute, squared
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
 from .soft_labels import RpoEta, score_gap
@@ -197,3 +198,84 @@ def cal_dpo(p: Pairs, *, cal_dpo_beta: CalDpoBeta = 0.002) -> torch.Tensor:
     chosen, rejected = p.chosen.logratio, p.rejected.logratio
     target = 0.5 / cal_dpo_beta
     return -F.logsigmoid(chosen - rejected) + 0.5 * ((chosen - target) ** 2 + (rejected + target) ** 2)
+
+
+QUANTILE_COLUMNS = {
+    f"quantile_{side}": Column(
+        f"Share of the reference model's completions to the prompt with a reward up to that of the {side} side; with "
+        "qrpo_transform=log at least 1 / n, of n completions.",
+        ge=0,
+        le=1,
+        gt_zero_with=("qrpo_transform", "log"),
+    )
+    for side in ("chosen", "rejected")
+}
+QrpoBeta = Annotated[float, Hyper("QRPO's beta; far smaller than DPO's.", gt=0)]
+QrpoTransform = Annotated[Literal["identity", "log"], Hyper("Transform from the quantile to the reward.")]
+QrpoError = Annotated[Literal["mse", "mae"], Hyper("Squared or absolute error.")]
+
+
+@register_loss(paper="2507.08068", needs=Need.REFERENCE, columns=QUANTILE_COLUMNS, verification="authors")
+def qrpo(
+    p: Pairs, *, qrpo_beta: QrpoBeta = 0.003, qrpo_transform: QrpoTransform = "identity", qrpo_error: QrpoError = "mse"
+) -> torch.Tensor:
+    """QRPO: regresses each side's log-ratio to the optimum of KL-regularized reinforcement learning, in closed form.
+
+        1/2 (R_chosen - beta log Z - beta logratio_chosen)^2 + 1/2 (R_rejected - beta log Z - beta logratio_rejected)^2
+
+        identity:  R = quantile,      Z = beta (exp(1 / beta) - 1)
+        log:       R = log quantile,  Z = beta / (1 + beta)
+
+    The quantile of a completion is the share of rewards of the reference model's own completions that are at most its
+    reward: `reward_quantile` computes it. For rewards on an absolute scale: both sides may be good, or bad. The authors
+    train with beta 3e-4 to 3e-3, learning rates of 1e-7 to 1e-6, and without gradient clipping.
+
+    Returns:
+        One value per pair, shape (pairs,).
+
+    References:
+        arXiv 2507.08068.
+
+    Note:
+        The exact Z of the paper: the authors' code leaves out the -1, which changes nothing below beta 0.03. Gradients
+        are of the order of beta, so a sum with other losses needs weights.
+
+    Example:
+        >>> from trl_dpo_ext import Pairs, get_loss
+        >>> pairs = Pairs.from_logps(chosen=[-12.0], rejected=[-15.0], ref_chosen=[-13.0], ref_rejected=[-14.0],
+        ...                          columns={"quantile_chosen": [1.0], "quantile_rejected": [0.2]})
+        >>> get_loss("qrpo")(pairs, qrpo_beta=0.1)
+        tensor([0.1188])
+    """
+    if qrpo_transform == "log":
+        log_z = -math.log1p(1 / qrpo_beta)
+    else:  # exp(1 / beta) overflows
+        log_z = math.log(qrpo_beta) + 1 / qrpo_beta + math.log1p(-math.exp(-1 / qrpo_beta))
+    total = torch.zeros_like(p.chosen.logps)
+    for side, name in ((p.chosen, "quantile_chosen"), (p.rejected, "quantile_rejected")):
+        reward = p.columns[name].to(side.logps.dtype)
+        reward = torch.log(reward) if qrpo_transform == "log" else reward
+        gap = reward - qrpo_beta * log_z - qrpo_beta * side.logratio
+        total = total + (absolute(gap) if qrpo_error == "mae" else squared(gap))
+    return total / 2
+
+
+def reward_quantile(reward: torch.Tensor, ref_rewards: torch.Tensor) -> torch.Tensor:
+    """Compute the share of the reference model's rewards that a reward reaches, for `qrpo`.
+
+    Args:
+        reward: of a completion, shape (pairs,).
+        ref_rewards: of completions that the reference model wrote to the same prompt, shape (pairs, completions).
+
+    Returns:
+        Shares in [0, 1], shape (pairs,).
+
+    References:
+        arXiv 2507.08068.
+
+    Example:
+        >>> reward_quantile(torch.tensor([0.5]), torch.tensor([[0.1, 0.5, 0.7, 0.9]]))
+        tensor([0.5000])
+    """
+    reached = ref_rewards <= reward.unsqueeze(-1)
+    return reached.to(ref_rewards.dtype if ref_rewards.is_floating_point() else torch.float32).mean(dim=-1)

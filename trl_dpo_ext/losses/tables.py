@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -44,21 +45,37 @@ def as_json() -> str:
 
 def as_text() -> str:
     """Return every variant as a table with aligned columns."""
-    rows = [("name", "verification", "paper", "needs", "hyperparameters (defaults)")]
-    rows += [(v.name, v.verification, _paper_id(v), _needs(v), _hypers(v)) for v in list_losses()]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    head = ("name", "verification", "paper", "needs", "hyperparameters (defaults)")
+    tables = [
+        [(v.name, v.verification, _paper_id(v), _needs(v), _hypers(v)) for v in variants] for variants in _in_two()
+    ]
+    widths = [max(len(row[column]) for row in (head, *itertools.chain(*tables))) for column in range(4)]
+    known, experimental = (
+        ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+        for rows in ([head, *tables[0]], tables[1])
     )
+    return "\n".join([*known, "", f"{_EXPERIMENTAL}:", *experimental])
 
 
 def as_markdown() -> str:
-    """Return every variant as a Markdown table."""
-    lines = ["| `loss_type` | what it does | paper | needs | hyperparameters (defaults) |", "|---|---|---|---|---|"]
-    for v in list_losses():
-        name = f"`{v.name}`{_MARKS.get(v.verification, '')}"
-        lines.append(f"| {name} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |")
-    return "\n".join(lines)
+    """Return every variant as Markdown tables, the experimental ones apart."""
+    known, experimental = ("\n".join(map(_markdown_row, variants)) for variants in _in_two())
+    head = "| `loss_type` | what it does | paper | needs | hyperparameters (defaults) |\n|---|---|---|---|---|"
+    return f"{head}\n{known}\n\n{_EXPERIMENTAL}:\n\n{head}\n{experimental}"
+
+
+def _markdown_row(v: LossVariant) -> str:
+    name = f"`{v.name}`{_MARKS.get(v.verification, '')}"
+    return f"| {name} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |"
+
+
+_EXPERIMENTAL = "Experimental, as neither the paper nor the authors' code was seen (choosing one of these is warned of)"
+
+
+def _in_two() -> tuple[list[LossVariant], list[LossVariant]]:
+    """The variants, and the experimental ones."""
+    variants = list_losses()
+    return [v for v in variants if not v.experimental], [v for v in variants if v.experimental]
 
 
 def counts_as_markdown() -> str:

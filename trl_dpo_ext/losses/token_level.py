@@ -74,7 +74,7 @@ def d2po(p: Pairs, *, beta: Beta, d2po_gamma: D2poGamma = 0.98) -> torch.Tensor:
     paper="2406.10957",
     needs=Need.TOKENS | Need.TOKEN_REFERENCE | Need.STATE,
     name="sampo",
-    verification="paper",
+    verification="authors",
     shift_invariant=True,
 )
 class SamPO:
@@ -92,10 +92,11 @@ class SamPO:
         arXiv 2406.10957.
 
     Note:
-        Policy and reference keep the same tokens; the authors' code draws for each of the two, which puts the noise
-        of two draws into the log-ratio. Checked by reading that code. The draw is seeded by the number of batches
-        seen, the process and the pair's lengths: it touches nobody else's random numbers, a checkpoint continues it,
-        and pairs of the same lengths in one batch keep the same places. Evaluation draws like the last batch.
+        Equal to the authors' code given the tokens that are kept. It draws for policy and reference apart, which puts
+        the noise of two draws into the log-ratio; here both keep the same tokens. The draw is seeded by the number of
+        batches seen, the process and the pair's lengths: it touches nobody else's random numbers, a checkpoint
+        continues it, and pairs of the same lengths in one batch keep the same places. Evaluation draws like the last
+        batch.
 
     Example:
         >>> from trl_dpo_ext import Pairs, Side, get_loss
@@ -193,7 +194,7 @@ def tis_dpo(p: Pairs, *, beta: Beta) -> torch.Tensor:
 UnlikelihoodAlpha = Annotated[float, Hyper("Weight of the rejected side.", ge=0, le=1)]
 
 
-@register_loss(paper="1908.04319", needs=Need.TOKENS, reward=avg_logps_reward, verification="unverified")
+@register_loss(paper="1911.03860", needs=Need.TOKENS, reward=avg_logps_reward, verification="authors")
 def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> torch.Tensor:
     """Unlikelihood: imitates the chosen tokens and makes each rejected token less likely.
 
@@ -206,11 +207,11 @@ def unlikelihood(p: Pairs, *, unlikelihood_alpha: UnlikelihoodAlpha = 1.0) -> to
         One value per pair, shape (pairs,).
 
     References:
-        arXiv 1908.04319.
+        arXiv 1911.03860, which applies unlikelihood training (arXiv 1908.04319) to utterances that are not wanted.
 
     Note:
-        The formula is the paper's as remembered, applied to a rejected completion in place of repeated tokens: not
-        checked against running code. A log-prob above -1e-7 counts as -1e-7 in 1 - p.
+        Equal to the authors' code for one pair. They average over the tokens of the batch, this over those of each
+        answer. A log-prob above -1e-7 counts as -1e-7 in 1 - p.
 
     Example:
         >>> from trl_dpo_ext import Pairs, Side, get_loss

@@ -26,6 +26,7 @@ NEEDS_OF = {
     "logratio": Need.REFERENCE,
     "score": Need.REFERENCE,
     "margin": Need.REFERENCE,
+    "avg_logratio": Need.REFERENCE | Need.LENGTHS,
     "avg_score": Need.REFERENCE | Need.LENGTHS,
     "avg_logps": Need.LENGTHS,
     "lengths": Need.LENGTHS,
@@ -249,6 +250,12 @@ OUT_OF_RANGE = [
     ("d2po", "d2po_gamma", 0.0, "> 0"),
     ("d2po", "d2po_gamma", 1.1, "<= 1"),
     ("unlikelihood", "unlikelihood_alpha", 1.1, "<= 1"),
+    ("qrpo", "qrpo_beta", 0.0, "> 0"),
+    ("uni_dpo", "uni_dpo_gamma", -1.0, ">= 0"),
+    ("confpo", "confpo_beta", 0.0, "> 0"),
+    ("amapo", "amapo_label_smoothing", 0.5, "< 0.5"),
+    ("sympo", "sympo_clip", -1.0, ">= 0"),
+    ("centered", "beta", -0.1, ">= 0"),
 ]
 
 
@@ -289,6 +296,12 @@ IN_RANGE = [
     ("gamma_po", "gamma_po_ratio", 0.0),
     ("gamma_po", "gamma_po_tau", 0.5),
     ("alpha_dpo", "alpha_dpo_beta", 0.5),
+    ("qrpo", "qrpo_beta", 3e-4),
+    ("uni_dpo", "uni_dpo_beta", 10.0),
+    ("confpo", "confpo_gamma", 0.0),
+    ("amapo", "amapo_beta", 3.0),
+    ("sympo", "sympo_clip", 0.0),
+    ("centered", "beta", 0.0),
 ]
 
 

@@ -14,7 +14,17 @@ from trl_dpo_ext.core.transforms import F_DIVERGENCES
 each_variant = pytest.mark.parametrize("variant", list_losses(), ids=lambda variant: variant.name)
 
 # Variants of which a part is a constant to the optimizer although it is computed from the policy.
-STOP_GRADIENT = {"tdpo2", "bco_pair_delta", "alpha_dpo", "beta_dpo", "kldpo", "kto_pair", "gamma_po", "focalpo", "arpo"}
+STOP_GRADIENT = {
+    "tdpo2",
+    "bco_pair_delta",
+    "alpha_dpo",
+    "beta_dpo",
+    "kldpo",
+    "kto_pair",
+    "gamma_po",
+    "focalpo",
+    "arpo",
+} | {"amapo"}
 
 
 def loss_and_gradients(variant, inputs, hyper, dtype=torch.float64, f_divergence=None):

@@ -35,6 +35,7 @@ def nll(norm):
 
 DPO = loss("sigmoid", beta=B)
 E1 = math.log(0.9 / 0.1)  # logit of 0.9
+LOG_Z = math.log(B * math.expm1(1 / B))  # QRPO's partition function at beta B
 
 SAME = {
     # one formula under two names
@@ -70,6 +71,25 @@ SAME = {
     "exo is the forward reward-aware loss at a constant target": (
         loss("exo_pair", beta=B, label_smoothing=0.1),
         on(score_gap(E1), loss("rpo_fwd", beta=B, rpo_eta=1.0)),
+    ),
+    "the square of SymPO is the savage loss": (
+        lambda p: loss("sympo", beta=B, sympo_clip=0.0)(p) ** 2,
+        loss("gpo_savage", beta=B),
+    ),
+    "SymPO is ROPO without DPO": (
+        loss("sympo", beta=B, sympo_clip=0.0),
+        lambda p: (2.0**40 + 1) ** 2 / (4 * 2.0**80) * loss("ropo", beta=B, ropo_alpha=2.0**40)(p),
+    ),
+    "the centered loss is DPO over beta": (
+        loss("centered", beta=B),
+        lambda p: (DPO(p) - math.log(2)) / B,
+    ),
+    "QRPO is half of SPPO where the quantiles ask for it": (
+        on(
+            column("quantile_chosen", 0.5 + B * LOG_Z),
+            on(column("quantile_rejected", -0.5 + B * LOG_Z), loss("qrpo", qrpo_beta=B)),
+        ),
+        lambda p: 0.5 * B**2 * loss("sppo_hard", beta=B)(p),
     ),
     "regression on a gap of a half is IPO": (
         on(score_gap(0.5), loss("rpo_sq", beta=B, rpo_eta=1.0)),

@@ -22,6 +22,8 @@ COLUMNS = {
     "p_chosen": st.floats(0.0, 1.0),
     "delta_r": st.floats(0.0, 1.0),
     "margin": st.floats(-1.0, 4.0),
+    "quantile_chosen": st.floats(0.02, 1.0),
+    "quantile_rejected": st.floats(0.02, 1.0),
 }
 
 
@@ -81,8 +83,8 @@ def test_half_precision_stays_half_precision(variant, dtype):
 
 
 # Losses of log-ratios do not see a constant on policy and reference. These need a reference and see it all the same:
-# a likelihood term, a policy margin of another weight than the reference's, and a reference in the target margin alone.
-READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo", "rainbowpo"}
+# a likelihood term, a policy margin of another weight than the reference's, a reference in the target margin alone, a weight.
+READ_THE_POLICY_ALONE = {"dpo_nll", "hdpo", "alpha_dpo", "rainbowpo", "uni_dpo"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,8 @@ def test_a_constant_on_policy_and_reference_of_a_side_changes_nothing(variant, i
 def test_the_exceptions_do_see_a_constant_on_policy_and_reference(name):
     moved = shifted(PUBLISHED, chosen=[-1.0, -2.0, -3.0, -4.0], rejected=[-2.0] * 4)
     for hyper in hypers_of(get_loss(name)):
+        if hyper.get("uni_dpo_gamma") == 0:  # switches its weight off
+            continue
         assert not torch.allclose(evaluate(get_loss(name), PUBLISHED, hyper), evaluate(get_loss(name), moved, hyper))
 
 

@@ -45,6 +45,10 @@ all_the_same = with_sides(
     }
 )
 
+of_tokens_alike = with_sides(
+    lambda pairs, side: {"token_logps": (side.logps / side.mask.sum(dim=1)).unsqueeze(1) * side.mask}
+)
+
 SAME = {
     # special cases that are DPO
     "DPOP without penalty is DPO": (loss("dpop", beta=B, dpop_lambda=0.0), DPO),
@@ -57,6 +61,31 @@ SAME = {
     "a margin of nothing is DPO": (loss("margin", beta=B, margin_scale=0.0), DPO),
     "an offset of nothing is DPO": (loss("odpo", beta=B, odpo_alpha=0.0), DPO),
     "a score gap of 1 has the logarithm 0": (on(score_gap(1.0), loss("odpo", beta=B)), DPO),
+    "Uni-DPO without weights is length-normalized DPO": (
+        on(score_gap(0.0), loss("uni_dpo", uni_dpo_gamma=0.0, uni_dpo_lambda=0.0)),
+        lambda p: 0.5 * loss("sigmoid_norm", beta=2.0)(p),
+    ),
+    "Uni-DPO above the reference has no likelihood term": (
+        on(chosen_above_reference, loss("uni_dpo", uni_dpo_lambda=5.0)),
+        on(chosen_above_reference, loss("uni_dpo", uni_dpo_lambda=0.0)),
+    ),
+    "AMaPO of equal pairs is SimPO without a margin": (
+        on(all_the_same, loss("amapo")),
+        on(all_the_same, loss("simpo", simpo_gamma=0.0)),
+    ),
+    "AMaPO of one pair is SimPO without a margin": (
+        on(alone, loss("amapo", amapo_label_smoothing=0.1)),
+        on(alone, loss("simpo", simpo_gamma=0.0, simpo_label_smoothing=0.1)),
+    ),
+    "ConfPO of tokens alike is nothing": (
+        on(of_tokens_alike, loss("confpo")),
+        on(of_tokens_alike, lambda p: 0.0 * DPO(p)),
+    ),
+    "SymPO within its clip has no clip": (
+        loss("sympo", beta=1e-3, sympo_clip=10.0),
+        loss("sympo", beta=1e-3, sympo_clip=0.0),
+    ),
+    "the centered loss without beta is linear": (loss("centered", beta=0.0), lambda p: -0.5 * p.margin),
     "cdpo with sure labels is DPO": (loss("cdpo", beta=B, label_smoothing=0.0), DPO),
     "robust with sure labels is DPO": (loss("robust", beta=B, label_smoothing=0.0), DPO),
     "AOT of one pair is DPO": (on(alone, loss("aot", beta=B, label_smoothing=0.0)), on(alone, DPO)),

@@ -33,6 +33,7 @@ def slope_of_discopop(x: float, tau: float) -> float:
 
 HINGE = {"simpo_beta": 2.0, "simpo_gamma": 0.0, "simpo_link": "hinge"}
 ARPO = {"beta": 0.5, "arpo_alpha": 0.0}
+RAMP = {"sympo_link": "ramp", "sympo_clip": 0.0}
 ALPHAPO = {"alphapo_beta": 1.0, "alphapo_alpha": 80.0, "alphapo_gamma": 0.0}
 
 # What ties, the variant, its hyperparameters, where it ties, and the gradient of both sides' summed log-probs.
@@ -115,6 +116,18 @@ TIES = {
         {"logratios": (0.0, 1.0)},
         (-sigmoid(X_OF_CHIPO) * 2, sigmoid(X_OF_CHIPO) * (E + 1)),
     ),
+    "sympo's clips": (
+        "sympo",
+        {"beta": 1.0, "sympo_clip": 1.0},
+        {"logratios": (1.0, -1.0)},
+        (-sigmoid(2.0) * sigmoid(-2.0), sigmoid(2.0) * sigmoid(-2.0)),
+    ),
+    # the ramp has a gradient between its ends alone
+    "sympo's ramp at 0": ("sympo", {**RAMP, "beta": 0.5}, {"logratios": (1.0, -1.0)}, (0.0, 0.0)),
+    "sympo's ramp at 1": ("sympo", {**RAMP, "beta": 0.5}, {"logratios": (-1.0, 1.0)}, (0.0, 0.0)),
+    # log(1/2) is where the log transform puts beta 1 at rest
+    "|error| at 0": ("qrpo", {"qrpo_beta": 1.0, "qrpo_transform": "log", "qrpo_error": "mae"}, START, (0.0, 0.0)),
+    "(error)^2 at 0": ("qrpo", {"qrpo_beta": 1.0, "qrpo_transform": "log"}, START, (0.0, 0.0)),
 }
 
 
@@ -130,7 +143,8 @@ def at(tie: dict[str, tuple[float, float]]) -> Pairs:
         ]
     else:
         sides = [Side(leaf(-8.0 + lr), torch.tensor([-8.0], dtype=torch.float64)) for lr in tie["logratios"]]
-    return Pairs(*sides)
+    quantiles = {f"quantile_{side}": torch.tensor([0.5], dtype=torch.float64) for side in ("chosen", "rejected")}
+    return Pairs(*sides, columns=quantiles)
 
 
 @pytest.mark.parametrize("tie", TIES, ids=str)
