@@ -69,7 +69,7 @@ def _markdown_row(v: LossVariant) -> str:
     return f"| {name} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |"
 
 
-_EXPERIMENTAL = "Experimental, as neither the paper nor the authors' code was seen (choosing one of these is warned of)"
+_EXPERIMENTAL = "Experimental, because neither the paper nor the authors' code was seen"
 
 
 def _in_two() -> tuple[list[LossVariant], list[LossVariant]]:

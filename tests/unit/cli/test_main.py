@@ -24,7 +24,10 @@ def test_wrong_input_ends_with_status_two_and_no_traceback(capsys) -> None:
 def test_losses_lists_every_variant(capsys) -> None:
     assert cli.main(["losses"]) == 0
     table = capsys.readouterr().out
-    assert [line.split()[0] for line in table.splitlines()[1:]] == [variant.name for variant in list_losses()]
+    known, experimental = table.split("\n\n")
+    for part, wanted in ((known, False), (experimental, True)):
+        names = [variant.name for variant in list_losses() if variant.experimental == wanted]
+        assert [line.split()[0] for line in part.splitlines()[1:]] == names
     assert cli.main(["losses", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [record["name"] for record in records] == [variant.name for variant in list_losses()]
