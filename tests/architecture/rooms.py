@@ -22,6 +22,7 @@ ROOMS = (
     Room("cli/", "Parses arguments and prints results; only `__main__.py` imports it."),
     Room("__init__.py", "Exports the public names; loads the trainer and its configuration on first use."),
     Room("scoring/", "Scores preference data by the implicit rewards of a trained policy."),
+    Room("migration/", "Translates configurations of other tools into ours."),
     Room("trainer.py", "`DPOExtTrainer`: overrides of TRL's trainer."),
     Room("model_card/", "Writes the model card of a run: what was trained, on what, against what."),
     Room("evaluation.py", "`EvaluationMixin`: evaluates the same for every batch size and number of processes."),

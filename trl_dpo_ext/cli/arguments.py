@@ -229,6 +229,11 @@ def _read_keys(file: Path) -> dict[str, Any]:
     return keys
 
 
+def option_names() -> frozenset[str]:
+    """Return the keys that the YAML file of `--config` may have."""
+    return frozenset(action.dest for action in TrainParser()._actions)
+
+
 def read_for_another_machine(argv: Sequence[str]) -> Arguments:
     """Read the flags of a run on another machine: bf16 is accepted even if this machine has no GPU for it."""
     return TrainParser().read([*argv, "--use_cpu", "true"])

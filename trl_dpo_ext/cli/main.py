@@ -20,6 +20,7 @@ COMMANDS = {
     "recipes": ("listings", "run_recipes", "list the shipped recipes, show one, or copy one"),
     "losses": ("listings", "run_losses", "list the loss variants, or show one"),
     "report": ("report", "run", "summarize the metrics of a run, and plot them"),
+    "migrate": ("migrate", "run", "translate the configuration of another tool"),
     "store": ("store", "run", "show what a store of reference log-probs holds, and verify it"),
 }
 """Command -> the module in this folder, its function, and the help text.

@@ -1,0 +1,55 @@
+"""The command `migrate`: write a configuration of ours from that of another tool."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..migration.read import read_configuration
+from ..migration.tools import TOOLS, migrated
+from ..migration.write import as_yaml
+from .arguments import option_names, read_for_another_machine
+
+
+def run(argv: Sequence[str], prog: str) -> int:
+    """Write the translation; return 1 if a part of it needs a hand before it trains."""
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Translate a preference-training configuration of another tool: every key is carried over, "
+        "renamed, replaced by what does the same here, or listed with the reason.",
+    )
+    parser.add_argument("old", metavar="OLD", help="its file: YAML, JSON, or a shell script with the command")
+    parser.add_argument("--from", dest="tool", choices=tuple(TOOLS), help="the tool, if its keys do not tell")
+    parser.add_argument("--output", metavar="FILE", help="write the configuration there; printed otherwise")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
+    parsed = parser.parse_args(argv)
+    old = Path(parsed.old)
+    tool, draft = migrated(read_configuration(old), option_names(), parsed.tool, str(old))
+    text = as_yaml(draft, tool, old.name)
+    if parsed.output is None:
+        print(text, end="")
+    else:
+        _write(Path(parsed.output), text, replace=parsed.overwrite)
+        print(f"Wrote {parsed.output}: {len(draft.keys)} keys, {len(draft.left_out)} left out.", file=sys.stderr)
+    problems = _problems(text)
+    for problem in problems:
+        print(f"To do: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _write(file: Path, text: str, *, replace: bool) -> None:
+    if file.exists() and not replace:
+        raise InputError(f"--output {file} exists. Choose another name, or pass --overwrite.")
+    file.write_text(text, encoding="utf-8")
+
+
+def _problems(text: str) -> tuple[str, ...]:
+    """What the strict parser of `train` finds wrong with a configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "migrated.yaml"
+        file.write_text(text, encoding="utf-8")
+        return read_for_another_machine(["--config", str(file)]).problems

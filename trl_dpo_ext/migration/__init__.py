@@ -1,0 +1,1 @@
+"""Writes a configuration of ours from that of another tool."""
