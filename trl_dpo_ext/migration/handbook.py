@@ -51,7 +51,6 @@ _RULES: dict[str, Rule] = {
     "hub_model_revision": gone("TRL has no such option; set it when pushing"),
     "auto_insert_empty_system_msg": gone("the chat template decides about the system message"),
     "ref_model": renamed("ref_model_name_or_path"),
-    "ref_model_revision": renamed("ref_revision"),
 }
 
 

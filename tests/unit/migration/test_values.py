@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import yaml
 from trl_dpo_ext import DPOExtConfig, InputError
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.cli.arguments import option_names
+from trl_dpo_ext.migration.draft import Draft, Tool
 from trl_dpo_ext.migration.read import read_configuration
-from trl_dpo_ext.migration.tools import migrated
+from trl_dpo_ext.migration.tools import TOOLS, migrated
 
 KNOWN = option_names()
 LLAMAFACTORY = {"stage": "dpo", "finetuning_type": "full", "model_name_or_path": "m", "dataset": "d"}
@@ -101,6 +103,17 @@ def test_a_key_becomes_what_does_the_same(base: dict, added: dict, expected: dic
     losses = {key: draft.keys[key] for key in draft.keys if key in ("loss_type", "loss_weights")}
     hyper = {key: value for key, value in draft.keys.items() if key.split("_")[0] in ("simpo", "orpo", "cpo", "beta")}
     DPOExtConfig("out", bf16=False, **losses, **hyper)  # it is one that this package takes
+
+
+@pytest.mark.parametrize("tool", TOOLS.values(), ids=lambda tool: tool.name)
+def test_every_rule_puts_keys_that_exist(tool: Tool) -> None:
+    """With a value of each kind that a rule may be given."""
+    for key, rule in tool.rules.items():
+        for value in (True, 0.1, 8, "auto", "epoch", {"a": "b"}, ["a"]):
+            draft = Draft({key: value})
+            with contextlib.suppress(ValueError, TypeError, AttributeError):  # a value of another kind
+                rule(draft, key, value)
+            assert set(draft.keys) <= KNOWN, (key, draft.keys)
 
 
 @pytest.mark.parametrize(
