@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.kernels import chunked_logprob
+from trl.trainer import utils
 
 from trl_dpo_ext.forward.tree_attention import TreeMask
 
@@ -153,8 +155,6 @@ def autocast(enabled: bool, dtype: torch.dtype = torch.bfloat16) -> Iterator[Non
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do without what cannot be faked: TRL's head in Triton, `sdpa`, and subclasses of tensors."""
-    from trl.trainer import utils
-
     for module in (chunked_logprob, utils):
         if hasattr(module, "_use_triton"):
             monkeypatch.setattr(module, "_use_triton", lambda device: False)
@@ -166,6 +166,39 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             return made(TreeMask, trees, reach, torch.device("cpu"))
 
     monkeypatch.setattr(TreeMask, "of", of)
+
+
+def add_head(model: Any, outputs: tuple[str, ...] = ("log_probs",)) -> None:
+    """Give a model TRL's fused head, or one like it where TRL's own runs only in Triton.
+
+    Since TRL 1.16 a head that does without Triton projects every token that it is given. TRL 1.15 has no such head: on
+    every device it chooses the tokens by a mask, for which the host waits, and folds their logits in Triton.
+    """
+    (utils.add_fused_lm_head if hasattr(utils, "_use_triton") else add_plain_head)(model, outputs=outputs)
+
+
+def add_plain_head(model: Any, outputs: tuple[str, ...]) -> None:
+    """Give a model a head that makes of labels that are all scored what TRL's makes; it computes every field."""
+    model.forward = types.MethodType(_projected, model)
+
+
+def _projected(self: Any, *, shift_labels: torch.Tensor, fused_lm_head: bool, **keywords: Any) -> Any:
+    assert fused_lm_head
+    hidden, head = self.base_model(**keywords).last_hidden_state, self.get_output_embeddings()
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    logits = torch.nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias).float()
+    of_all = logits.log_softmax(-1)
+    logps = of_all.gather(-1, shift_labels[..., None]).squeeze(-1)
+    return utils.FusedCausalLMOutput(
+        loss=-logps.mean(),
+        log_probs=logps,
+        entropy=-(of_all.exp() * of_all).sum(-1),
+        log_sum_sq_probs=(2 * of_all).logsumexp(-1),
+        mean_logits=logits.mean(-1),
+        is_top1=logits.argmax(-1) == shift_labels,
+        label_mask=torch.ones_like(shift_labels, dtype=torch.bool),
+    )
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, **_: Any) -> Any:

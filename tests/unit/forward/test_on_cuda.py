@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support import architectures
-from tests.support.fake_cuda import autocast, fake_cuda, no_waits, without_kernels
+from tests.support.fake_cuda import add_head, add_plain_head, autocast, fake_cuda, no_waits, without_kernels
 from trl_dpo_ext.core import token_kl
 from trl_dpo_ext.core.token_kl import Projection
 from trl_dpo_ext.forward import packed_model, tree_attention
@@ -50,7 +50,7 @@ class Operators(TorchDispatchMode):
 
 def run(case: str, dtype: torch.dtype, share: bool, cast: bool = False) -> tuple[Any, list[str]]:
     model = architectures.build(case, dtype)
-    add_fused_lm_head(model, outputs=FIELDS)
+    add_head(model, outputs=FIELDS)
     packed = packed_model._pack_pairs(*BATCH, share, False, 1)  # reads the batch, once
     call = PackedModel(model, model, lambda *_: packed)  # type: ignore[arg-type]
     with fake_cuda() as on_gpu:
@@ -58,6 +58,18 @@ def run(case: str, dtype: torch.dtype, share: bool, cast: bool = False) -> tuple
         inputs = on_gpu(PAIRS)
         with no_waits(), Operators() as seen, autocast(cast):
             return call(**inputs, fused_lm_head=True), seen.names
+
+
+def test_the_head_in_place_of_trl_1_15s_gives_what_trls_gives() -> None:
+    labels = torch.tensor([[7, 8, 9, 2]])
+    outputs = []
+    for add in (add_fused_lm_head, add_plain_head):
+        model = architectures.build("llama-eager")  # the stand-in for `sdpa` gives no values
+        add(model, outputs=FIELDS)
+        with torch.no_grad():
+            outputs.append(model(input_ids=torch.tensor([[5, 6, 7, 8]]), shift_labels=labels, fused_lm_head=True))
+    for name, expected in outputs[0].items():
+        torch.testing.assert_close(outputs[1][name], expected, rtol=1e-4, atol=1e-5)
 
 
 def check(output: Any) -> None:
@@ -116,7 +128,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_so_do_rows_of_the_reference_pass(packed: bool) -> None:
     model = architectures.build("llama", torch.bfloat16)
-    add_fused_lm_head(model)
+    add_head(model)
     completions = [np.array([21, 22, 2]), np.array([23, 2])]
     fed = [np.array([5, 6, 7, *completion[:-1]]) for completion in completions]
     rows = pack(fed, [0, 0]) if packed else pad(fed)
@@ -139,7 +151,7 @@ def test_the_host_reads_a_batch_once_for_both_models(monkeypatch) -> None:
     kept = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor, *args: reads.append(tensor.shape) or kept(tensor, *args))
     model = architectures.build("llama")
-    add_fused_lm_head(model)
+    add_head(model)
     packer = PairPacker(True)
     with torch.no_grad():
         for _ in ("policy", "reference"):
