@@ -6,6 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from trl_dpo_ext._trl.compiled import is_compiled, is_compiled_by, without_compilation
 
@@ -53,3 +56,23 @@ def test_accelerate_says_whether_it_compiles() -> None:
         assert without_compilation(compiled) is not compiled
     finally:
         AcceleratorState._reset_state()
+
+
+def test_the_compiled_versions_of_a_function_are_counted_up_to_a_limit() -> None:
+    def add_one(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    compiled = torch.compile(add_one, backend="eager", dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in (2, 3, 4, 5):
+            compiled(torch.ones(size))
+    found = len(_debug_get_cache_entry_list(add_one.__code__))
+    assert found == 2, "torch has moved the limit of recompilations, or its list: mend _trl/flex_graphs.py"
+
+
+def test_transformers_compiles_the_function_of_torch_as_it_is(monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function))
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    WrappedFlexAttention(training=False)
+    assert compiled == [flex_attention], "transformers compiles something else: mend _trl/flex_graphs.py"

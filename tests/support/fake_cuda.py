@@ -89,12 +89,19 @@ def _item(tensor: torch.Tensor, index: Any) -> torch.Tensor:
     return torch.ops.aten.index.Tensor(tensor, gathered) if any(each is not None for each in gathered) else tensor
 
 
+def _set_item(tensor: torch.Tensor, index: tuple[torch.Tensor, ...], value: torch.Tensor) -> None:
+    if any(each.dtype == torch.bool for each in index):
+        raise WaitError("an index that is a mask")
+    torch.ops.aten.index_put_.default(tensor, list(index), value)
+
+
 def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
 
 _OPERATORS: dict[Any, Any] = {
     torch.Tensor.__getitem__: _item,
+    torch.Tensor.__setitem__: _set_item,
     torch.Tensor.__invert__: torch.bitwise_not,
     torch.Tensor.contiguous: _contiguous,
     torch.Tensor.copy_: torch.ops.aten.copy_.default,

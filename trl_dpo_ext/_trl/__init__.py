@@ -44,6 +44,7 @@ from .constructor import (
     without_losses,
 )
 from .engine import Engine, planned_engine
+from .flex_graphs import raise_flex_limit, warn_at_flex_limit
 from .frozen_copy import copied_by_us, is_copied, start_kept
 from .host import Host
 from .initializations import initialization_warnings
@@ -120,6 +121,7 @@ __all__ = [
     "preparation",
     "prompt_tokens",
     "quick_start",
+    "raise_flex_limit",
     "reads_token_ids",
     "reference_entropy",
     "rename_checkpointing",
@@ -136,6 +138,7 @@ __all__ = [
     "trackers",
     "trainer_arguments",
     "typed_values",
+    "warn_at_flex_limit",
     "with_head",
     "without_adapter",
     "without_compilation",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .block_masks import block_mask
 from .tree_attention import TreeMask
 from .trees import Reach, Trees
 
@@ -23,7 +24,7 @@ def tree_masks(config: Any, trees: Trees, device: torch.device) -> Any:
     Returns:
         One mask, or a dict by layer type where the layers differ.
     """
-    make = _block_mask if config._attn_implementation == FLEX else TreeMask.of
+    make = block_mask if config._attn_implementation == FLEX else TreeMask.of
     masks = {kind: make(trees, reach_of(config, kind), device) for kind in layer_kinds(config)}
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -50,25 +51,3 @@ def reach_of(config: Any, kind: str) -> Reach:
         getattr(config, "sliding_window", None) if kind == "sliding_attention" else None,
         getattr(config, "attention_chunk_size", None) if kind == "chunked_attention" else None,
     )
-
-
-def _block_mask(trees: Trees, reach: Reach, device: torch.device) -> Any:
-    """The mask of flex_attention, which has a kernel for masks of any shape."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    trees.reads += 1  # an attention function that is no flex_attention cannot take this mask
-    ends = torch.from_numpy(trees.subtree_ends).to(device)
-    positions = torch.from_numpy(trees.positions).to(device)
-    window, chunk = reach
-
-    def sees(_row: Any, _head: Any, query: Any, key: Any) -> torch.Tensor:
-        seen = (key <= query) & (query < ends[key])
-        # Windows are measured in positions: in the row, a branch may stand between a token and its past.
-        here, there = positions[query], positions[key]
-        if window is not None:
-            seen = seen & (here - there < window)
-        if chunk is not None:
-            seen = seen & (here // chunk == there // chunk)
-        return seen
-
-    return create_block_mask(sees, None, None, trees.width, trees.width, device=device)

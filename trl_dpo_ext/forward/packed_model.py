@@ -11,13 +11,11 @@ import torch
 
 from .. import _trl
 from ..errors import InputError
-from .masks import FLEX
 from .packing import Packed, pack
 from .run_rows import run_rows
 from .trees import on_device
 
 UNSCORED = -100
-_FLEX_BLOCK = 128  # widths in whole blocks, so that a compiled kernel meets few of them
 _NOT_TOKENS = {"use_cache", "output_router_logits"}
 
 
@@ -57,7 +55,6 @@ class PairPacker:
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         with_last: bool = False,
-        multiple: int = 1,
     ) -> PackedPairs:
         """Pack a batch, (2 x pairs, tokens) each, chosen half first, padded on the right.
 
@@ -65,16 +62,15 @@ class PairPacker:
             input_ids, attention_mask: as TRL's collator makes them.
             labels: as TRL gives them, not shifted, -100 where not scored; they belong to `input_ids`.
             with_last: feed the last tokens too, which a mixture of experts counts for its auxiliary loss.
-            multiple: see `pack`.
 
         Raises:
             InputError: the batch is padded on the left.
         """
-        ids, attended, options = self._last
-        same = ids is input_ids and attended is attention_mask and options == (with_last, multiple)
+        ids, attended, had_last = self._last
+        same = ids is input_ids and attended is attention_mask and had_last == with_last
         if self._packed is None or not same:
-            self._packed = _pack_pairs(input_ids, attention_mask, labels, self.share, with_last, multiple)
-            self._last = (input_ids, attention_mask, (with_last, multiple))
+            self._packed = _pack_pairs(input_ids, attention_mask, labels, self.share, with_last)
+            self._last = (input_ids, attention_mask, with_last)
         return self._packed
 
 
@@ -84,7 +80,6 @@ def _pack_pairs(
     labels: torch.Tensor,
     share: bool,
     with_last: bool,
-    multiple: int,
 ) -> PackedPairs:
     # The only time that the host waits for the device.
     ids, attended, scored = torch.stack([input_ids, attention_mask.long(), (labels != UNSCORED).long()]).cpu().numpy()
@@ -97,7 +92,7 @@ def _pack_pairs(
     fed = lengths if with_last else np.maximum(lengths - 1, 0)
     pairs = len(ids) // 2
     groups = [row % pairs for row in range(len(ids))] if share else None
-    packed = pack([row[:length] for row, length in zip(ids, fed, strict=True)], groups, multiple)
+    packed = pack([row[:length] for row, length in zip(ids, fed, strict=True)], groups)
     tokens = np.zeros(ids.shape, dtype=np.int64)
     for number, places in enumerate(packed.places):
         tokens[number, : len(places)] = places
@@ -144,8 +139,7 @@ class PackedModel:
             )
         config = self.causal.config.get_text_config()
         routed = bool(keywords.get("output_router_logits") or getattr(config, "output_router_logits", False))
-        multiple = _FLEX_BLOCK if config._attn_implementation == FLEX else 1
-        batch = self.packer(input_ids, attention_mask, labels, routed, multiple)
+        batch = self.packer(input_ids, attention_mask, labels, routed)
         routing = {"output_router_logits": True, "attention_mask": attention_mask} if routed else {}
         tokens = batch.tokens if routed else None
         output = run_rows(self.model, self.causal, batch.packed, batch.labels, batch.scored, tokens, **routing)

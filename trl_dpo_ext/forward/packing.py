@@ -30,15 +30,21 @@ class Packed:
     trees: Trees | None
     """The layout of the one row; None for rows of one sequence each, padded on the right."""
 
+    def filled(self, width: int) -> Packed:
+        """The row filled up to a width with tokens that no sequence sees."""
+        if self.trees is None or self.trees.width == width:
+            return self
+        ids = np.pad(self.input_ids, ((0, 0), (0, width - self.trees.width)))
+        return Packed(ids, self.places, self.trees.filled(width))
 
-def pack(sequences: Sequence[np.ndarray], groups: Sequence[Hashable] | None, multiple: int = 1) -> Packed:
+
+def pack(sequences: Sequence[np.ndarray], groups: Sequence[Hashable] | None) -> Packed:
     """Pack sequences into one row.
 
     Args:
         sequences: token ids of each, (tokens,).
         groups: what each sequence belongs to, such as a pair. Sequences of one group share what they begin with,
             however short; sequences of different groups share at least `LEAST_SHARED` tokens. None shares nothing.
-        multiple: the row's width is a multiple of this; padding that nothing attends to fills it up.
     """
     order, shared = _neighbors(sequences, groups)
     lengths: list[int] = []
@@ -66,8 +72,8 @@ def pack(sequences: Sequence[np.ndarray], groups: Sequence[Hashable] | None, mul
         node = add(sequence[depth:common], parent)
         cuts = [first, *(at for at in range(first + 1, last) if shared[at] == common), last]
         waiting += [(start, end, common, node) for start, end in reversed([*itertools.pairwise(cuts)])]
-    width = sum(lengths)
-    add(np.zeros(max(-(-width // multiple), 1) * multiple - width, dtype=np.int64), -1)
+    if not lengths:
+        add(np.zeros(1, dtype=np.int64), -1)
     trees = Trees(lengths, parents)
     places = [trees.places(leaf) if leaf >= 0 else np.zeros(0, dtype=np.int64) for leaf in leaves]
     return Packed(np.concatenate(tokens).astype(np.int64)[None], places, trees)

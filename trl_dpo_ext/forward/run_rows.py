@@ -10,6 +10,7 @@ import torch
 
 from .. import _trl
 from ..errors import InputError
+from .block_masks import fed_width
 from .masks import FLEX, tree_masks
 from .packing import Packed
 from .tree_attention import TreeAttention
@@ -57,26 +58,37 @@ def run_rows(
     Raises:
         InputError: the model's attention has not looked at the layout of the row.
     """
-    device, trees = causal.device, packed.trees
+    device, config = causal.device, causal.config.get_text_config()
+    packed = _as_attention_takes(causal, packed)
+    trees = packed.trees
     positions = np.zeros(0, dtype=np.int64) if trees is None else trees.positions
     ids, positions, shift_labels, places, routed = _together(
         device, packed.input_ids, positions[None], labels[None], scored, router_tokens
     )
     mask, reads = None, 0
     if trees is not None:
-        config = causal.config.get_text_config()
-        if config._attn_implementation != FLEX:
-            _trl.replace_attention(causal, TreeAttention)
         keywords["position_ids"] = positions
         reads, mask = trees.reads, tree_masks(config, trees, device)
     with _trl.override_attention_mask(causal, mask, places, None if router_tokens is None else routed):
         output = model(input_ids=ids, shift_labels=shift_labels, fused_lm_head=True, use_cache=False, **keywords)
+    if config._attn_implementation == FLEX:
+        _trl.warn_at_flex_limit()
     if trees is not None and trees.reads == reads:
         raise InputError(
             f"share_prompt and padding_free cannot be used here: no layer of {type(causal).__name__} has asked for the "
             "layout of the row, so another library has replaced its attention. Drop both flags."
         )
     return output
+
+
+def _as_attention_takes(causal: Any, packed: Packed) -> Packed:
+    """Prepare the model's attention for rows, and rows for its attention."""
+    if causal.config.get_text_config()._attn_implementation == FLEX:
+        _trl.raise_flex_limit()
+        return packed if packed.trees is None else packed.filled(fed_width(packed.trees.width))
+    if packed.trees is not None:
+        _trl.replace_attention(causal, TreeAttention)
+    return packed
 
 
 def _together(device: torch.device, *arrays: np.ndarray | None) -> list[torch.Tensor]:

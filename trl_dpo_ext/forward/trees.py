@@ -55,6 +55,13 @@ class Trees:
         self.width = int(ends[-1]) if len(ends) else 0
         self.reads = 0
         """How often an attention function has asked for the layout."""
+        self.block_masks: dict[tuple[Reach, torch.device], Any] = {}
+        """Masks that flex_attention takes; see `block_mask`."""
+
+    @functools.cached_property
+    def filled(self) -> Any:
+        """Make or find the layout of the row filled up to a width with tokens that no sequence sees."""
+        return functools.cache(lambda width: Trees([*self.lengths, width - self.width], [*self.parents, -1]))
 
     def path(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""

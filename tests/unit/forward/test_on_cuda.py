@@ -18,9 +18,11 @@ from tests.support.fake_cuda import add_head, add_plain_head, autocast, fake_cud
 from trl_dpo_ext.core import token_kl
 from trl_dpo_ext.core.token_kl import Projection
 from trl_dpo_ext.forward import packed_model, tree_attention
+from trl_dpo_ext.forward.block_masks import block_mask
 from trl_dpo_ext.forward.packed_model import PackedModel, PairPacker
 from trl_dpo_ext.forward.packing import pack, pad
 from trl_dpo_ext.forward.run_rows import sequence_logps
+from trl_dpo_ext.forward.trees import Trees
 
 from .cases import FIELDS, PAIRS
 
@@ -51,7 +53,7 @@ class Operators(TorchDispatchMode):
 def run(case: str, dtype: torch.dtype, share: bool, cast: bool = False) -> tuple[Any, list[str]]:
     model = architectures.build(case, dtype)
     add_head(model, outputs=FIELDS)
-    packed = packed_model._pack_pairs(*BATCH, share, False, 1)  # reads the batch, once
+    packed = packed_model._pack_pairs(*BATCH, share, False)  # reads the batch, once
     call = PackedModel(model, model, lambda *_: packed)  # type: ignore[arg-type]
     with fake_cuda() as on_gpu:
         on_gpu(model)
@@ -175,3 +177,12 @@ def test_the_divergence_of_tokens_needs_no_copy_of_the_output_layer(monkeypatch)
             found = token_kl.token_kl(*given)
     assert (found.shape, found.dtype, found.device.type) == (mask.shape, torch.float32, "cuda")
     assert "masked_scatter" not in seen.names
+
+
+@pytest.mark.parametrize("reach", [(None, None), (64, None), (None, 64)])
+def test_the_mask_of_flex_attention_is_one_copy(reach: Any) -> None:
+    trees = Trees([300, 20, 30], [-1, 0, 0])
+    with fake_cuda(), no_waits(), Operators() as seen:
+        mask = block_mask(trees, reach, torch.device("cuda:0"))
+    assert mask.kv_indices.device.type == mask.q_indices.device.type == "cuda"
+    assert seen.names.count("copied to the device") == 1

@@ -197,7 +197,7 @@ def test_other_inputs_and_padding_on_the_left_are_refused() -> None:
 def test_policy_and_reference_are_given_one_layout() -> None:
     packer = PairPacker(True)
     asked = {name: PAIRS[name] for name in ("input_ids", "attention_mask", "labels")}
-    first = packer(**asked, with_last=False, multiple=1)
-    assert packer(**asked, with_last=False, multiple=1) is first
-    assert packer(**asked, with_last=True, multiple=1) is not first
-    assert packer(**{k: v.clone() for k, v in asked.items()}, with_last=False, multiple=1) is not first
+    first = packer(**asked, with_last=False)
+    assert packer(**asked, with_last=False) is first
+    assert packer(**asked, with_last=True) is not first
+    assert packer(**{k: v.clone() for k, v in asked.items()}, with_last=False) is not first

@@ -47,8 +47,11 @@ def test_short_beginnings_are_shared_within_a_group_alone() -> None:
 
 
 def test_a_width_in_whole_blocks_is_filled_with_what_nothing_sees() -> None:
-    packed = pack(ids([5, 6, 7], [5, 8]), ["a", "a"], multiple=8)
+    given = pack(ids([5, 6, 7], [5, 8]), ["a", "a"])
+    packed = given.filled(8)
     assert packed.trees is not None
+    assert packed.places is given.places
+    assert given.filled(4) is given
     assert packed.input_ids.shape == (1, 8)
     assert packed.trees.subtree_ends.tolist()[:4] == [4, 3, 3, 4]
     assert pack(ids([], []), ["a", "a"]).input_ids.shape == (1, 1)
@@ -72,7 +75,8 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(monkeypatch, least: 
     monkeypatch.setattr(packing, "LEAST_SHARED", least)
     for seed in range(100):
         sequences, groups, multiple = random_case(seed)
-        packed = pack(sequences, groups, multiple)
+        packed = pack(sequences, groups)
+        packed = packed.filled(-(-packed.input_ids.size // multiple) * multiple)
         trees, row = packed.trees, packed.input_ids[0]
         assert trees is not None
         place = np.arange(trees.width)
