@@ -13,6 +13,7 @@ from trl import ModelConfig
 from tests.support import runs
 from trl_dpo_ext.cli.run_summary import print_run_summary
 from trl_dpo_ext.data import streams
+from trl_dpo_ext.data.prepare import checked_datasets
 from trl_dpo_ext.errors import InputError
 
 from .listing import Kind
@@ -25,7 +26,7 @@ SHORT = {"prompt": "say", "chosen": " yes", "rejected": " no"}
 SETTINGS: dict[str, Any] = {"max_length": 8, "per_device_train_batch_size": 2}
 
 
-def stream(*rows: dict[str, str], arrow: bool = False) -> IterableDataset:
+def stream(*rows: dict[str, Any], arrow: bool = False) -> IterableDataset:
     if arrow:
         return Dataset.from_list(list(rows)).to_iterable_dataset()
     return IterableDataset.from_generator(lambda: iter(rows))
@@ -108,3 +109,13 @@ def test_the_run_summary_says_what_is_counted(tmp_path: Path, caplog: pytest.Log
         print_run_summary(run, ModelConfig(), None)
     assert "Data: streamed, so that rows are checked as they come" in caplog.text
     assert "counted in the first 1000" in caplog.text
+
+
+@streamed("rows that are tokenized already, in a stream that does not know its columns", "they are not renamed again")
+def test_a_stream_of_token_ids_is_known_by_its_first_row() -> None:
+    row: dict[str, Any] = {**SHORT, "prompt_ids": [5, 6], "chosen_ids": [7, 2], "rejected_ids": [8, 2]}
+    data = stream(row)
+    assert data.column_names is None
+    args = runs.config("unused", dataset_columns={"prompt": "question"})
+    checked = checked_datasets({}, args, train_dataset=data)["train_dataset"]
+    assert next(iter(checked)) == row

@@ -102,7 +102,7 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, 
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
     dataset = _without_format(dataset, name)
-    if not _is_tokenized(dataset):  # what is, has been here before
+    if not _trl.is_tokenized(dataset):  # what is, has been here before
         dataset = map_columns(dataset, name, args.dataset_columns or {})
         columns = {**columns, **_own_reference(dataset, name, args)}
     plan = plan_layout(dataset, name)
@@ -142,7 +142,3 @@ def _without_format(dataset: Any, name: str) -> Any:
             "it with dataset.map, and pass the result."
         )
     return dataset.with_format(None) if kind is not None else dataset
-
-
-def _is_tokenized(dataset: Dataset | IterableDataset) -> bool:
-    return set(_trl.TOKEN_IDS) <= set(dataset.column_names or ())
