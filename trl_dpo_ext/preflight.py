@@ -15,6 +15,7 @@ from . import _trl
 from .checks import trainable
 from .checks.machine import machine_problems
 from .checks.models import policy_config, reference_problems
+from .checks.targets import missing_targets
 from .checks.tokenizers import check_tokenizer, eos_ids
 from .config import DPOExtConfig
 from .core.columns import Column
@@ -115,6 +116,8 @@ class RunSpec:
             loaded: Any = args.model_init_kwargs or {}
             quantized = quantization_config or loaded.get("quantization_config")
             problems += trainable.policy_problems(model, peft_config, None if policy.is_adapted else quantized)
+        untargeted, ignored = missing_targets(model, config, peft_config)
+        problems += untargeted
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):
@@ -132,7 +135,8 @@ class RunSpec:
         if problems:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
-        ignored = _ignored_columns(args, datasets) if mixture.needs_reference else []
+        ignored += _ignored_columns(args, datasets) if mixture.needs_reference else []
+        ignored += trainable.no_step_warnings(args, datasets["train_dataset"])
         for warning in [*ignored, *unused_options(args), *_trl.initialization_warnings(peft_config)]:
             warnings.warn(warning, stacklevel=3)
         preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args))

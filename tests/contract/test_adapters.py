@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from trl import DPOTrainer
 
 from tests.support import runs, tiny
 from tests.support.seams import moved
+from trl_dpo_ext._trl import missing_targets
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 
@@ -85,3 +87,23 @@ def test_transformers_puts_an_adapter_inside_a_model_under_the_names_that_peft_g
     assert "autocast_adapter_dtype" in inspect.signature(peft.PeftModel.from_pretrained).parameters, seam(
         "peft", "cast"
     )
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["self_attn.q_proj", "absent"], r".*\.q_proj"])
+def test_targets_are_ends_of_names_and_missing_ones_are_ignored(targets: Any) -> None:
+    model = adapted("default", target_modules=targets)
+    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    assert [name.split(".")[-1] for name in names] == ["q_proj"] * model.config.num_hidden_layers, seam(
+        "peft", "a list holds ends of names, and a string is a pattern of whole names"
+    )
+    assert missing_targets(peft.LoraConfig(target_modules=targets), tiny.model()) == (
+        ["absent"] if "absent" in targets else []
+    )
+
+
+@pytest.mark.parametrize("targets", [["absent", "proj"], "q_proj", r".*\.absent"])
+def test_without_any_of_its_targets_an_adapter_is_refused(targets: Any) -> None:
+    listed = [targets] if isinstance(targets, str) else sorted(targets)
+    assert missing_targets(peft.LoraConfig(target_modules=targets), tiny.model()) == listed
+    with pytest.raises(ValueError, match="not found in the base model"):
+        adapted("default", target_modules=targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,47 @@ def test_known_attention_is_not_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         runs.trainer(tmp_path, model="no/such-model", model_init_kwargs={"attn_implementation": "eager"})
     assert "attn_implementation" not in str(refused.value)
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "model"])
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        adapters.case(
+            "`lora_target_modules` of another architecture",
+            "error before the model is loaded, with the names that there are",
+            ["c_attn", "query_key_value"],
+            r"no module c_attn or query_key_value .* Choose from .*, q_proj, .*all-linear",
+        ),
+        adapters.case("`lora_target_modules` with a typo", "error with the name", ["q_porj"], r"Did you mean q_proj\?"),
+        adapters.case(
+            "a pattern as `target_modules` that matches nothing",
+            "the same error",
+            r"layers\.9\..*",
+            r"no module layers",
+        ),
+    ],
+)
+def test_targets_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: Any, message: str, by_name: bool
+) -> None:
+    model = tiny.saved_model(str(tmp_path / "model")) if by_name else tiny.model()
+    monkeypatch.setattr("trl.trainer.dpo_trainer.create_model_from_path", None)  # nothing is loaded
+    with pytest.raises(InputError, match=message):
+        runs.trainer(tmp_path, model=model, peft_config=LoraConfig(**CAUSAL, target_modules=targets))
+
+
+@adapters("`lora_target_modules` of which some are not there", "warning: the adapter is put on the others alone")
+def test_some_targets_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no module v_porj.*other targets alone\. Did you mean v_proj"):
+        runs.trainer(tmp_path, peft_config=LoraConfig(**CAUSAL, target_modules=["q_proj", "v_porj"]))
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj"], ["self_attn.q_proj", "model.layers.0.mlp.up_proj"], r".*\.q_proj", "all-linear", None]
+)
+def test_targets_that_are_there(tmp_path: Path, targets: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config = LoraConfig(**CAUSAL, target_modules=targets)
+        runs.trainer(tmp_path, model=tiny.saved_model(str(tmp_path / "model")), peft_config=config)

@@ -15,6 +15,7 @@ from trl.trainer import dpo_trainer
 from tests.support import runs, tiny
 from tests.support.command_line import write_data
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer
+from trl_dpo_ext.checks.machine import machine_problems
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.errors import InputError
 
@@ -174,6 +175,20 @@ def test_everything_wrong_is_one_list(argv: str, expected: list[str], tmp_path: 
     found = problems_of(capsys, *argv.replace("{}", str(tmp_path)).split())
     assert_starts(found, [line.replace("{}", str(tmp_path)) for line in expected])
     assert len({*found}) == len(found)
+
+
+@wrong_command("`push_to_hub` without a login", "error before anything is computed")
+def test_a_login_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    (problem,) = machine_problems(runs.config(tmp_path, push_to_hub=True))
+    assert "hf auth login" in problem
+    assert not machine_problems(runs.config(tmp_path, push_to_hub=True, hub_token="hf_token"))
+    assert not machine_problems(runs.config(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_token")
+    assert not machine_problems(runs.config(tmp_path, push_to_hub=True))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(InputError, match="nobody is logged in"):
+        runs.trainer(tmp_path, model="no/such-model-is-loaded", push_to_hub=True)
 
 
 @wrong_command("a folder in which nothing can be written", "error; nothing is left behind elsewhere")

@@ -270,6 +270,54 @@ def test_a_learning_rate_of_zero_is_told(tmp_path: Path) -> None:
         runs.trained(tmp_path / "warmup", max_steps=2, warmup_steps=2)  # whose first step has the rate 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        nothing_trains.case(
+            "`num_train_epochs=0`",
+            "warning before a model is loaded",
+            {"max_steps": -1, "num_train_epochs": 0},
+            "num_train_epochs is 0",
+        ),
+        nothing_trains.case("`max_steps=0`", "the same", {"max_steps": 0}, "max_steps is 0"),
+        nothing_trains.case(
+            "fewer rows than a batch, and `dataloader_drop_last`",
+            "the same",
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 9},
+            "8 rows do not fill one of 9",
+        ),
+        nothing_trains.case(
+            "one step, which is all warmup", "the same", {"max_steps": 1, "warmup_steps": 1}, "learning rate 0"
+        ),
+    ],
+)
+def test_no_step_is_taken(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=f"Nothing will train: .*{message}"):
+        run = runs.trainer(tmp_path, **settings)
+    before = runs.weights(run)
+    run.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in runs.weights(run).items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": -1, "num_train_epochs": 0.5},
+        {"max_steps": 1, "num_train_epochs": 0},
+        {"max_steps": 2, "warmup_steps": 1},
+        {"max_steps": 1, "warmup_steps": 1, "lr_scheduler_type": "constant"},
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 8},
+    ],
+)
+def test_few_steps_are_not_told(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Nothing will train")
+        run = runs.trainer(tmp_path, **settings)
+    before = runs.weights(run)
+    run.train()
+    assert not all(torch.equal(before[name], tensor) for name, tensor in runs.weights(run).items())
+
+
 def trains_what_does_not_run() -> Any:
     model = tiny.model().requires_grad_(False)
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def adapts_head(config: Any) -> bool:
     """Whether a PEFT configuration lists the head among its targets; TRL reads its weight past the adapter."""
     targets = getattr(config, "target_modules", None)
     return not isinstance(targets, str) and any(str(name).split(".")[-1] == "lm_head" for name in targets or ())
+
+
+def missing_targets(config: Any, model: nn.Module) -> list[str]:
+    """The targets of a PEFT configuration that are no modules of a model, as they are written.
+
+    Seam: PEFT raises if none is there, and ignores those that are not beside others. A string is a pattern of whole
+    names but for "all-linear", and a list holds names, or ends of names. Without targets, PEFT has its own.
+    """
+    targets = getattr(config, "target_modules", None)
+    names = [name for name, _ in model.named_modules()]
+    if not targets or targets == "all-linear":
+        return []
+    if isinstance(targets, str):
+        return [] if any(map(re.compile(targets).fullmatch, names)) else [targets]
+    return sorted(each for each in targets if not any(f".{name}".endswith(f".{each}") for name in names))
 
 
 def are_switched_off(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a run asks of its machine: a precision, trackers to report to, a folder to write to."""
+"""What a run asks of its machine: a precision, trackers to report to, a folder to write to, a login."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from transformers import training_args
 
@@ -34,7 +35,7 @@ def precision_problems(args: Any) -> list[str]:
 
 
 def machine_problems(args: Any) -> list[str]:
-    """Return which trackers are missing, and why the output folder cannot be written.
+    """Return which trackers are missing, why the output folder cannot be written, and why nothing can be pushed.
 
     Args:
         args: training arguments.
@@ -42,6 +43,11 @@ def machine_problems(args: Any) -> list[str]:
     problems = [problem for name in args.report_to for problem in _tracker_problems(name)]
     if args.should_save and args.output_dir:
         problems += folder_problems("output_dir", args.output_dir)
+    if args.push_to_hub and args.process_index == 0 and not (args.hub_token or huggingface_hub.get_token()):
+        problems.append(
+            "push_to_hub=True uploads the model, and nobody is logged in on this machine. Run `hf auth login`, set "
+            "HF_TOKEN, or pass hub_token."
+        )
     return problems
 
 

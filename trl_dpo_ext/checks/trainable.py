@@ -11,6 +11,9 @@ import torch
 from .. import _trl
 from ..errors import InputError
 
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules of transformers that leave `warmup_steps` out."""
+
 
 def policy_problems(policy: Any, peft_config: Any, quantization: Any = None) -> list[str]:
     """Return why a policy that the trainer is given would not train, before anything is computed.
@@ -45,6 +48,37 @@ def policy_problems(policy: Any, peft_config: Any, quantization: Any = None) -> 
             "model.set_adapter(name), or merge the others into the base (model.merge_and_unload(adapter_names=[...]))."
         ]
     return [] if next(_trained(policy), None) is not None else [_frozen(policy)]
+
+
+def no_step_warnings(args: Any, dataset: Any) -> list[str]:
+    """Return why a run would take no step, or none that changes a weight.
+
+    Args:
+        args: training arguments.
+        dataset: training data in rows that can be counted, or a stream.
+
+    Seam: transformers trains by epochs unless `max_steps` is positive; with 0 it takes one step, at the rate 0.
+    """
+    if args.max_steps == 0:
+        return ["Nothing will train: max_steps is 0. Set --max_steps above 0, or to -1 to train for num_train_epochs."]
+    if args.max_steps < 0 and args.num_train_epochs <= 0:
+        return [
+            f"Nothing will train: num_train_epochs is {args.num_train_epochs:g}. Set --num_train_epochs above 0, or "
+            "--max_steps."
+        ]
+    rows = len(dataset) if hasattr(dataset, "__len__") else None
+    in_step = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows is not None and rows < in_step:
+        return [
+            f"Nothing will train: dataloader_drop_last drops incomplete batches, and {rows} rows do not fill one of "
+            f"{in_step}. Set --per_device_train_batch_size lower, or remove --dataloader_drop_last."
+        ]
+    if args.max_steps == 1 and args.get_warmup_steps(1) and args.lr_scheduler_type not in _WITHOUT_WARMUP:
+        return [
+            f"Nothing will train: warmup_steps is {args.warmup_steps:g}, so that the only step has the learning rate "
+            "0. Set --warmup_steps 0."
+        ]
+    return []
 
 
 def _is_quantized(policy: Any, quantization: Any) -> bool:
