@@ -47,7 +47,7 @@ test: $(VENV)/made ## Run the test suite (a few minutes; no network, no GPU)
 test-model: $(VENV)/model ## Run the tests that need the demo's model file
 	$(PY) -m pytest -q -m model
 
-test-browser: $(VENV)/made ## Open the page of `inspect` in Chromium (needs Debian's chromium and chromium-driver)
+test-browser: $(VENV)/made ## Open the pages of the commands in Chromium (needs Debian's chromium and chromium-driver)
 	$(PY) -m pytest -q -m browser
 
 test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)

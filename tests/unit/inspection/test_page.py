@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from tests.support import runs, tiny
 from trl_dpo_ext import inspect_preferences
-from trl_dpo_ext.inspection.page import build, page
+from trl_dpo_ext.inspection.page import page
+from trl_dpo_ext.pages import frame
 
 NASTY = [
     "</script><script>alert(1)</script>",
@@ -90,7 +91,7 @@ def test_a_page_is_never_larger_than_its_limit(tmp_path: Any, monkeypatch: Any) 
     result = inspected(tmp_path, ["it is"] * 30)
     whole = page(result.data, result.sample(30))
     assert len(held(whole)["rows"]) == 30
-    monkeypatch.setattr(build, "_LARGEST", 6000)
+    monkeypatch.setattr(frame, "LARGEST", 6000)
     small = held(page(result.data, result.sample(30)))
     assert 0 < len(small["rows"]) < 30
     assert small["total"] == 30

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from ... import pages
+from ...pages import Markup, element
 from ..terminal import as_text
 from ..terminal_rows import visible
 
-_LARGEST = 19 * 2**20
-"""Characters of the page's data, at most; rows beyond it are left out."""
 _WITHOUT_SCRIPT = 20
 _LONGEST = 4000
 """Characters of a row's prompt or answer, beyond which its middle is left out."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -27,32 +23,41 @@ def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         data: of an `Inspection`.
         rows: as `Inspection.sample` gives them.
     """
-    kept, size = [], 0
-    for row in map(_compact, rows):
-        size += len(_as_json(row).encode())
-        if size > _LARGEST:
-            break
-        kept.append(row)
+    data = {**data, "examples": []}
+    kept = pages.fitting(map(_compact, rows))
     total = sum(split["rows"]["loaded"] for split in data["splits"].values())
-    held = {"data": {**data, "examples": []}, "rows": kept, "total": total}
     folder = files(__name__.rpartition(".")[0])
-    parts = {
-        "policy": _POLICY,
-        "title": html.escape(f"inspect: {data['arguments'].get('dataset') or 'preferences'}"),
-        "style": (folder / "page.css").read_text(encoding="utf-8"),
-        "script": (folder / "page.js").read_text(encoding="utf-8"),
-        "summary": html.escape(as_text({**data, "examples": []}, width=110)),
-        "examples": "\n".join(map(_plain, kept[:_WITHOUT_SCRIPT])),
-        "data": _as_json(held),
-    }
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    return re.sub("@@([a-z]+)@@", lambda place: parts[place[1]], template)
+    body, style, script = ((folder / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js"))
+    return pages.document(
+        f"inspect: {data['arguments'].get('dataset') or 'preferences'}",
+        pages.join([Markup(body), *_charts(data)]),
+        data={"data": data, "rows": kept, "total": total},
+        style=style,
+        script=script,
+        without_script=pages.join([_summary(data), *map(_plain, kept[:_WITHOUT_SCRIPT])], "\n"),
+    )
 
 
-def _as_json(value: Any) -> str:
-    """JSON that may stand in a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def _charts(data: Mapping[str, Any]) -> list[Markup]:
+    """One histogram for each split, which the script puts into its place."""
+    limit = data["arguments"].get("max_length")
+    marks = [pages.Mark(limit, f"max_length {limit}")] if limit else []
+    templates = []
+    for name, split in data["splits"].items():
+        if not split.get("lengths"):
+            continue
+        lengths = split["lengths"]["pair"]["before"]["histogram"]
+        bars = [pages.Bars("", lengths["counts"], color=0)]
+        chart = pages.histogram(
+            lengths["edges"], bars, "Longer row of each pair", x_label="tokens", even=True, marks=marks, what="pairs"
+        )
+        templates.append(element("template", chart, id=f"lengths-{name}"))
+    return templates
+
+
+def _summary(data: Mapping[str, Any]) -> Markup:
+    introduction = element("p", "Without JavaScript, this page shows the statistics and the first rows.")
+    return pages.join([introduction, element("pre", as_text(data, width=110))])
 
 
 def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,9 +87,9 @@ def _ends(pieces: Sequence[str | None]) -> tuple[int, int]:
     return head, tail
 
 
-def _plain(row: Mapping[str, Any]) -> str:
+def _plain(row: Mapping[str, Any]) -> Markup:
     """A row without JavaScript."""
-    parts = [f"<h3>row {row['row']} of {html.escape(row['split'])}</h3>"]
+    parts = [element("h3", f"row {row['row']} of {row['split']}")]
     for name in ("prompt", "chosen", "rejected"):
-        parts.append(f'<p><b>{name}</b> <bdi dir="auto">{html.escape(visible(row[name]))}</bdi></p>')
-    return "\n".join(parts)
+        parts.append(element("p", element("b", name), " ", pages.data_text(visible(row[name]))))
+    return pages.join(parts, "\n")

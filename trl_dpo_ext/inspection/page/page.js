@@ -1,18 +1,7 @@
-"use strict";
-(() => {
-  const held = JSON.parse(document.getElementById("data").textContent);
+(({ data: held, $, make, number, percent, table, copyText, chart }) => {
   const { data, rows } = held;
   const PAGE = 25;
   const subset = data.arguments.subset_column ?? "subset";
-  const $ = (id) => document.getElementById(id);
-  const make = (name, text, className) => {
-    const element = document.createElement(name);
-    if (text !== undefined) element.textContent = text;
-    if (className) element.className = className;
-    return element;
-  };
-  const number = (value) => (value === null || value === undefined ? "" : value.toLocaleString("en-US"));
-  const percent = (value) => (value === null || value === undefined ? "" : (100 * value).toFixed(1) + " %");
   const joined = (pieces) => pieces.map((piece) => piece ?? "").join("");
 
   // --- what is sorted, searched and filtered by, once for each row ---
@@ -155,19 +144,6 @@
     return item;
   };
 
-  const copyText = async (text, button) => {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const area = make("textarea", text);
-      document.body.append(area);
-      area.select();
-      document.execCommand("copy");
-      area.remove();
-    }
-    button.textContent = "Copied";
-  };
-
   const draw = () => {
     const found = selected();
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
@@ -235,50 +211,9 @@
   });
 
   // --- statistics ---
-  const table = (head, lines) => {
-    const made = make("table");
-    const top = made.createTHead().insertRow();
-    for (const cell of head) top.append(make("th", cell));
-    const body = made.createTBody();
-    for (const line of lines) {
-      const item = body.insertRow();
-      for (const cell of line) item.append(make("td", cell));
-    }
-    return made;
-  };
   const box = (title, ...content) => {
     const made = make("div", undefined, "card");
-    made.append(make("h3", title), ...content);
-    return made;
-  };
-  const svg = (name, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const histogram = (lengths, limit) => {
-    const series = { pair: "#1e88e5" };
-    const { edges, counts } = lengths.pair.before.histogram;
-    const [width, height, floor] = [320, 120, 100];
-    const made = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Tokens of the longer row of each pair" });
-    const most = Math.max(1, ...counts);
-    const step = width / counts.length;
-    counts.forEach((count, at) => {
-      const high = ((floor - 14) * count) / most;
-      const bar = svg("rect", { x: at * step + 1, y: floor - high, width: Math.max(1, step - 2), height: high, fill: series.pair });
-      bar.append(svg("title", {}, `${edges[at]} to ${edges[at + 1] - 1} tokens: ${number(count)} pairs`));
-      made.append(bar);
-      if (counts.length < 12 || at % 2 === 0) made.append(svg("text", { x: at * step + 1, y: height - 6 }, edges[at]));
-    });
-    if (limit !== null && limit > 0) {
-      const at = edges.findIndex((edge, place) => edge <= limit && limit < (edges[place + 1] ?? Infinity));
-      const low = edges[at];
-      const share = edges[at + 1] === undefined ? 0 : (limit - low) / (edges[at + 1] - low);
-      const x = Math.min(width - 1, (at + share) * step);
-      made.append(svg("line", { x1: x, x2: x, y1: 0, y2: floor, stroke: "#e53935", "stroke-width": 2, "stroke-dasharray": "4 3" }));
-      made.append(svg("text", { x: x > width - 110 ? x - 4 : x + 4, y: 10, "text-anchor": x > width - 110 ? "end" : "start" }, `max_length ${limit}`));
-    }
+    made.append(...(title ? [make("h3", title)] : []), ...content);
     return made;
   };
   const quantiles = ["p5", "p25", "p50", "p75", "p95", "p99", "max"];
@@ -295,7 +230,7 @@
           lines.push([`${part}, ${words}`, ...quantiles.map((key) => number(summary[key])), summary.mean === null ? "" : summary.mean.toFixed(1)]);
         }
       cards.append(box("Tokens", table(["", ...quantiles, "mean"], lines)));
-      cards.append(box("Longer row of each pair", histogram(split.lengths, data.arguments.max_length)));
+      cards.append(box(undefined, chart("lengths-" + name)));
       const bias = split.length_bias;
       cards.append(
         box(
@@ -370,4 +305,4 @@
   };
   window.addEventListener("hashchange", open);
   open();
-})();
+})(page);
