@@ -104,8 +104,8 @@ def write_answers(pairs: list[Record], before: list[str], after: list[str]) -> N
 
 def write_results(output_dir: Path, before: dict[str, float], after: dict[str, float]) -> None:
     """Write the numbers as JSON and the plot as PNG."""
-    from trl_dpo_ext.cli.report import plot_run
-    from trl_dpo_ext.cli.run_log import read_run
+    from trl_dpo_ext.reports.plot import plot_run
+    from trl_dpo_ext.reports.run_log import read_run
 
     (WORK / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
     names = {"reward_accuracy": "rewards/accuracies", "reward_margin": "rewards/margins"}

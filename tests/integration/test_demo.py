@@ -133,7 +133,7 @@ def test_every_key_of_the_accelerate_config_is_one_that_accelerate_knows() -> No
 
 def test_the_recipe_runs_as_the_demo_launches_it_and_starts_at_ln_2(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from demo.launch import launch
-    from trl_dpo_ext.cli.run_log import read_run
+    from trl_dpo_ext.reports.run_log import read_run
 
     monkeypatch.chdir(ROOT)
     model = tiny.saved_model(str(tmp_path / "model"))

@@ -16,10 +16,10 @@ import trl_dpo_ext.recipe_registry as recipe_registry
 from tests.support.small_recipes import published_adapter, published_config, small_flags
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.cli.estimate import estimate_flags
-from trl_dpo_ext.cli.run_log import read_run
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import GIB, Reference, estimate
 from trl_dpo_ext.estimate.search import EstimateReport
+from trl_dpo_ext.reports.run_log import read_run
 
 ROOT = Path(__file__).parents[2]
 RECIPES = recipe_registry.list_recipes()

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from trl_dpo_ext.cli.report import plot_run, summarize
-from trl_dpo_ext.cli.run_log import read_run
 from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reports.plot import plot_run
+from trl_dpo_ext.reports.run_log import read_run
+from trl_dpo_ext.reports.summary import summarize
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 

@@ -1,0 +1,1 @@
+"""Summarizes and compares runs from their folders."""
