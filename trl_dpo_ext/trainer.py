@@ -25,7 +25,7 @@ from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, p
 from .forward.pair_forward import PairForward
 from .inspection.training import DatasetPreparation
 from .logging_setup import show_messages
-from .model_card import ModelCardMixin
+from .model_card import ModelCardMixin, RunLog
 from .preflight import RunSpec
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
@@ -111,6 +111,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         self.preparation.forget()
         self._check_models()
         self.add_callback(self.preparation.streams)
+        self.add_callback(RunLog(self))
         collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
         self.data_collator = self.reference.attach(collator)
         self.first_step = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)

@@ -24,7 +24,7 @@ ROOMS = (
     Room("scoring/", "Scores preference data by the implicit rewards of a trained policy."),
     Room("migration/", "Translates configurations of other tools into ours."),
     Room("trainer.py", "`DPOExtTrainer`: overrides of TRL's trainer."),
-    Room("model_card/", "Writes the model card of a run: what was trained, on what, against what."),
+    Room("model_card/", "Writes the model card and the record of a run: what was trained, on what, against what."),
     Room("reports/", "Summarizes and compares runs from their folders."),
     Room("evaluation.py", "`EvaluationMixin`: evaluates the same for every batch size and number of processes."),
     Room("preflight.py", "`RunSpec`: makes every decision and check before a model is loaded."),

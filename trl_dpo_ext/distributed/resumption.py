@@ -34,7 +34,7 @@ def describe_run(losses: str, optimizer: Any, dataset: Any) -> dict[str, Any]:
 
 def save_run(run: Mapping[str, Any], checkpoint: Path) -> None:
     """Write a run's description into a checkpoint."""
-    (checkpoint / RUN_FILE).write_text(json.dumps(run, indent=1))
+    (checkpoint / RUN_FILE).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
@@ -44,7 +44,7 @@ def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
         InputError: another optimizer, which cannot go on from the saved state.
     """
     try:
-        before = json.loads((checkpoint / RUN_FILE).read_text())
+        before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
     if before["losses"] != run["losses"]:

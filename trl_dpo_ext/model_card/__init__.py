@@ -1,6 +1,7 @@
-"""The model card of a run: what was trained, on what, against what, and how."""
+"""The model card and the record of a run: what was trained, on what, against what, and how."""
 
 from .mixin import ModelCardMixin
 from .origin import Origin
+from .record import RunLog
 
-__all__ = ["ModelCardMixin", "Origin"]
+__all__ = ["ModelCardMixin", "Origin", "RunLog"]

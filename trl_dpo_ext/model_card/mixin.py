@@ -1,15 +1,19 @@
-"""Trainer mixin that writes the model card of a run."""
+"""Trainer mixin that writes the model card and the record of a run."""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import _trl
 from ..distributed.mixin import DistributedTrainerMixin
+from ..reports.files import RECORD_FILE
 from .card import build_card
 from .origin import Origin
+from .record import run_record
 from .training import adapter
 
 
@@ -49,6 +53,14 @@ class ModelCardMixin(DistributedTrainerMixin):
         if adapter(self.model) is not None and (folder / "README.md").exists():
             with _trl.temporarily(self.args, output_dir=str(folder)):
                 self.create_model_card(model_name=_title(self.args.hub_model_id, folder))
+
+    def write_record(self, folder: Path) -> None:
+        """Write what this run trains, on what, against what, and how into a folder, for `trl-dpo-ext report`."""
+        text = json.dumps(self._described_run(), indent=1, ensure_ascii=False)
+        (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+
+    def _described_run(self) -> dict[str, Any]:
+        return {**super()._described_run(), "record": run_record(self)}
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read the extra state of a checkpoint, and note from which one the run is resumed."""

@@ -64,28 +64,28 @@ def public_arguments(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--"):
             flag, equals, value = argument.removeprefix("--").partition("=")
-            public.append(f"--{flag}{equals}{_public(flag, value)}")
+            public.append(f"--{flag}{equals}{public_value(flag, value)}")
         elif re.fullmatch(r"-[A-Za-z]", argument):
             flag = argument
             public.append(argument)
         else:
-            public.append(_public(flag, argument))
+            public.append(public_value(flag, argument))
     return public
 
 
-def _public(name: str, value: Any) -> Any:
-    """A flag's value as it may be shown; JSON is read, and each of its keys looked at."""
+def public_value(name: str, value: Any) -> Any:
+    """A flag's value as it may be shown, without secrets and paths; JSON is read, and each of its keys looked at."""
     if isinstance(value, dict):
-        return {key: _public(str(key), inner) for key, inner in value.items()}
+        return {key: public_value(str(key), inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_public(name, inner) for inner in value]
+        return [public_value(name, inner) for inner in value]
     if not isinstance(value, str) or not value:
         return HIDDEN if is_secret(name) and value not in ("", None) else value
     if is_secret(name):
         return HIDDEN
     if value[0] in "{[":
         try:
-            return json.dumps(_public(name, json.loads(value)))
+            return json.dumps(public_value(name, json.loads(value)))
         except ValueError:  # no JSON
             return HIDDEN if _SECRET.search(value) else without_paths(value)
     value = _SECRET_VALUE.sub(lambda found: HIDDEN + ("@" if found[0].endswith("@") else ""), value)

@@ -50,7 +50,7 @@ def training_lines(trainer: Any, resumed_from: str | None) -> list[str]:
     length = f"{args.max_length} tokens ({args.truncation_mode})" if args.max_length else "not limited"
     steps = f"{trainer.state.global_step} of {trainer.state.max_steps}" if trainer.state.max_steps else "none yet"
     return [
-        f"- Trained: {_trained(trainer.model)}",
+        f"- Trained: {trained(trainer.model)}",
         f"- Steps: {steps}, {pairs} pairs per step ({per_device} per process x {accumulation} accumulated x "
         f"{args.world_size} processes){resumed}",
         f"- Optimizer: {_value(args.optim)}, learning rate {args.learning_rate:g}, schedule "
@@ -64,7 +64,8 @@ def _value(option: Any) -> str:
     return str(getattr(option, "value", option))
 
 
-def _trained(model: Any) -> str:
+def trained(model: Any) -> str:
+    """Which weights are trained, in words."""
     config = adapter(model)
     quantization = getattr(model.config, "quantization_config", None)
     weights = f" on weights in {describe_quantization(quantization)}" if quantization else ""
@@ -105,6 +106,11 @@ def data_lines(trainer: Any, names: list[Named]) -> list[str]:
 
 
 def version_lines(quantized: bool) -> list[str]:
+    """One line for each version of `library_versions`."""
+    return [f"- {name}: {version}" for name, version in library_versions(quantized).items()]
+
+
+def library_versions(quantized: bool) -> dict[str, str]:
     """The versions of this package and of the libraries under it."""
     package = __name__.partition(".")[0]
     versions = {"trl-dpo-ext": sys.modules[package].__version__}  # right in a checkout too, which has no metadata
@@ -114,4 +120,4 @@ def version_lines(quantized: bool) -> list[str]:
             versions[shown] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    return [f"- {name}: {version}" for name, version in versions.items()]
+    return versions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .axes import Level, Mark, Plane, path
-from .curves import Curve, thinned
+from .curves import MOST_POINTS, Curve, thinned
 from .markup import Markup, element, join
 
 COLORS = 8
@@ -23,11 +23,12 @@ def line_chart(
     levels: Sequence[Level] = (),
     y_range: tuple[float, float] | None = None,
     note: str = "",
+    most: int = MOST_POINTS,
 ) -> Markup:
     """Draw curves over one axis, with a legend that switches each key on and off.
 
     Args:
-        curves: each thinned to 2,000 points. Those without a value are left out; if all are, the result is empty.
+        curves: each thinned to `most` points. Those without a value are left out; if all are, the result is empty.
         title: of the figure.
         x_label: what the horizontal axis shows.
         unit: of the vertical axis, shown beside the title.
@@ -36,6 +37,7 @@ def line_chart(
         levels: horizontal lines, where they are within the curves' range.
         y_range: ends of the vertical axis; by default, what the curves need.
         note: a sentence under the chart.
+        most: points of a curve.
     """
     drawn = [curve for curve in curves if any(value is not None for value in curve.y)]
     if not drawn:
@@ -44,7 +46,7 @@ def line_chart(
     ys = [y for curve in drawn for part in (curve.y, curve.low, curve.high) for y in part]
     plane = Plane.of(xs, ys, log, y_range)
     bands = join(_band(plane, curve) for curve in drawn if curve.low)
-    lines = join(_curve(plane, curve) for curve in drawn)
+    lines = join(_curve(plane, curve, most) for curve in drawn)
     svg = plane.frame(
         _spoken(title, drawn), plane.grid(x_label), plane.levels(levels), bands, lines, plane.marks(marks)
     )
@@ -130,8 +132,8 @@ def figure(
     return element("figure", caption, svg, line, legend, element("p", note, class_="about") if note else None)
 
 
-def _curve(plane: Plane, curve: Curve) -> Markup:
-    x, y = thinned(curve.x, curve.y)
+def _curve(plane: Plane, curve: Curve, most: int) -> Markup:
+    x, y = thinned(curve.x, curve.y, most)
     shown = [(a, b) if b is not None and plane.y.shows(b) else None for a, b in zip(x, y, strict=True)]
     if curve.style == "dots":
         drawn = [_dot(plane, *point, radius=1.8) for point in shown if point]

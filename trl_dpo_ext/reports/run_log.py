@@ -10,6 +10,7 @@ from typing import Any
 
 from ..distributed.checkpoints import TRAINER_STATE_FILE, is_complete, list_checkpoints
 from ..errors import InputError
+from .files import LOG_FILE, read_lines
 
 LogEntry = Mapping[str, Any]
 """One entry of the trainer's log: metric names and values, and the `step` they belong to."""
@@ -41,21 +42,50 @@ def read_run(output_dir: str | Path) -> Run:
     """Read the log of a run from its output folder, or from one of its checkpoints.
 
     Raises:
-        InputError: the folder has no `trainer_state.json`, or one without a logged training step.
+        InputError: the folder has no log, or one without a logged training step.
     """
     folder = Path(output_dir)
-    entries = json.loads(_state_file(folder).read_text(encoding="utf-8"))["log_history"]
+    entries, _ = read_log(folder)
     train = tuple(entry for entry in entries if "loss" in entry)
     if not train:
         raise InputError(f"{folder} has no logged training step. Set logging_steps below the number of steps.")
     return Run(folder, train, tuple(entry for entry in entries if "eval_loss" in entry))
 
 
-def _state_file(folder: Path) -> Path:
-    """Return the state next to the model, or else that of the newest complete checkpoint."""
-    for candidate in (folder, *list_checkpoints(folder)):
-        if is_complete(candidate):
-            return candidate / TRAINER_STATE_FILE
-    raise InputError(
-        f"Neither {folder} nor a checkpoint in it has a {TRAINER_STATE_FILE}. Pass the output_dir of a finished run."
-    )
+def read_log(folder: Path) -> tuple[list[LogEntry], LogEntry]:
+    """Return the entries of a run's log, ordered by step, and the state that was saved with them.
+
+    They are read from the state beside the model, or that of the newest complete checkpoint, and from the log that this
+    package writes while a run goes on. A state that a later run in the same folder has not reached yet is passed over.
+
+    Raises:
+        InputError: the folder has neither.
+    """
+    written = read_lines(folder / LOG_FILE)
+    file = _state_file(folder)
+    if file is None and not written:
+        raise InputError(
+            f"Neither {folder} nor a checkpoint in it has a {TRAINER_STATE_FILE}, and it has no {LOG_FILE}. Pass the "
+            "output_dir of a run that has logged a step."
+        )
+    state = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    saved = [entry for entry in state.pop("log_history", []) if "step" in entry]
+    if file is None or _is_of_earlier_run(saved, file, written, folder):
+        return written, {}
+    known = {(entry["step"], *sorted(entry)) for entry in saved}
+    last = max((entry["step"] for entry in saved), default=-1)
+    later = [e for e in written if e["step"] >= last and (e["step"], *sorted(e)) not in known]
+    return sorted((*saved, *later), key=lambda entry: entry["step"]), state
+
+
+def _is_of_earlier_run(saved: list[LogEntry], file: Path, written: list[Any], folder: Path) -> bool:
+    """Whether a state is further than a log that was written after it."""
+    if not saved or not written or saved[-1]["step"] <= written[-1]["step"]:
+        return False
+    return (folder / LOG_FILE).stat().st_mtime > file.stat().st_mtime
+
+
+def _state_file(folder: Path) -> Path | None:
+    """The state beside the model, or else that of the newest complete checkpoint."""
+    states = (each / TRAINER_STATE_FILE for each in (folder, *list_checkpoints(folder)) if is_complete(each))
+    return next(states, None)

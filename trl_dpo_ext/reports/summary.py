@@ -1,9 +1,16 @@
-"""The values of a run as a table for the terminal."""
+"""The values of runs as tables for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
 from ..text_table import format_table
-from .run_log import Run
+from .run_log import Run, read_run
+
+_WIDEST = 40
 
 _METRICS = {
     "loss": "loss",
@@ -25,3 +32,33 @@ def summarize(run: Run) -> str:
                 rows.append((f"{where}, {label}", f"{values[0]:.4g}", f"{values[-1]:.4g}"))
     title = f"{run.folder}: {len(steps)} logged steps, {steps[0]} to {steps[-1]}"
     return f"{title}\n{format_table(rows, '<>>')}"
+
+
+def summarize_folder(folder: Path) -> str:
+    """The table of `summarize`; a sentence in its place for a run that has not logged a training step yet."""
+    try:
+        return summarize(read_run(folder))
+    except InputError as error:
+        return str(error)
+
+
+def compare_runs(result: Mapping[str, Any]) -> str:
+    """Format the arguments that differ, one column for each run, and what must not be compared; empty for one run.
+
+    Args:
+        result: of `report_of`.
+    """
+    if "differing" not in result:
+        return ""
+    shown = [at for at, run in enumerate(result["runs"]) if not run["problem"]]
+    rows = [("", *(result["runs"][at]["name"] for at in shown))]
+    for name, values in result["differing"].items():
+        cells = [_cut(values[at] or "-") for at in shown]
+        if len({*(values[at] for at in shown)}) > 1:
+            rows.append((name, *cells))
+    table = format_table(rows) if len(rows) > 1 else "The arguments are the same in all runs."
+    return "\n".join([table, *result["comparison"]["warnings"]])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."

@@ -1,0 +1,33 @@
+"""What a report repeats of the results of `score` and `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def facts_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """The main facts of a result, by name; empty where its format is not known."""
+    kind = document["kind"].rpartition(".")[2]
+    try:
+        return _inspected(document) if kind == "inspect" else _scored(document)
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _inspected(document: Mapping[str, Any]) -> dict[str, str]:
+    found = {"data": str(document["arguments"].get("dataset") or "")}
+    for name, split in document["splits"].items():
+        rows = split["rows"]
+        found[f"{name}, rows"] = f"{rows['kept']:,} of {rows['loaded']:,}"
+        bias = split.get("length_bias", {}).get("after", {}).get("accuracy")
+        if bias is not None:
+            found[f"{name}, the longer answer wins"] = f"{100 * bias:.1f} %"
+    for finding in document["findings"]:
+        if not finding["ignored"] and finding["level"] != "note":
+            found[f"{finding['level']}: {finding['name']}, {finding['split']}"] = finding["sentence"]
+    return found
+
+
+def _scored(document: Mapping[str, Any]) -> dict[str, str]:
+    return {}

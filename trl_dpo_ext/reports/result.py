@@ -1,0 +1,144 @@
+"""The result of `report`: one object for JSON and the page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from ..statistics import finite
+from .arguments import arguments_of, differing
+from .metrics import values_of
+from .run_data import RunData
+
+FORMAT = 1
+
+
+def report_of(runs: Sequence[RunData], version: str) -> dict[str, Any]:
+    """Return what there is to say of runs, as JSON has it.
+
+    Args:
+        runs: at least one.
+        version: of this package.
+
+    Returns:
+        `kind`, `format`, `versions`, `date`, `arguments`, `runs`, and for several runs `differing` (the arguments that
+        are not the same in all, with the value of each run) and `comparison`.
+    """
+    arguments = [arguments_of(run) for run in runs]
+    found = {
+        "kind": "trl_dpo_ext.report",
+        "format": FORMAT,
+        "versions": {"trl_dpo_ext": version},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "arguments": {"folders": [str(run.folder) for run in runs]},
+        "runs": [_of_run(run, of_run) for run, of_run in zip(runs, arguments, strict=True)],
+    }
+    if len(runs) > 1:
+        known = [of_run if not run.problem else {} for run, of_run in zip(runs, arguments, strict=True)]
+        found["differing"] = differing(known)
+        found["comparison"] = compare(runs)
+    return finite(found)
+
+
+def _of_run(run: RunData, arguments: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "problem": run.problem,
+        "status": run.status,
+        "last_step": run.last_step,
+        "max_steps": run.max_steps,
+        "pairs_per_step": run.pairs_per_step,
+        "arguments": arguments,
+        "launch": run.record.get("launch"),
+        "versions": run.record.get("versions", {}),
+        "evaluation_data": evaluation_data(run),
+        "evaluation_rows": {name: evaluation_rows(run, name) for name in run.evaluation_sets},
+        "values": values_of(run),
+        "series": {name: {"step": steps, "value": values} for name, (steps, values) in run.series.items()},
+        "epochs": _epochs(run),
+        "alarms": list(run.alarms),
+        "samples": list(run.samples),
+        "documents": dict(run.documents),
+    }
+
+
+def _epochs(run: RunData) -> dict[str, list[float]]:
+    """Steps, and the epoch at each."""
+    steps = sorted({entry["step"] for entry in run.entries})
+    return {"step": steps, "epoch": run.epochs_at(steps)}
+
+
+def evaluation_data(run: RunData) -> dict[str, str | None]:
+    """The fingerprint of each evaluation set; None where it was not recorded."""
+    recorded = run.record.get("data", {}).get("evaluation", {})
+    return {name: recorded.get(name, {}).get("fingerprint") for name in run.evaluation_sets}
+
+
+def evaluation_rows(run: RunData, name: str) -> int | None:
+    """Number of pairs of an evaluation set, if it was recorded."""
+    return run.record.get("data", {}).get("evaluation", {}).get(name, {}).get("rows")
+
+
+def compare(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Say which values of runs must not be compared.
+
+    Returns:
+        `evaluation_sets`: for each run a letter, the same for the same data; `?` where it was not recorded, None where
+        there was no evaluation. `same_evaluation`: whether all evaluations are known to be on the same data.
+        `warnings`: sentences.
+    """
+    seen: dict[str, str] = {}
+    letters: list[str | None] = []
+    for run in runs:
+        data = evaluation_data(run)
+        if not data:
+            letters.append(None)
+        elif None in data.values():
+            letters.append("?")
+        else:
+            letters.append(seen.setdefault(repr(sorted(data.items())), _letter(len(seen))))
+    used = sorted({letter for letter in letters if letter})
+    warnings = [*_evaluation_warnings(runs, letters, used), *_scale_warnings(runs)]
+    return {"evaluation_sets": letters, "same_evaluation": len(used) == 1 and used != ["?"], "warnings": warnings}
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"A{number}"
+
+
+def _evaluation_warnings(runs: Sequence[RunData], letters: Sequence[str | None], used: Sequence[str]) -> list[str]:
+    if len([letter for letter in letters if letter]) < 2:
+        return []
+    groups = [
+        f"{letter}: {', '.join(run.name for run, own in zip(runs, letters, strict=True) if own == letter)}"
+        for letter in used
+    ]
+    found = []
+    if len([letter for letter in used if letter != "?"]) > 1:
+        found.append(
+            "Not comparable: the runs were evaluated on different data. Compare evaluation values only within one set "
+            f"({'; '.join(groups)})."
+        )
+    if "?" in used:
+        unknown = ", ".join(run.name for run, letter in zip(runs, letters, strict=True) if letter == "?")
+        found.append(f"It was not recorded which data {unknown} was evaluated on, so it may be other data.")
+    return found
+
+
+def _scale_warnings(runs: Sequence[RunData]) -> list[str]:
+    """Values whose scale is the choice of each run."""
+    losses = [repr(run.record["losses"]) for run in runs if run.record]
+    betas = {
+        loss["hyperparameters"]["beta"]
+        for run in runs
+        for loss in run.record.get("losses", ())
+        if "beta" in loss["hyperparameters"]
+    }
+    found = []
+    if len(set(losses)) > 1:
+        found.append("The runs minimize different losses, so values of the loss are not comparable.")
+    if len(betas) > 1:
+        found.append("Rewards and margins are multiples of beta, which differs between the runs.")
+    return found

@@ -1,0 +1,166 @@
+"""Everything that a run's folder tells of it."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .files import ALARMS_FILE, LOG_FILE, METRICS_FILE, RECORD_FILE, SAMPLES_FILE, read_json, read_lines
+from .run_log import LogEntry, read_log
+
+Series = tuple[list[int], list[float]]
+_DOCUMENTS = ("trl_dpo_ext.score", "trl_dpo_ext.inspect")
+_LARGEST_DOCUMENT = 50 * 2**20
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# About the machine, not about what is learned.
+_TIMES = re.compile(r"(_runtime|_per_second|total_flos|^train_loss|num_tokens)$")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run."""
+
+    folder: Path
+    name: str
+    """Short, and different from those of the runs that are shown with it."""
+    problem: str | None = None
+    """Why there is nothing to show; None where there is."""
+    entries: tuple[LogEntry, ...] = ()
+    """Of the trainer's log and of watching, ordered by step."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What transformers saves beside the log."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What this package's trainer writes; empty for other trainers."""
+    alarms: tuple[Mapping[str, Any], ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Results of `score` and `inspect` in the folder, by file name."""
+
+    @cached_property
+    def series(self) -> dict[str, Series]:
+        """Steps and values of everything that was logged as a number, by name."""
+        found: dict[str, dict[int, float]] = {}
+        for entry in self.entries:
+            for name, value in entry.items():
+                if name in ("step", "epoch") or _TIMES.search(name):
+                    continue
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    found.setdefault(name, {})[entry["step"]] = float(value)
+                elif value is None:  # a number that is not finite, as JSON has it
+                    found.setdefault(name, {})[entry["step"]] = math.nan
+        return {name: ([*points], [*points.values()]) for name, points in found.items()}
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """Names of the evaluation sets; the empty name for the only one."""
+        found = [re.fullmatch(r"eval_(?:(.+)_)?loss", name) for name in self.series]
+        return [match[1] or "" for match in found if match]
+
+    @property
+    def last_step(self) -> int:
+        """The last step of which something is known."""
+        return max((entry["step"] for entry in self.entries), default=0)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The number of steps that the run is meant to have, if known."""
+        return self.record.get("steps", {}).get("max") or self.state.get("max_steps") or None
+
+    @property
+    def pairs_per_step(self) -> int | None:
+        """Number of pairs in an optimizer step, of all processes; None if it was not recorded."""
+        return self.record.get("batch", {}).get("pairs_per_step")
+
+    @property
+    def status(self) -> str:
+        """How far the run has come, in words."""
+        if self.problem:
+            return self.problem
+        most = self.max_steps
+        stopped = next((alarm["name"] for alarm in reversed(self.alarms) if alarm.get("stopped")), None)
+        reached = f"step {self.last_step:,}" + (f" of {most:,}" if most else "")
+        if stopped:
+            return f"ended by the alarm {stopped} at {reached}"
+        if most is None or self.last_step >= most:
+            return reached
+        if any("train_runtime" in entry for entry in self.entries):
+            return f"ended at {reached}"
+        return f"not finished: {reached}, last written {self._last_written()}"
+
+    def epochs_at(self, steps: Iterable[float]) -> list[float]:
+        """The epoch at each of some steps, between those that were logged."""
+        known = {entry["step"]: float(entry["epoch"]) for entry in self.entries if entry.get("epoch") is not None}
+        if not known:
+            return []
+        return np.interp(list(steps), list(known), list(known.values())).tolist()
+
+    def _last_written(self) -> str:
+        files = [self.folder / LOG_FILE, *self.folder.glob("trainer_state.json"), *self.folder.glob("*/*.json*")]
+        times = [file.stat().st_mtime for file in files if file.is_file()]
+        return f"{datetime.datetime.fromtimestamp(max(times, default=0)):%Y-%m-%d %H:%M}"
+
+
+def read_runs(folders: Iterable[str | Path]) -> list[RunData]:
+    """Read runs from their folders; one without a log has a `problem` in place of its data."""
+    paths = [Path(folder) for folder in folders]
+    return [_read(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
+
+
+def _read(folder: Path, name: str) -> RunData:
+    try:
+        entries, state = read_log(folder)
+    except InputError as error:
+        entries, state, problem = [], {}, str(error)
+        if not folder.is_dir():
+            problem = f"{folder} is no folder."
+    else:
+        problem = None
+    match = _CHECKPOINT.fullmatch(folder.resolve().name)
+    until, home = (int(match[1]), folder.resolve().parent) if match else (math.inf, folder)
+
+    def lines(file: str) -> tuple[dict[str, Any], ...]:
+        return tuple(line for line in read_lines(home / file) if line["step"] <= until)
+
+    watched = lines(METRICS_FILE)
+    merged = sorted((*entries, *watched), key=lambda entry: entry["step"])
+    saved = next((found for each in (folder, home) if (found := read_json(each / RECORD_FILE))), {})
+    return RunData(
+        folder,
+        name,
+        problem if not merged else None,
+        tuple(merged),
+        state,
+        saved.get("record", {}),
+        lines(ALARMS_FILE),
+        lines(SAMPLES_FILE),
+        _documents(folder),
+    )
+
+
+def _documents(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for file in sorted(folder.glob("*.json")):
+        if file.stat().st_size <= _LARGEST_DOCUMENT:
+            content = read_json(file)
+            if content and content.get("kind") in _DOCUMENTS:
+                found[file.name] = content
+    return found
+
+
+def _short_names(folders: list[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart; numbered where a folder is given twice."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return [name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, 1)]
