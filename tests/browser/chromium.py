@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-KEYS = {"right": "\ue014", "left": "\ue012", "space": " ", "tab": "\ue004"}
+KEYS = {"down": "\ue015", "right": "\ue014", "left": "\ue012", "space": " ", "tab": "\ue004"}
 
 
 class Chromium:
@@ -44,7 +44,7 @@ class Chromium:
         self._session = f"/session/{made['sessionId']}"
         if width < 500:  # the narrowest window is wider than a phone
             metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
-            self._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics})
+            self._command("Emulation.setDeviceMetricsOverride", **metrics)
 
     def __enter__(self) -> Chromium:
         return self
@@ -70,6 +70,14 @@ class Chromium:
         actions = [{"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
+    def prefer(self, scheme: str) -> None:
+        """Ask pages for `light` or `dark` colors."""
+        self._command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def scripts(self, run: bool) -> None:
+        """Let pages that are opened from now on run their scripts, or not."""
+        self._command("Emulation.setScriptExecutionDisabled", value=not run)
+
     def errors(self) -> list[str]:
         """What the console has said of errors."""
         return [
@@ -79,6 +87,10 @@ class Chromium:
     def picture(self, file: Path) -> None:
         """Save what is in the window."""
         file.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
+
+    def _command(self, command: str, **parameters: Any) -> Any:
+        """A command of Chromium's own protocol."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None

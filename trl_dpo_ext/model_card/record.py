@@ -67,12 +67,13 @@ def run_record(trainer: Any) -> dict[str, Any]:
     }
 
 
-def fingerprint(dataset: Any) -> str | None:
+def fingerprint(dataset: Any, ending: str | None = None) -> str | None:
     """Identify pairs by their number and contents, whatever tokenizer they are for; None for a stream.
 
     Args:
         dataset: a prepared dataset; its token ids are read where it has no texts. Of more than 2,000 rows, as many
             are read, evenly spaced.
+        ending: the EOS token that TRL appends to answers that are texts, which is left out.
     """
     if not isinstance(dataset, Dataset):
         return None
@@ -83,6 +84,9 @@ def fingerprint(dataset: Any) -> str | None:
     taken = dataset.with_format(None).select_columns(list(columns[0])).select(range(0, rows, -(-rows // _SAMPLED_ROWS)))
     digest = hashlib.sha256()
     for row in taken:
+        for side in _RAW[1:]:
+            if isinstance(row.get(side), str):
+                row[side] = row[side].removesuffix(ending or "")
         digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     return f"{rows} rows, {digest.hexdigest()[:16]}"
 
@@ -117,15 +121,18 @@ class RunLog(TrainerCallback):
 
 
 def _data(trainer: Any) -> dict[str, Any]:
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    ending = getattr(tokenizer, "eos_token", None)
     names = [one.name for one in data_names(trainer, None, trainer.origin)]
-    train = {"names": names, **_described(trainer.train_dataset)}
+    train = {"names": names, **_described(trainer.train_dataset, ending)}
     evaluated = trainer.eval_dataset
     parts = evaluated if isinstance(evaluated, Mapping) else {} if evaluated is None else {"": evaluated}
-    return {"train": train, "evaluation": {name: _described(part) for name, part in parts.items()}}
+    return {"train": train, "evaluation": {name: _described(part, ending) for name, part in parts.items()}}
 
 
-def _described(dataset: Any) -> dict[str, Any]:
-    return {"rows": len(dataset) if isinstance(dataset, Dataset) else None, "fingerprint": fingerprint(dataset)}
+def _described(dataset: Any, ending: str | None) -> dict[str, Any]:
+    rows = len(dataset) if isinstance(dataset, Dataset) else None
+    return {"rows": rows, "fingerprint": fingerprint(dataset, ending)}
 
 
 def _settings(args: Any) -> dict[str, Any]:

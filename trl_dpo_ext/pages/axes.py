@@ -165,8 +165,8 @@ class Plane:
             word = element(
                 "text", mark.label, x=at - 4 if left else at + 4, y=high, text_anchor="end" if left else None
             )
-            color = "" if mark.color is None else f" c{mark.color % 8}"
-            drawn.append(element("g", line, word, class_=f"mark{color}", data_series=mark.key))
+            color = "alarm" if mark.color is None else f"c{mark.color % 8}"
+            drawn.append(element("g", line, word, class_=f"mark {color}", data_series=mark.key))
         return join(drawn)
 
     def frame(self, label: str, *content: Markup) -> Markup:

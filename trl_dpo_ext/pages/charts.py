@@ -158,7 +158,7 @@ def _curve(plane: Plane, curve: Curve, most: int) -> Markup:
 def _alone(points: Sequence[tuple[float, float] | None]) -> list[tuple[float, float]]:
     """Points that a line would not show, and all of them where they are few."""
     known = [point for point in points if point]
-    if len(known) <= 40:
+    if len(known) <= 25:
         return known
     around = [None, *points, None]
     return [p for at, p in enumerate(points, 1) if p and around[at - 1] is None and around[at + 1] is None]

@@ -20,11 +20,22 @@ def arguments_of(run: RunData) -> dict[str, str]:
     return {name: shown for name, value in found.items() if (shown := _words(value))}
 
 
-def differing(arguments: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
-    """The arguments that are not the same in all runs: the value in each, None where it is not known."""
+def differing(arguments: Sequence[Mapping[str, str]], complete: Sequence[bool]) -> dict[str, list[str | None]]:
+    """The arguments that are not the same in all runs: the value in each, None where it is not set or not known.
+
+    Args:
+        arguments: of each run.
+        complete: whether a run's arguments are all known; of the others, only the known ones count.
+    """
     names = dict.fromkeys(name for each in arguments for name in each)
     values = {name: [each.get(name) for each in arguments] for name in names}
-    return {name: of_runs for name, of_runs in values.items() if len(set(of_runs)) > 1}
+
+    def is_different(of_runs: Sequence[str | None]) -> bool:
+        recorded = {value for value, is_complete in zip(of_runs, complete, strict=True) if is_complete}
+        known = {value for value in of_runs if value is not None}
+        return len(known | (recorded if recorded != {None} else set())) > 1
+
+    return {name: of_runs for name, of_runs in values.items() if is_different(of_runs)}
 
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,18 +28,19 @@ class Metric:
     """A horizontal line: value and word."""
 
 
+_SHARE = (-0.02, 1.02)
 METRICS = (
     Metric("loss", "Loss", "mean over pairs", "low"),
-    Metric("rewards/accuracies", "Reward accuracy", "share of pairs", "high", y_range=(0, 1), level=(0.5, "chance")),
+    Metric("rewards/accuracies", "Reward accuracy", "share of pairs", "high", y_range=_SHARE, level=(0.5, "chance")),
     Metric("rewards/margins", "Reward margin", "chosen − rejected, β · nats", "high", level=(0.0, "0")),
     Metric("watch/kl_per_token", "KL to the reference", "nats per token, on samples", is_evaluated=False),
     Metric("grad_norm", "Gradient norm", "before clipping", is_evaluated=False, is_log=True),
     Metric("learning_rate", "Learning rate", is_evaluated=False),
     Metric("watch/length", "Length of samples", "tokens", is_evaluated=False),
-    Metric("watch/eos_rate", "Samples that end", "share with EOS", is_evaluated=False, y_range=(0, 1)),
+    Metric("watch/eos_rate", "Samples that end", "share with EOS", is_evaluated=False, y_range=_SHARE),
     Metric("watch/repetition", "Repetition in samples", "share of repeated 4-grams", is_evaluated=False),
     Metric("watch/chosen_falls_in", "Chosen less likely than at the start", "share of pairs", is_evaluated=False,
-           y_range=(0, 1)),
+           y_range=_SHARE),
 )  # fmt: skip
 SIDES = ("chosen", "rejected")
 PER_TOKEN = "watch/{}_logp_per_token"

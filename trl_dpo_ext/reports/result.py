@@ -25,7 +25,7 @@ def report_of(runs: Sequence[RunData], version: str) -> dict[str, Any]:
         `kind`, `format`, `versions`, `date`, `arguments`, `runs`, and for several runs `differing` (the arguments that
         are not the same in all, with the value of each run) and `comparison`.
     """
-    arguments = [arguments_of(run) for run in runs]
+    arguments = [{} if run.problem else arguments_of(run) for run in runs]
     found = {
         "kind": "trl_dpo_ext.report",
         "format": FORMAT,
@@ -35,8 +35,7 @@ def report_of(runs: Sequence[RunData], version: str) -> dict[str, Any]:
         "runs": [_of_run(run, of_run) for run, of_run in zip(runs, arguments, strict=True)],
     }
     if len(runs) > 1:
-        known = [of_run if not run.problem else {} for run, of_run in zip(runs, arguments, strict=True)]
-        found["differing"] = differing(known)
+        found["differing"] = differing(arguments, [bool(run.record) for run in runs])
         found["comparison"] = compare(runs)
     return finite(found)
 
@@ -47,6 +46,7 @@ def _of_run(run: RunData, arguments: dict[str, str]) -> dict[str, Any]:
         "folder": str(run.folder),
         "problem": run.problem,
         "status": run.status,
+        "recorded": bool(run.record),
         "last_step": run.last_step,
         "max_steps": run.max_steps,
         "pairs_per_step": run.pairs_per_step,
@@ -87,7 +87,7 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
     Returns:
         `evaluation_sets`: for each run a letter, the same for the same data; `?` where it was not recorded, None where
         there was no evaluation. `same_evaluation`: whether all evaluations are known to be on the same data.
-        `warnings`: sentences.
+        `same_losses`, `same_beta`: whether those that were recorded are the same. `warnings`: sentences.
     """
     seen: dict[str, str] = {}
     letters: list[str | None] = []
@@ -100,8 +100,19 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
         else:
             letters.append(seen.setdefault(repr(sorted(data.items())), _letter(len(seen))))
     used = sorted({letter for letter in letters if letter})
-    warnings = [*_evaluation_warnings(runs, letters, used), *_scale_warnings(runs)]
-    return {"evaluation_sets": letters, "same_evaluation": len(used) == 1 and used != ["?"], "warnings": warnings}
+    losses, betas = _scales(runs)
+    warnings = _evaluation_warnings(runs, letters, used)
+    if not losses:
+        warnings.append("The runs minimize different losses, so values of the loss are not comparable.")
+    if not betas:
+        warnings.append("Rewards and margins are multiples of beta, which differs between the runs.")
+    return {
+        "evaluation_sets": letters,
+        "same_evaluation": len(used) == 1 and used != ["?"],
+        "same_losses": losses,
+        "same_beta": betas,
+        "warnings": warnings,
+    }
 
 
 def _letter(number: int) -> str:
@@ -127,18 +138,8 @@ def _evaluation_warnings(runs: Sequence[RunData], letters: Sequence[str | None],
     return found
 
 
-def _scale_warnings(runs: Sequence[RunData]) -> list[str]:
-    """Values whose scale is the choice of each run."""
-    losses = [repr(run.record["losses"]) for run in runs if run.record]
-    betas = {
-        loss["hyperparameters"]["beta"]
-        for run in runs
-        for loss in run.record.get("losses", ())
-        if "beta" in loss["hyperparameters"]
-    }
-    found = []
-    if len(set(losses)) > 1:
-        found.append("The runs minimize different losses, so values of the loss are not comparable.")
-    if len(betas) > 1:
-        found.append("Rewards and margins are multiples of beta, which differs between the runs.")
-    return found
+def _scales(runs: Sequence[RunData]) -> tuple[bool, bool]:
+    """Whether the losses, and whether their `beta`, are the same in all runs that recorded them."""
+    losses = {repr(run.record["losses"]) for run in runs if run.record}
+    used = [loss["hyperparameters"] for run in runs for loss in run.record.get("losses", ())]
+    return len(losses) < 2, len({hyper["beta"] for hyper in used if "beta" in hyper}) < 2

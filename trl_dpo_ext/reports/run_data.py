@@ -90,7 +90,7 @@ class RunData:
         reached = f"step {self.last_step:,}" + (f" of {most:,}" if most else "")
         if stopped:
             return f"ended by the alarm {stopped} at {reached}"
-        if most is None or self.last_step >= most:
+        if most is None or self.last_step >= most or _CHECKPOINT.fullmatch(self.folder.resolve().name):
             return reached
         if any("train_runtime" in entry for entry in self.entries):
             return f"ended at {reached}"

@@ -53,9 +53,7 @@ def compare_runs(result: Mapping[str, Any]) -> str:
     shown = [at for at, run in enumerate(result["runs"]) if not run["problem"]]
     rows = [("", *(result["runs"][at]["name"] for at in shown))]
     for name, values in result["differing"].items():
-        cells = [_cut(values[at] or "-") for at in shown]
-        if len({*(values[at] for at in shown)}) > 1:
-            rows.append((name, *cells))
+        rows.append((name, *(_cut(values[at] or "-") for at in shown)))
     table = format_table(rows) if len(rows) > 1 else "The arguments are the same in all runs."
     return "\n".join([table, *result["comparison"]["warnings"]])
 

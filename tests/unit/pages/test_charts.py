@@ -126,7 +126,7 @@ def test_a_mark_among_even_bins_stands_between_their_edges() -> None:
     chart = histogram([0, 1, 2, 4, 8], [Bars("", [1, 1, 1, 1])], "Tokens", even=True, marks=[Mark(6, "limit")])
     root = drawing(chart)
     last = list(root.iter("rect"))[-1]
-    line = root.find(".//g[@class='mark']/line")
+    line = root.find(".//g[@class='mark alarm']/line")
     assert line is not None
     middle = float(last.attrib["x"]) + float(last.attrib["width"]) / 2
     assert float(line.attrib["x1"]) == pytest.approx(middle, abs=0.6)

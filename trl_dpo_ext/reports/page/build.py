@@ -64,9 +64,9 @@ def _several(data: Mapping[str, Any], runs: Sequence[Run], letters: Sequence[str
     heads = tables.heads_of(runs, letters)
     places = [at for at, run in enumerate(data["runs"]) if not run["problem"]]
     differing = {name: [values[at] for at in places] for name, values in data["differing"].items()}
-    differing = {name: values for name, values in differing.items() if len(set(values)) > 1}
-    same = {name: value for name, value in runs[0]["arguments"].items() if name not in differing}
-    status = tables.argument_columns({"state": [run["status"] for run in runs], **differing}, heads)
+    every = {name: value for run in runs for name, value in run["arguments"].items()}
+    same = {name: value for name, value in every.items() if name not in differing}
+    status = tables.argument_columns({"state": [run["status"] for run in runs], **differing}, heads, runs)
     warnings = [element("li", warning) for warning in data["comparison"]["warnings"]]
     said = samples.last_samples(runs)
     histories = [_more(f"Samples of {run['name']}, step by step", *made) for run in runs if (made := _history(run))]
@@ -76,7 +76,7 @@ def _several(data: Mapping[str, Any], runs: Sequence[Run], letters: Sequence[str
         _section("Arguments that differ", status, _more("The same in all runs", tables.arguments_table(same))),
         _section("Alarms", tables.alarms_table(runs)),
         _run_legend(heads),
-        _curves(runs, letters, _notes(data)),
+        _curves(runs, letters, _notes(data["comparison"])),
         _section("Values", _area_note(), tables.value_columns(runs, heads, letters)),
         _section("Samples: the last answer of each run", *said, *histories) if said or histories else None,
         _section("Results in the folders", *documents) if documents else None,
@@ -109,18 +109,17 @@ def _curves(runs: Sequence[Run], letters: Sequence[str | None], notes: Mapping[s
     return _section("Curves", chooser if len(axes) > 1 else None, *blocks)
 
 
-def _notes(data: Mapping[str, Any]) -> dict[str, str]:
-    """Warnings, under the charts that they are about."""
-    found: dict[str, str] = {}
-    for warning in data["comparison"]["warnings"]:
-        metrics = ["rewards/margins"]
-        if "different losses" in warning:
-            metrics = ["loss"]
-        elif "beta" not in warning:
-            metrics = ["loss", "rewards/accuracies", "rewards/margins"]
-        for metric in metrics:
-            found[metric] = f"{found.get(metric, '')} {warning}".strip()
-    return found
+def _notes(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """What the charts of metrics say of values that are not comparable."""
+    letters = sorted({letter for letter in comparison["evaluation_sets"] if letter})
+    apart = f"Evaluated on different data ({', '.join(letters)})." if len(letters) > 1 else ""
+    losses = "" if comparison["same_losses"] else "Different losses."
+    betas = "" if comparison["same_beta"] else "Different beta."
+    return {
+        "loss": f"{losses} {apart}".strip(),
+        "rewards/accuracies": apart,
+        "rewards/margins": f"{betas} {apart}".strip(),
+    }
 
 
 def _run_legend(heads: Sequence[Markup]) -> Markup:

@@ -17,6 +17,7 @@ from ..metrics import METRICS, PER_ANSWER, PER_TOKEN, SIDES, Metric, evaluation_
 Run = Mapping[str, Any]
 Place = Callable[[Sequence[float]], Sequence[float]]
 AXES = {"step": "step", "samples": "samples seen", "epoch": "epoch"}
+_BANDS = " Bands are 95 % intervals (Wilson)."
 _ALL_POINTS = 12_000
 """Points of one metric in all runs together, at most, so that a page of many runs stays small."""
 
@@ -59,8 +60,8 @@ class _Drawer:
         for number, run in enumerate(self.runs):
             curves += self._training(number, run, metric) + self._evaluations(number, run, metric)
         levels = [Level(*metric.level)] if metric.level else []
-        if any(curve.low for curve in curves):
-            note = f"{note} Bands are 95 % intervals (Wilson).".strip()
+        if metric.name == "rewards/accuracies":
+            note = f"{note} Ties count as wrong.{_BANDS if any(curve.low for curve in curves) else ''}".strip()
         return self._drawn(
             curves, metric.title, unit=metric.unit, log=metric.is_log, levels=levels, y_range=metric.y_range, note=note
         )
@@ -82,7 +83,7 @@ class _Drawer:
                 curves.append(Curve(label, x, change, color, f"run-{number}/{side}", style))
                 starts.append(f"{label} {start:.4g}".replace("-", "−"))
         unit = "nats per token" if per_token else "nats per answer"
-        note = f"At the start: {'; '.join(starts)}."
+        note = f"At the start: {'; '.join(starts)}." if self._alone else ""
         return self._drawn(
             curves, "Log-prob, change from the start", unit=unit, levels=[Level(0.0, "start")], note=note
         )

@@ -25,10 +25,13 @@ def arguments_table(arguments: Mapping[str, str]) -> Markup:
     return table([], [[name, data_text(value)] for name, value in arguments.items()], class_="arguments")
 
 
-def argument_columns(arguments: Mapping[str, Sequence[str | None]], heads: Sequence[Markup]) -> Markup:
+def argument_columns(
+    arguments: Mapping[str, Sequence[str | None]], heads: Sequence[Markup], runs: Sequence[Run]
+) -> Markup:
     """Arguments of several runs, one column for each."""
+    unknown = ["–" if run["recorded"] else "not recorded" for run in runs]
     rows = [
-        [name, *(element("i", "not recorded") if value is None else data_text(value) for value in values)]
+        [name, *(none if value is None else data_text(value) for none, value in zip(unknown, values, strict=True))]
         for name, values in arguments.items()
     ]
     return table(["", *heads], rows, class_="arguments")
@@ -39,8 +42,8 @@ def heads_of(runs: Sequence[Run], letters: Sequence[str | None]) -> list[Markup]
     apart = len({*letters} - {None}) > 1
     heads = []
     for at, (run, letter) in enumerate(zip(runs, letters, strict=True)):
-        data = element("small", f" evaluation data {letter}") if apart and letter else None
-        heads.append(join([element("span", class_=f"key c{at % 8}"), " ", data_text(run["name"]), data]))
+        data = element("small", f"evaluation data {letter}") if apart and letter else None
+        heads.append(join([element("span", class_=f"key c{at % 8}"), " ", data_text(run["name"]), " ", data]))
     return heads
 
 
