@@ -25,6 +25,7 @@ from ..inspection.terminal import make_console, show
 from ..inspection.terminal_rows import show_row
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
+from .output import write_output
 
 _MANY_ROWS = 5000
 """Rows from which on all cores tokenize."""
@@ -38,9 +39,9 @@ def run(argv: Sequence[str], prog: str) -> int:
     result.data["versions"]["trl_dpo_ext"] = __version__
     rows = _rows(ours, result)
     if ours.json:
-        _write(ours.json, result.json())
+        write_output(ours.json, result.json())
     if ours.html:
-        _write(ours.html, page(result.data, result.sample(ours.html_rows)))
+        write_output(ours.html, page(result.data, result.sample(ours.html_rows)))
     if ours.write_rows:
         count = write_rows(result, Path(ours.write_rows))
         print(f"Wrote {ours.write_rows}: {count} rows.", file=sys.stderr)
@@ -173,16 +174,6 @@ def _rows(ours: argparse.Namespace, result: Inspection) -> list[dict[str, Any]] 
             return []
         return result.rows(ours.row, split)
     return result.rows_with(ours.problem, ours.examples) if ours.problem else None
-
-
-def _write(file: str, text: str) -> None:
-    if file == "-":
-        print(text)
-        return
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}.") from None
 
 
 def _status(ours: argparse.Namespace, result: Inspection) -> int:

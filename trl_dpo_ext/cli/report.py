@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
@@ -15,6 +14,7 @@ from ..reports.plot import plot_run
 from ..reports.result import report_of
 from ..reports.run_data import read_runs
 from ..reports.summary import compare_runs, summarize_folder
+from .output import write_output
 
 
 def run(argv: Sequence[str], prog: str) -> int:
@@ -28,9 +28,9 @@ def run(argv: Sequence[str], prog: str) -> int:
         raise InputError(*problems)
     result = report_of(runs, __version__)
     if parsed.json:
-        _write(parsed.json, json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1))
+        write_output(parsed.json, json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1))
     if parsed.html:
-        _write(parsed.html, page(result))
+        write_output(parsed.html, page(result))
     if parsed.plot:
         plot_run(parsed.output_dir[0], parsed.plot)
     for problem in problems:
@@ -52,10 +52,3 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     parser.add_argument("--plot", metavar="PNG", help="write a plot of one run to this file (needs the extra `plot`)")
     return parser
-
-
-def _write(file: str, text: str) -> None:
-    if file == "-":
-        sys.stdout.write(text + "\n")
-        return
-    Path(file).write_text(text, encoding="utf-8", errors="backslashreplace")
