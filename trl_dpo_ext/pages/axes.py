@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .markup import Markup, element, join
 
 WIDTH, HEIGHT = 420, 240
+_MARK_ROWS = 6
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 12, 34
 
 
@@ -22,6 +23,8 @@ class Mark:
     """Place in the palette; the color of warnings by default."""
     key: str | None = None
     """What switches it off, as for curves."""
+    is_written: bool = True
+    """Whether the word stands beside the line; it is always shown under the pointer."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Scale:
 
     def ticks(self, count: int = 5) -> list[float]:
         """About `count` round values within the scale."""
-        if self.log:
-            return _log_ticks(self.low, self.high)
+        powers = _log_ticks(self.low, self.high) if self.log else []
+        if len(powers) > 2:
+            return powers
         step = _round_step((self.high - self.low) / count)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [place * step for place in range(first, last + 1)]
@@ -154,17 +158,18 @@ class Plane:
         return element("g", *drawn, class_="level-line") if drawn else Markup("")
 
     def marks(self, marks: Sequence[Mark]) -> Markup:
-        """Vertical lines with their words at the top, on three lines in turn."""
+        """Vertical lines with their words at the top, on several lines in turn."""
         drawn = []
         for number, mark in enumerate(sorted(marks, key=lambda mark: mark.x)):
             if not self.x.shows(mark.x) or not self.x.low <= mark.x <= self.x.high:
                 continue
-            at, high = float(_place(self.x.at(mark.x))), _TOP + 9 + 11 * (number % 3)
+            at, high = float(_place(self.x.at(mark.x))), _TOP + 9 + 11 * (number % _MARK_ROWS)
             left = at > (WIDTH + _LEFT) / 2
-            line = element("line", x1=at, x2=at, y1=_TOP, y2=HEIGHT - _BOTTOM)
+            line = element("line", element("title", mark.label), x1=at, x2=at, y1=_TOP, y2=HEIGHT - _BOTTOM)
             word = element(
                 "text", mark.label, x=at - 4 if left else at + 4, y=high, text_anchor="end" if left else None
             )
+            word = word if mark.is_written else None
             color = "alarm" if mark.color is None else f"c{mark.color % 8}"
             drawn.append(element("g", line, word, class_=f"mark {color}", data_series=mark.key))
         return join(drawn)

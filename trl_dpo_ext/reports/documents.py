@@ -30,4 +30,12 @@ def _inspected(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _scored(document: Mapping[str, Any]) -> dict[str, str]:
-    return {}
+    arguments, accuracy = document["arguments"], document["accuracy"]
+    found = {name: str(arguments[name]) for name in ("policy", "reference", "dataset", "split") if arguments.get(name)}
+    if accuracy["n"]:
+        low, high = accuracy["interval"]
+        share = f"{100 * accuracy['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+        found["accuracy"] = f"{share} of {accuracy['n']:,} pairs, {accuracy['ties']:,} ties as one half"
+        found["mean margin"] = f"{document['margin']['mean']:.4g}"
+        found["the longer answer wins"] = f"{100 * document['length']['longer_wins']:.1f} %"
+    return found

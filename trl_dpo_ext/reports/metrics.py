@@ -28,10 +28,13 @@ class Metric:
     """A horizontal line: value and word."""
 
 
+ACCURACY = "rewards/accuracies"
+HALF_TIES = "watched/accuracy"
+"""The reward accuracy of an evaluation in which ties count one half."""
 _SHARE = (-0.02, 1.02)
 METRICS = (
     Metric("loss", "Loss", "mean over pairs", "low"),
-    Metric("rewards/accuracies", "Reward accuracy", "share of pairs", "high", y_range=_SHARE, level=(0.5, "chance")),
+    Metric(ACCURACY, "Reward accuracy", "share of pairs", "high", y_range=_SHARE, level=(0.5, "chance")),
     Metric("rewards/margins", "Reward margin", "chosen − rejected, β · nats", "high", level=(0.0, "0")),
     Metric("watch/kl_per_token", "KL to the reference", "nats per token, on samples", is_evaluated=False),
     Metric("grad_norm", "Gradient norm", "before clipping", is_evaluated=False, is_log=True),
@@ -55,7 +58,8 @@ def evaluation_name(evaluation_set: str, metric: str) -> str:
 def values_of(run: RunData) -> list[dict[str, Any]]:
     """What there is to say of each curve of a run: `metric`, `where`, `first`, `last`, `best`, `best_step`, `area`."""
     found = []
-    for metric in (*METRICS, *_log_probs(run)):
+    half_ties = Metric(HALF_TIES, "Reward accuracy, ties as one half", better="high", is_evaluated=False)
+    for metric in (*METRICS[:2], half_ties, *METRICS[2:], *_log_probs(run)):
         if metric.name in run.series:
             where = "training" if metric.is_evaluated else ""
             found.append({"metric": metric.title, "where": where, **summary(*run.series[metric.name], metric.better)})

@@ -130,7 +130,7 @@ def _read(folder: Path, name: str) -> RunData:
     def lines(file: str) -> tuple[dict[str, Any], ...]:
         return tuple(line for line in read_lines(home / file) if line["step"] <= until)
 
-    watched = lines(METRICS_FILE)
+    watched = [_watched(line) for line in lines(METRICS_FILE)]
     merged = sorted((*entries, *watched), key=lambda entry: entry["step"])
     saved = next((found for each in (folder, home) if (found := read_json(each / RECORD_FILE))), {})
     return RunData(
@@ -144,6 +144,13 @@ def _read(folder: Path, name: str) -> RunData:
         lines(SAMPLES_FILE),
         _documents(folder),
     )
+
+
+def _watched(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one time of watching: those of evaluations as `watched/...`, without those of training steps."""
+    kept = {name: value for name, value in line.items() if name in ("step", "epoch") or name.startswith("watch/")}
+    others = {f"watched/{name}": value for name, value in line.items() if name not in kept and name != "evaluated"}
+    return {**kept, **others} if line.get("evaluated", True) else kept
 
 
 def _documents(folder: Path) -> dict[str, dict[str, Any]]:

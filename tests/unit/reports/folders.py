@@ -79,7 +79,8 @@ def write_watched(folder: Path, prompts: Iterable[str] = ("What is it?", HOSTILE
         folder / METRICS_FILE,
         [
             {
-                "step": step, "epoch": step / 20, "watch/chosen_logp_per_token": -1.5 + step / 100,
+                "step": step, "epoch": step / 20, "evaluated": True, "pairs": 50, "accuracy": 0.5 + step / 100,
+                "margin": step / 20, "watch/chosen_logp_per_token": -1.5 + step / 100,
                 "watch/rejected_logp_per_token": -2.0 - step / 50, "watch/kl_per_token": step / 100,
                 "watch/length": 10 + step, "watch/eos_rate": 1.0, "watch/repetition": 0.0,
             }

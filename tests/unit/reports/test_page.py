@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
+from tests.support import runs, tiny
 from tests.unit.reports.folders import HOSTILE, entries, write_lines, write_run, write_state, write_watched
+from trl_dpo_ext import inspect_preferences
 from trl_dpo_ext.pages import LARGEST
 from trl_dpo_ext.reports.files import LOG_FILE
 from trl_dpo_ext.reports.page import page
@@ -35,6 +39,7 @@ def test_a_watched_run_has_a_chart_of_each_metric(tmp_path: Path) -> None:
     assert "nats per token" in text
     assert "chance" in text
     assert "95 % intervals" in text
+    assert "one half in evaluation" in text
     assert text.count('class="mark alarm"') == 3 * len(titles(text))
 
 
@@ -99,3 +104,28 @@ def test_long_runs_are_thinned_and_small(tmp_path: Path, count: int) -> None:
     assert points
     assert 1000 < len(points[1].split()) <= 2000
     assert "5" in points[2].split()  # the spike
+
+
+def test_results_of_score_and_inspect_in_the_folder_are_repeated(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    accuracy = {"n": 65, "accuracy": 0.9, "interval": [0.8, 0.95], "ties": 3}
+    scored = {"arguments": {"policy": HOSTILE}, "accuracy": accuracy, "margin": {"mean": 1.5}}
+    scored |= {"kind": "trl_dpo_ext.score", "length": {"longer_wins": 0.25}}
+    (folder / "score.json").write_text(json.dumps(scored))
+    (folder / "future.json").write_text(json.dumps({"kind": "trl_dpo_ext.score", "format": 9}))
+    (folder / "other.json").write_text("[1, 2]")
+    text = made(folder)
+    assert "90.0 % (80.0-95.0) of 65 pairs, 3 ties as one half" in text
+    assert "future.json" in text
+    assert "other.json" not in text
+    assert text.count("<script") == 2
+
+
+def test_what_inspect_writes_is_repeated(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [{"prompt": f"say {at} ", "chosen": "yes", "rejected": "yes"} for at in range(4)]
+    result = inspect_preferences(Dataset.from_list(rows), tiny.tokenizer(), runs.config(tmp_path))
+    (folder / "inspect.json").write_text(result.json())
+    text = made(folder)
+    assert "4 of 4" in text
+    assert "warning: identical, train" in text

@@ -114,3 +114,11 @@ def test_names_are_as_long_as_it_takes_to_tell_folders_apart(tmp_path: Path) -> 
     folders = [write_run(tmp_path / part / "out") for part in ("one", "two")]
     assert [run.name for run in read_runs(folders)] == ["one/out", "two/out"]
     assert [run.name for run in read_runs([folders[0], folders[0]])] == ["out (1)", "out (2)"]
+
+
+def test_what_watching_has_from_training_steps_is_no_evaluation(tmp_path: Path) -> None:
+    line = {"step": 5, "epoch": 0.5, "accuracy": 0.5, "watch/length": 3.0}
+    write_lines(tmp_path / METRICS_FILE, [{**line, "evaluated": False}, {**line, "step": 10, "evaluated": True}])
+    series = one(tmp_path).series
+    assert series["watch/length"][0] == [5, 10]
+    assert series["watched/accuracy"] == ([10], [0.5])

@@ -12,7 +12,7 @@ import numpy as np
 from ...pages import Curve, Level, Mark, Markup, line_chart
 from ...pages.curves import MOST_POINTS
 from ...statistics import wilson
-from ..metrics import METRICS, PER_ANSWER, PER_TOKEN, SIDES, Metric, evaluation_name
+from ..metrics import ACCURACY, HALF_TIES, METRICS, PER_ANSWER, PER_TOKEN, SIDES, Metric, evaluation_name
 
 Run = Mapping[str, Any]
 Place = Callable[[Sequence[float]], Sequence[float]]
@@ -60,8 +60,9 @@ class _Drawer:
         for number, run in enumerate(self.runs):
             curves += self._training(number, run, metric) + self._evaluations(number, run, metric)
         levels = [Level(*metric.level)] if metric.level else []
-        if metric.name == "rewards/accuracies":
-            note = f"{note} Ties count as wrong.{_BANDS if any(curve.low for curve in curves) else ''}".strip()
+        if metric.name == ACCURACY:
+            bands = _BANDS if any(curve.low for curve in curves) else ""
+            note = f"{note} {self._ties()}{bands}".strip()
         return self._drawn(
             curves, metric.title, unit=metric.unit, log=metric.is_log, levels=levels, y_range=metric.y_range, note=note
         )
@@ -113,9 +114,9 @@ class _Drawer:
     def _evaluations(self, number: int, run: Run, metric: Metric) -> list[Curve]:
         curves = []
         for place, name in enumerate(run["evaluation_data"] if metric.is_evaluated else ()):
-            x, y = self._points(run, evaluation_name(name, metric.name))
+            x, y = self._points(run, self._evaluated_name(run, name, metric))
             rows = run["evaluation_rows"][name]
-            low, high = _interval(y, rows) if metric.name == "rewards/accuracies" and rows else ((), ())
+            low, high = _interval(y, rows) if metric.name == ACCURACY and rows else ((), ())
             words = f"evaluation {name}".strip()
             if self._alone:
                 curves.append(Curve(words, x, y, 1 + place, low=low, high=high))
@@ -136,6 +137,18 @@ class _Drawer:
             return np.interp(steps, run["epochs"]["step"], run["epochs"]["epoch"]).tolist() if steps else []
         return steps
 
+    def _evaluated_name(self, run: Run, evaluation_set: str, metric: Metric) -> str:
+        """Watching counts ties as one half, which TRL counts as wrong."""
+        if metric.name == ACCURACY and HALF_TIES in run["series"] and len(run["evaluation_data"]) == 1:
+            return HALF_TIES
+        return evaluation_name(evaluation_set, metric.name)
+
+    def _ties(self) -> str:
+        names = {self._evaluated_name(run, "", METRICS[1]) for run in self.runs if run["evaluation_data"]}
+        if names == {HALF_TIES}:
+            return "Ties count as wrong in training, and one half in evaluation."
+        return "Ties count as wrong." if HALF_TIES not in names else "Ties count one half only where a run was watched."
+
     def _answer_name(self, run: Run, side: str) -> str:
         """Evaluations are on the same pairs each time, and batches are not."""
         names = [evaluation_name(name, PER_ANSWER.format(side)) for name in run["evaluation_data"]]
@@ -151,7 +164,10 @@ class _Drawer:
                     first.setdefault(str(alarm["name"]), alarm["step"])
             for name, step in first.items():
                 (x,) = self._place(run, [step])
-                marks.append(Mark(x, name, None if self._alone else number, f"run-{number}"))
+                if self._alone:
+                    marks.append(Mark(x, name))
+                else:
+                    marks.append(Mark(x, f"{run['name']}: {name}", number, f"run-{number}", is_written=False))
         return marks
 
     def _drawn(self, curves: Sequence[Curve], title: str, **options: Any) -> Markup:
