@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import _trl
 from ..distributed.mixin import DistributedTrainerMixin
@@ -56,11 +55,13 @@ class ModelCardMixin(DistributedTrainerMixin):
 
     def write_record(self, folder: Path) -> None:
         """Write what this run trains, on what, against what, and how into a folder, for `trl-dpo-ext report`."""
-        text = json.dumps(self._described_run(), indent=1, ensure_ascii=False)
-        (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+        described = {**self._described_run(), "record": run_record(self)}
+        (folder / RECORD_FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
 
-    def _described_run(self) -> dict[str, Any]:
-        return {**super()._described_run(), "record": run_record(self)}
+    def save_extra_state(self, checkpoint: Path) -> None:
+        """Write the extra state of a checkpoint, and the record of the run."""
+        super().save_extra_state(checkpoint)
+        self.write_record(checkpoint)
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read the extra state of a checkpoint, and note from which one the run is resumed."""

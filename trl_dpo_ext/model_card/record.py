@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -21,6 +22,7 @@ from .reference import reference_lines
 from .training import base_model, data_names, library_versions, trained
 
 _SAMPLED_ROWS = 2000
+_FINGERPRINTS: WeakKeyDictionary[Dataset, dict[str | None, str | None]] = WeakKeyDictionary()
 _RAW = ("prompt", "chosen", "rejected")
 # Where a run writes and what it tells of itself, which changes nothing of what is learned; and what has its own place.
 _UNRELATED = re.compile(
@@ -77,13 +79,24 @@ def fingerprint(dataset: Any, ending: str | None = None) -> str | None:
     """
     if not isinstance(dataset, Dataset):
         return None
+    known = _FINGERPRINTS.setdefault(dataset, {})
+    if ending not in known:
+        known[ending] = _fingerprint(dataset, ending)
+    return known[ending]
+
+
+def _fingerprint(dataset: Dataset, ending: str | None) -> str | None:
     columns = [name for name in (_RAW, _trl.TOKEN_IDS) if set(name) <= set(dataset.column_names)]
     if not columns:
         return None
     rows = len(dataset)
-    taken = dataset.with_format(None).select_columns(list(columns[0])).select(range(0, rows, -(-rows // _SAMPLED_ROWS)))
+    taken = (
+        dataset.with_format(None)
+        .select_columns(list(columns[0]))
+        .select(range(0, rows, max(1, -(-rows // _SAMPLED_ROWS))))
+    )
     digest = hashlib.sha256()
-    for row in taken:
+    for row in map(dict, taken):
         for side in _RAW[1:]:
             if isinstance(row.get(side), str):
                 row[side] = row[side].removesuffix(ending or "")

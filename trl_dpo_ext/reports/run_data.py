@@ -132,14 +132,14 @@ def _read(folder: Path, name: str) -> RunData:
 
     watched = [_watched(line) for line in lines(METRICS_FILE)]
     merged = sorted((*entries, *watched), key=lambda entry: entry["step"])
-    saved = next((found for each in (folder, home) if (found := read_json(each / RECORD_FILE))), {})
+    saved = next((found for each in (folder, home) if (found := read_json(each / RECORD_FILE) or {}).get("record")), {})
     return RunData(
         folder,
         name,
         problem if not merged else None,
         tuple(merged),
         state,
-        saved.get("record", {}),
+        saved.get("record") or {},
         lines(ALARMS_FILE),
         lines(SAMPLES_FILE),
         _documents(folder),
@@ -166,8 +166,8 @@ def _documents(folder: Path) -> dict[str, dict[str, Any]]:
 def _short_names(folders: list[Path]) -> list[str]:
     """The last parts of paths, as many as tell them apart; numbered where a folder is given twice."""
     parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts), default=1) + 1):
+    count, names = 0, [""] * len(parts)
+    while len(set(names)) < len(set(parts)) or not all(names):
+        count += 1
         names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(set(parts)):
-            break
     return [name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def read_run(output_dir: str | Path) -> Run:
     return Run(folder, train, tuple(entry for entry in entries if "eval_loss" in entry))
 
 
-def read_log(folder: Path) -> tuple[list[LogEntry], LogEntry]:
+def read_log(folder: Path) -> tuple[Sequence[LogEntry], LogEntry]:
     """Return the entries of a run's log, ordered by step, and the state that was saved with them.
 
     They are read from the state beside the model, or that of the newest complete checkpoint, and from the log that this

@@ -101,6 +101,7 @@ def test_a_fingerprint_is_of_the_pairs_and_not_of_their_tokens() -> None:
     assert fingerprint(pairs(5000)) != fingerprint(pairs(5001))
     assert fingerprint(plain.to_iterable_dataset()) is None
     assert fingerprint(Dataset.from_dict({"text": ["a"]})) is None
+    assert (fingerprint(pairs(1).select([])) or "").startswith("0 rows, ")
 
 
 def test_messages_have_a_fingerprint() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import random
 import re
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from datasets import Dataset
 from tests.support import runs, tiny
 from tests.unit.reports.folders import HOSTILE, entries, write_lines, write_run, write_state, write_watched
 from trl_dpo_ext import inspect_preferences
-from trl_dpo_ext.pages import LARGEST
-from trl_dpo_ext.reports.files import LOG_FILE
+from trl_dpo_ext.pages import LARGEST, Markup
+from trl_dpo_ext.reports.files import LOG_FILE, SAMPLES_FILE
 from trl_dpo_ext.reports.page import page
 from trl_dpo_ext.reports.page.samples import difference
 from trl_dpo_ext.reports.result import report_of
@@ -65,8 +67,24 @@ def test_nothing_in_a_folder_can_leave_its_place(tmp_path: Path) -> None:
 
 def test_samples_show_what_changed() -> None:
     shown = "".join(map(str, difference("The capital is Madrid <eos>", "The capital is Paris , I think <eos>")))
-    assert shown == "The capital is <del>Madrid</del><ins>Paris , I think</ins> <eos>"
+    assert shown == "The capital is<del> Madrid</del><ins> Paris , I think</ins> <eos>"
     assert "".join(map(str, difference("东京是", "大阪是"))) == "<del>东京</del><ins>大阪</ins>是"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_difference_holds_both_texts(seed: int) -> None:
+    chosen = random.Random(seed)
+    before, after = ("".join(chosen.choices(["a", "b ", " c", "\n", "东", "<"], k=chosen.randrange(30))) for _ in "xy")
+    shown = "".join(html.escape(part) if not isinstance(part, Markup) else part for part in difference(before, after))
+    assert html.unescape(re.sub("<del>.*?</del>|</?ins>", "", shown, flags=re.DOTALL)) == after
+    assert html.unescape(re.sub("<ins>.*?</ins>|</?del>", "", shown, flags=re.DOTALL)) == before
+
+
+def test_texts_that_repeat_themselves_are_compared_quickly() -> None:
+    before, after = "start " + "well <unk> " * 2000 + "old end", "start " + "<unk> well " * 2000 + "new end"
+    parts = difference(before, after)
+    assert parts[0] == "start"
+    assert parts[-1] == " end"
 
 
 def test_unchanged_samples_say_so(tmp_path: Path) -> None:
@@ -129,3 +147,18 @@ def test_what_inspect_writes_is_repeated(tmp_path: Path) -> None:
     text = made(folder)
     assert "4 of 4" in text
     assert "warning: identical, train" in text
+
+
+def test_many_runs_with_long_answers_fit_into_a_page(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"run-{at}", seed=at) for at in range(12)]
+    words = [f"word-{at}" for at in range(1000)]
+    for folder in folders:
+        answers = [
+            {"step": step, "prompt": f"prompt {at}", "completion": " ".join(words[step % 7 :: 1 + step % 3])}
+            for step in range(12)
+            for at in range(40)
+        ]
+        write_lines(folder / SAMPLES_FILE, answers)
+    text = made(*folders)
+    assert len(text.encode()) < 20 * 2**20
+    assert "of 40 prompts are shown" in text

@@ -69,7 +69,11 @@ def _several(data: Mapping[str, Any], runs: Sequence[Run], letters: Sequence[str
     status = tables.argument_columns({"state": [run["status"] for run in runs], **differing}, heads, runs)
     warnings = [element("li", warning) for warning in data["comparison"]["warnings"]]
     said = samples.last_samples(runs)
-    histories = [_more(f"Samples of {run['name']}, step by step", *made) for run in runs if (made := _history(run))]
+    histories = [
+        _more(f"Samples of {run['name']}, step by step", *made)
+        for run in runs
+        if (made := samples.samples_of(run["samples"], len(runs)))
+    ]
     documents = [_titled(run, tables.documents_of(run)) for run in runs if run["documents"]]
     return [
         element("ul", *warnings, class_="warnings", aria_label="What is not comparable") if warnings else None,
@@ -128,10 +132,6 @@ def _run_legend(heads: Sequence[Markup]) -> Markup:
         for at, head in enumerate(heads)
     ]
     return element("div", *boxes, class_="legend runs", role="group", aria_label="Runs that are shown")
-
-
-def _history(run: Run) -> list[Markup]:
-    return samples.samples_of(run["samples"])
 
 
 def _titled(run: Run, cards: Sequence[Markup]) -> Markup:

@@ -7,28 +7,41 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...pages import Markup, data_text, element, join, table
+from ...pages import LARGEST, Markup, data_text, element, fitting, join, table
 
 _STEPS, _PROMPTS, _OPEN, _LONGEST = 12, 40, 3, 3000
-_WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
-"""Words and blanks; single characters of scripts that are written without blanks."""
+_WORD = re.compile(
+    r"\s*(?:[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+)|\s+"
+)
+"""Words with the blanks before them; single characters of scripts that are written without blanks."""
+_MOST_COMPARED = 100_000
+"""Pairs of words, beyond which all between the common start and the common end counts as replaced."""
 
 Sample = Mapping[str, Any]
 
 
-def samples_of(samples: Sequence[Sample]) -> list[Markup]:
-    """One run's answers: a table of steps for each prompt."""
+def samples_of(samples: Sequence[Sample], runs: int = 1) -> list[Markup]:
+    """One run's answers: a table of steps for each prompt.
+
+    Args:
+        samples: the lines of its file.
+        runs: in the page, which share the room for answers: half of a page.
+    """
     prompts = _by_prompt(samples)
-    shown = list(prompts.items())[:_PROMPTS]
-    blocks = []
-    for place, (prompt, answers) in enumerate(shown):
-        chosen = _evenly(answers, _STEPS)
-        left_out = f" ({len(chosen)} of {len(answers)} steps)" if len(chosen) < len(answers) else ""
-        summary = element("summary", data_text(_short(prompt)), left_out)
-        blocks.append(element("details", summary, _history(chosen), open=place < _OPEN, class_="samples"))
-    if len(shown) < len(prompts):
-        blocks.append(element("p", f"{len(shown)} of {len(prompts)} prompts are shown.", class_="about"))
-    return blocks
+    shown = list(prompts.items())[: max(_OPEN, _PROMPTS // runs)]
+    blocks = (_block(prompt, answers, is_open=place < _OPEN) for place, (prompt, answers) in enumerate(shown))
+    kept = fitting(blocks, LARGEST // 2 // runs)
+    if len(kept) < len(prompts):
+        kept.append(element("p", f"{len(kept)} of {len(prompts)} prompts are shown.", class_="about"))
+    return kept
+
+
+def _block(prompt: str, answers: Sequence[Sample], *, is_open: bool) -> Markup:
+    """The answers to one prompt."""
+    chosen = _evenly(answers, _STEPS)
+    left_out = f" ({len(chosen)} of {len(answers)} steps)" if len(chosen) < len(answers) else ""
+    summary = element("summary", data_text(_short(prompt)), left_out)
+    return element("details", summary, _history(chosen), open=is_open, class_="samples")
 
 
 def last_samples(runs: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -68,7 +81,7 @@ def difference(before: str, after: str) -> list[Any]:
     """The later of two texts with what was inserted, and what was deleted from the earlier one, marked."""
     old, new = _WORD.findall(before), _WORD.findall(after)
     parts: list[Any] = []
-    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    for kind, a0, a1, b0, b1 in _changes(old, new):
         if kind == "equal":
             parts.append("".join(new[b0:b1]))
             continue
@@ -77,6 +90,24 @@ def difference(before: str, after: str) -> list[Any]:
         if b1 > b0:
             parts.append(element("ins", "".join(new[b0:b1])))
     return parts
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+    """The operations of difflib that make one list of words of another."""
+    start, most = 0, min(len(old), len(new))
+    while start < most and old[start] == new[start]:
+        start += 1
+    end = 0
+    while end < most - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    old_end, new_end = len(old) - end, len(new) - end
+    if (old_end - start) * (new_end - start) > _MOST_COMPARED:
+        middle = [("replace", start, old_end, start, new_end)]
+    else:
+        matcher = difflib.SequenceMatcher(None, old[start:old_end], new[start:new_end], autojunk=False)
+        opcodes = matcher.get_opcodes()
+        middle = [(kind, a0 + start, a1 + start, b0 + start, b1 + start) for kind, a0, a1, b0, b1 in opcodes]
+    return [("equal", 0, start, 0, start), *middle, ("equal", old_end, len(old), new_end, len(new))]
 
 
 def _facts(answer: Sample) -> list[Any]:

@@ -43,7 +43,7 @@ def heads_of(runs: Sequence[Run], letters: Sequence[str | None]) -> list[Markup]
     heads = []
     for at, (run, letter) in enumerate(zip(runs, letters, strict=True)):
         data = element("small", f"evaluation data {letter}") if apart and letter else None
-        heads.append(join([element("span", class_=f"key c{at % 8}"), " ", data_text(run["name"]), " ", data]))
+        heads.append(join([_run_name(at, run), " ", data]))
     return heads
 
 
@@ -96,8 +96,8 @@ def _label(value: Mapping[str, Any]) -> str:
 def alarms_table(runs: Sequence[Run]) -> Markup | None:
     """Every alarm that fired; None without any."""
     rows = [
-        [data_text(run["name"]), alarm["step"], element("b", alarm["name"]), _alarm_words(alarm)]
-        for run in runs
+        [_run_name(at, run), _step(alarm), element("b", alarm["name"]), _alarm_words(alarm)]
+        for at, run in enumerate(runs)
         for alarm in run["alarms"]
         if alarm.get("fired")
     ]
@@ -106,6 +106,15 @@ def alarms_table(runs: Sequence[Run]) -> Markup | None:
     if len(runs) == 1:
         return table(["step", "alarm", ""], [row[1:] for row in rows], class_="alarms")
     return table(["run", "step", "alarm", ""], rows, class_="alarms")
+
+
+def _run_name(place: int, run: Run) -> Markup:
+    """The name of a run behind its color."""
+    return join([element("span", class_=f"key c{place % 8}"), " ", data_text(run["name"])])
+
+
+def _step(alarm: Mapping[str, Any]) -> Markup:
+    return join([element("span", "step ", class_="narrow"), f"{alarm['step']:,}"])
 
 
 def _alarm_words(alarm: Mapping[str, Any]) -> Markup:
