@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
+from transformers import TrainerCallback
 from trl import DPOTrainer
 from trl.trainer import base_trainer
 
@@ -119,3 +120,16 @@ def test_peft_writes_a_card_with_the_bases_path_beside_an_adapter(tmp_path) -> N
     assert written["base_model"] == str(tmp_path / "base"), seam("save_pretrained writes README.md", "PEFT")
     assert {"lora", "transformers"} <= set(written["tags"]), seam("tags of an adapter's card", "PEFT")
     assert (written["library_name"], written["pipeline_tag"]) == ("peft", "text-generation")
+
+
+def test_the_newest_entry_of_the_log_is_there_when_callbacks_are_told_of_it(tmp_path: Path) -> None:
+    class Told(TrainerCallback):
+        entries: ClassVar[list[Any]] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.entries.append(state.log_history[-1])
+
+    run = runs.trained(tmp_path, DPOTrainer, callbacks=[Told()], ref_model=tiny.model(seed=1))
+    fact = "an entry of the log stands at the end of state.log_history when on_log is called, once for each"
+    assert run.state.log_history == Told.entries, seam(fact, "transformers")
+    assert [entry["step"] for entry in Told.entries] == [1, 2, 3, 3], seam("every entry has its step", "transformers")

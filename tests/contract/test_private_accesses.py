@@ -52,6 +52,7 @@ OVERRIDES = {
     "create_model_card": "test_model_card.py::test_a_checkpoint_asks_for_a_card_by_the_models_name_alone",
     "evaluation_loop": "test_evaluation.py::test_evaluate_and_predict_return_the_metrics_of_one_loop",
     "get_eval_dataloader": "test_evaluation.py::test_persistent_loaders_of_an_evaluation_are_kept_by_name",
+    "on_log": "test_model_card.py::test_the_newest_entry_of_the_log_is_there_when_callbacks_are_told_of_it",
     "log": "test_evaluation.py::test_lines_of_training_steps_alone_are_logged_with_the_time_of_the_start",
     "training_step": "test_transformers.py::test_training_step_leaves_the_gradients_of_a_batch",
     "prediction_step": "test_transformers.py::test_every_batch_goes_through_prepare_inputs_and_an_evaluations_through_prediction_step_first",

@@ -128,7 +128,10 @@ class RunLog(TrainerCallback):
         cut_after(self._log, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Append the newest entry of the log."""
+        """Append the newest entry of the log.
+
+        Seam: transformers adds an entry to the state, with its step, before it tells callbacks of it.
+        """
         if self._log is not None and state.log_history:
             append_line(self._log, state.log_history[-1])
 
