@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import DPOExtConfig
     from .inspection.preferences import inspect_preferences
     from .reference.model.loading import load_reference
+    from .scoring.score import score_preferences
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "load_reference",
     "register_loss",
     "reward_quantile",
+    "score_preferences",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "DPOExtTrainer": "trainer",
     "inspect_preferences": "inspection.preferences",
     "load_reference": "reference.model.loading",
+    "score_preferences": "scoring.score",
 }
 
 

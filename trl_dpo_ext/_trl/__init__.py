@@ -33,6 +33,7 @@ from .batch import (
     labels_of,
     reads_token_ids,
 )
+from .borrowed import borrowed
 from .compiled import without_compilation
 from .constructor import (
     no_model_hash,
@@ -46,7 +47,7 @@ from .constructor import (
 )
 from .engine import Engine, planned_engine
 from .flex_graphs import raise_flex_limit, warn_at_flex_limit
-from .frozen_copy import copied_by_us, is_copied, start_kept
+from .frozen_copy import copied_by_us, is_copied, start_kept, without_frozen_copy
 from .host import Host
 from .initializations import initialization_warnings
 from .internals import TrainerInternals
@@ -56,7 +57,7 @@ from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
 from .patching import evaluation_mode, temporarily
-from .preparation import kept_rows, pair_collator, preparation, prompt_tokens, tokenizer_of
+from .preparation import kept_rows, pair_collator, preparation, prompt_tokens, tokenizer_of, tokens_kept
 from .reference import free_memory
 from .refusals import late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
@@ -89,6 +90,7 @@ __all__ = [
     "are_switched_off",
     "as_peft_model",
     "badges",
+    "borrowed",
     "card_made_by",
     "citation_of_trl",
     "column_names",
@@ -137,6 +139,7 @@ __all__ = [
     "stub_policy",
     "temporarily",
     "tokenizer_of",
+    "tokens_kept",
     "trackers",
     "trainer_arguments",
     "typed_values",
@@ -145,6 +148,7 @@ __all__ = [
     "without_adapter",
     "without_compilation",
     "without_devices",
+    "without_frozen_copy",
     "without_losses",
     "without_sync",
     "wraps_layer",

@@ -115,3 +115,18 @@ def keep_start(policy: Any) -> None:
         policy.delete_adapter(FROZEN)
     _copied.add(policy)
     copy_adapter(policy, policy.active_adapter, FROZEN, frozen=True)
+
+
+@contextlib.contextmanager
+def without_frozen_copy(policy: Any) -> Iterator[None]:
+    """Let a policy be its own reference with its adapters off, although it has a frozen copy of one.
+
+    Seam: TRL looks for the frozen copy in `peft_config`, and turns adapters off where it is not there.
+    """
+    configs = policy.peft_config
+    hidden = configs.pop(FROZEN, None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            configs[FROZEN] = hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 from transformers import ProcessorMixin
 from trl.trainer import dpo_trainer
+
+from .batch import is_tokenized
+from .patching import temporarily
 
 _TEXTS_AT_ONCE = 256
 
@@ -28,6 +32,21 @@ def preparation(processing_class: Any) -> Callable[..., Any]:
     """
     stand_in = SimpleNamespace(_tokenizer=tokenizer_of(processing_class), _is_vision_dataset=False)
     return functools.partial(dpo_trainer.DPOTrainer._prepare_dataset, stand_in)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def tokens_kept() -> Iterator[None]:
+    """Inside, a dataset that has token ids is left as it is, where TRL would tokenize its texts again.
+
+    Seam: every preparation of a dataset is `DPOTrainer._prepare_dataset`, as found on that class.
+    """
+    prepare = dpo_trainer.DPOTrainer._prepare_dataset
+
+    def prepare_texts(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset if is_tokenized(dataset) else prepare(self, dataset, *args, **kwargs)
+
+    with temporarily(dpo_trainer.DPOTrainer, _prepare_dataset=prepare_texts):
+        yield
 
 
 def pair_collator(processing_class: Any, args: Any, images: bool = False) -> Any:

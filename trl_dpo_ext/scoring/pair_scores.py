@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Status = Literal["ok", "cut", "identical", "dropped", "nonfinite"]
-"""What became of a row: `cut` by max_length, sides `identical` after that, `dropped` as its prompt alone fills it."""
+"""What became of a row: `cut` by max_length, sides `identical` after that, `dropped` as nothing of a side is left to
+score, or `nonfinite` log-probs."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,28 @@ class PairScores:
     def scored(self) -> npt.NDArray[np.bool_]:
         """Which rows have log-probs of both sides: neither dropped nor non-finite, (rows,)."""
         return ~np.isin(self.status, ("dropped", "nonfinite"))
+
+
+def status_of(
+    chosen: SideScores,
+    rejected: SideScores,
+    cut: npt.NDArray[np.bool_],
+    same: npt.NDArray[np.bool_],
+    has_reference: bool,
+) -> npt.NDArray[Any]:
+    """Tell what became of each row, (rows,) of `Status`; the gravest counts.
+
+    Args:
+        chosen: scores of the preferred side.
+        rejected: scores of the other side.
+        cut: whether tokens of a side were removed, (rows,).
+        same: whether the sides are equal after that, (rows,).
+        has_reference: whether the reference has scored them, too.
+    """
+    sides = (chosen, rejected)
+    finite = [
+        np.isfinite(each) for side in sides for each in ((side.policy, side.ref) if has_reference else (side.policy,))
+    ]
+    lost = (chosen.tokens == 0) | (rejected.tokens == 0)
+    conditions = [lost, ~np.logical_and.reduce(finite), same, cut]
+    return np.select(conditions, ["dropped", "nonfinite", "identical", "cut"], "ok").astype("<U9")

@@ -187,6 +187,23 @@ def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
     return problems
 
 
+def vocabulary_problems(name: str, revision: str | None, tokenizer: Any, other: Any = None, size: int = 0) -> list[str]:
+    """Return why a checkpoint cannot score the tokens of another model's tokenizer.
+
+    Args:
+        name: of the checkpoint.
+        revision: of the checkpoint.
+        tokenizer: of the other model, or its processor.
+        other: the checkpoint's tokenizer; None to load it.
+        size: how many tokens the checkpoint has at least, if its embedding grows when it is loaded.
+    """
+    theirs = max(checkpoint(name, revision, {})[0].get_text_config().vocab_size, size)
+    tokenizer, other = (getattr(each, "tokenizer", each) for each in (tokenizer, other or _tokenizer(name, revision)))
+    if other is None:
+        return []
+    return _token_problems(name, tokenizer.get_vocab(), other.get_vocab(), theirs)
+
+
 _FIX = "Use a reference with the policy's vocabulary: log-probs of different tokens cannot be compared."
 
 

@@ -26,6 +26,9 @@ from .sequences import TokenSequence
 _FLUSH_SHARE = 0.1
 """Share of the elapsed time, between a second and a minute, after which a part is written: a kill costs no more."""
 
+BAR = "Reference log-probs of {}"
+"""What the progress bar says of data with a label."""
+
 # What libraries raise, besides `torch.OutOfMemoryError`, when an allocation on the device (or on the CPU) fails.
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA error, Triton Error [CUDA], HIP, XPU, MPS backend
@@ -126,7 +129,7 @@ class ReferencePass:
     def _compute_all(self, batches: list[Batch], fillers: int) -> PrecomputeStats:
         progress = tqdm(
             total=sum(batch.tokens for batch in batches),
-            desc=f"Reference log-probs of {self.label}",
+            desc=BAR.format(self.label),
             unit=" tokens",
             unit_scale=True,
             disable=self.disable_tqdm or self.communicator.rank > 0 or not batches,

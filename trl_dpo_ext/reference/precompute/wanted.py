@@ -96,6 +96,34 @@ def _copied(sequences: Iterable[TokenSequence]) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate([np.empty(0, np.int32), *pieces]), bounds
 
 
+@dataclass(frozen=True)
+class RowKeys:
+    """Which sequences the rows of a dataset are, for all rows in their order; the chosen side comes first.
+
+    Attributes:
+        keys: (rows, 2, 2) uint64, packed; anything where there is nothing to score.
+        scored: (rows, 2) int32; scored tokens, 0 where nothing is left of a completion.
+        cut: (rows, 2) bool; whether the collator's `max_length` has removed tokens.
+    """
+
+    keys: np.ndarray
+    scored: np.ndarray
+    cut: np.ndarray
+
+
+def row_keys(dataset: Any, columns: list[str] | None, collator: Collator) -> RowKeys:
+    """Read the keys of both sides of every row; the arguments are those of `portions`."""
+    parts = [RowKeys(np.empty((0, 2, 2), np.uint64), np.empty((0, 2), np.int32), np.empty((0, 2), bool))]
+    for found in _rows(dataset, columns, collator):
+        keys = np.zeros((len(found.kept), 2), np.uint64)
+        start, end = found.sequences.bounds.T[2:]
+        scored = np.zeros(len(found.kept), np.int32)
+        keys[found.kept], scored[found.kept] = found.sequences.keys, end - start
+        sides = [array.reshape(2, -1, *array.shape[1:]).swapaxes(0, 1) for array in (keys, scored, found.cut)]
+        parts.append(RowKeys(*sides))
+    return RowKeys(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("keys", "scored", "cut")))
+
+
 def portions(dataset: Any, columns: list[str] | None, collator: Collator) -> Iterator[Sequences]:
     """Read a dataset from its first row to its last, in portions of about 100,000 sequences, each without repetitions.
 
@@ -130,10 +158,32 @@ def content(dataset: Any, collator: Any) -> bytes | None:
     return hashed.digest()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The sequences of some rows: those of all chosen sides, then those of all rejected ones.
+
+    Attributes:
+        sequences: that have something to score.
+        kept: (2 x rows,) bool; whether a side is among them.
+        cut: (2 x rows,) bool; whether `max_length` has removed tokens of it.
+    """
+
+    sequences: Sequences
+    kept: np.ndarray
+    cut: np.ndarray
+
+
 def _batches(dataset: Any, columns: list[str] | None, collator: Any) -> Iterator[Sequences]:
+    return (rows.sequences for rows in _rows(dataset, columns, collator))
+
+
+def _rows(dataset: Any, columns: list[str] | None, collator: Any) -> Iterator[_Rows]:
     if not _holds_ids(dataset, collator):
         for examples in _examples(dataset, columns):
-            yield Sequences.of(sequence for sequence in batch_sequences(collator(examples)) if sequence is not None)
+            sequences = list(batch_sequences(collator(examples)))
+            kept = np.array([sequence is not None for sequence in sequences], bool)
+            found = Sequences.of(sequence for sequence in sequences if sequence is not None)
+            yield _Rows(found, kept, np.zeros_like(kept))
         return
     for table in _tables(dataset):
         lists = {name: _lists(table.column(name)) for name in _trl.TOKEN_IDS}
@@ -166,23 +216,27 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(values.cast(pa.int32())), np.cumsum([0, *np.asarray(lists.value_lengths())])
 
 
-def _truncated(lists: Mapping[str, tuple[np.ndarray, np.ndarray]], max_length: int | None, keep_end: bool) -> Sequences:
+def _truncated(lists: Mapping[str, tuple[np.ndarray, np.ndarray]], max_length: int | None, keep_end: bool) -> _Rows:
     """The sequences that TRL's collator makes of rows of a prompt and two completions; see `batch_sequences`."""
     prompt_ids, prompts = lists[_trl.TOKEN_IDS[0]]
-    ids, bounds = [prompt_ids], []
+    ids, bounds, tokens = [prompt_ids], [], []
     for name in _trl.COMPLETION_IDS.values():
         completion_ids, starts = lists[name]
         completion = starts[:-1] + sum(map(len, ids))
         ids.append(completion_ids)
         bounds.append(_cut(prompts[:-1], np.diff(prompts), completion, np.diff(starts), max_length, keep_end))
-    return Sequences.of_ids(np.concatenate(ids), np.concatenate(bounds))
+        tokens.append(np.diff(prompts) + np.diff(starts))
+    every, total = np.concatenate(bounds), np.concatenate(tokens)
+    kept = every[:, 3] > every[:, 2]
+    cut = total > max_length if max_length else np.zeros_like(kept)
+    return _Rows(Sequences.of_ids(np.concatenate(ids), every[kept]), kept, cut)
 
 
 def _cut(
     prompt: np.ndarray, prompt_tokens: np.ndarray, completion: np.ndarray, completion_tokens: np.ndarray,
     max_length: int | None, keep_end: bool,
 ) -> np.ndarray:  # fmt: skip
-    """Where prompt and completion of each sequence start and end, after truncation; those with nothing to score go."""
+    """Where prompt and completion of each sequence start and end, after truncation; nothing may be left to score."""
     end = prompt_tokens + completion_tokens  # in tokens of prompt and completion together
     first = np.zeros_like(end)
     if max_length and keep_end:
@@ -197,7 +251,7 @@ def _cut(
         completion + scored - prompt_tokens,
         completion + end - prompt_tokens,
     ]
-    return np.stack(bounds, axis=1)[end > scored]
+    return np.stack(bounds, axis=1)
 
 
 def _examples(dataset: Any, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:

@@ -36,6 +36,21 @@ from .verify import VerifyReport, verify
 from .writer import PartWriter
 
 
+class AnotherReferenceError(InputError):
+    """A store was computed with another reference than the one that it is opened for.
+
+    Attributes:
+        differences: fields of the identities that differ, in words.
+    """
+
+    def __init__(self, folder: Path, differences: list[str]) -> None:
+        super().__init__(
+            f"The reference store {folder} was computed with another reference: {'; '.join(differences)}. Choose "
+            "another --ref_store directory, or use the settings that the store was computed with."
+        )
+        self.differences = differences
+
+
 @dataclass(frozen=True)
 class PartIndex:
     """The sequences of a set of parts, in the order of the parts' names; of duplicates, the first counts."""
@@ -99,7 +114,7 @@ class Store:
             manifest = create_store(folder, identity) if create else _raise_absent(folder)
         differences = identity.differences(manifest.identity)
         if differences:
-            raise InputError(_another_reference(folder, differences))
+            raise AnotherReferenceError(folder, differences)
         is_writable = write_error(folder) is None
         if is_writable:
             remove_stale_temporaries(folder / PARTS)
@@ -289,10 +304,3 @@ class Store:
 
 def _raise_absent(folder: Path) -> NoReturn:
     raise InputError(f"{folder} is not a reference store: it has no {MANIFEST}.")
-
-
-def _another_reference(folder: Path, differences: list[str]) -> str:
-    return (
-        f"The reference store {folder} was computed with another reference: {'; '.join(differences)}. Choose another "
-        "--ref_store directory, or use the settings that the store was computed with."
-    )

@@ -1,0 +1,46 @@
+"""Score any token sequences by the two passes: for protocols that tokenize otherwise, and prompts with many answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from .. import _trl
+from ..config import DPOExtConfig
+from .pair_scores import SideScores
+from .score import Scored, default_config, score_preferences
+
+_TEXTS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+
+
+def score_sequences(
+    policy: Any,
+    sequences: Iterable[tuple[Sequence[int], Sequence[int]]],
+    tokenizer: Any = None,
+    args: DPOExtConfig | None = None,
+    **options: Any,
+) -> tuple[SideScores, Scored]:
+    """Score completions as they are, without truncation; each distinct sequence, and each prompt, is computed once.
+
+    Args:
+        policy, tokenizer, args: of `score_preferences`.
+        sequences: token ids of a prompt, of at least one token, and of its completion.
+        **options: of `score_preferences`.
+
+    Returns:
+        Scores of all sequences in their order, and the result that they were taken from.
+
+    Raises:
+        InputError: see `score_preferences`.
+    """
+    args = copy.copy(args or default_config(options.get("work_dir")))
+    args.max_length = None
+    prompts, completions = zip(*sequences, strict=True)
+    ids = [list(prompts), list(completions), list(completions)]
+    texts = {name: [text] * len(prompts) for name, text in _TEXTS.items()}
+    dataset = Dataset.from_dict({**texts, **dict(zip(_trl.TOKEN_IDS, ids, strict=True))})
+    scored = score_preferences(policy, dataset, tokenizer, args, **options)
+    return scored.pairs.chosen, scored
