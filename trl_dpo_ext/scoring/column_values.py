@@ -1,0 +1,79 @@
+"""Columns of a dataset as arrays: numbers with NaN for null, conditions, and texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from ..errors import InputError
+
+Vector = npt.NDArray[Any]
+"""(rows,) of float64 with NaN for null, of bool with False for null, or of texts with None for null."""
+_EXACT = 2**53
+"""Integers up to here are float64 numbers, too."""
+
+
+def column_vector(dataset: Dataset, name: str) -> Vector:
+    """Read one column of a dataset; see `as_vector`."""
+    return as_vector(arrow_column(dataset, name), name)
+
+
+def arrow_column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """Return one column as it is stored."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def as_vector(column: pa.ChunkedArray, name: str) -> Vector:
+    """Convert a column.
+
+    Raises:
+        InputError: it holds neither numbers, conditions nor texts, or integers that float64 cannot tell apart.
+    """
+    kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), np.nan)
+    if pa.types.is_boolean(kind):
+        return pc.fill_null(column, False).to_numpy().astype(bool)
+    if pa.types.is_integer(kind):
+        ends = pc.min_max(column).as_py()
+        if max(abs(ends["min"] or 0), abs(ends["max"] or 0)) > _EXACT:
+            raise InputError(f"Column {name!r} holds integers beyond 2**53, which cannot be compared exactly.")
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        values = np.empty(len(column), dtype=object)
+        values[:] = column.to_pylist()
+        return values
+    raise InputError(f"Column {name!r} holds {kind}; numbers, texts, or true and false are needed.")
+
+
+def numeric_column(dataset: Dataset, name: str, flag: str) -> Vector:
+    """Read one column of numbers, NaN for null.
+
+    Raises:
+        InputError: it does not exist or holds something else; `flag` says who asked for it.
+    """
+    if name not in dataset.column_names:
+        raise InputError(missing_column(dataset, name, flag))
+    values = column_vector(dataset, name)
+    if values.dtype == object:
+        raise InputError(f"--{flag}: column {name!r} holds texts; numbers are needed.")
+    return values.astype(np.float64)
+
+
+def labels(dataset: Dataset, name: str) -> list[str | None]:
+    """Return a column's values as texts: the names of classes, numbers as JSON writes them, None for null."""
+    feature, values = dataset.features[name], arrow_column(dataset, name).to_pylist()
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def missing_column(dataset: Dataset, name: str, flag: str) -> str:
+    """Return the sentence for a column that does not exist."""
+    return f"--{flag} {name}: no such column; the dataset has {', '.join(dataset.column_names)}."

@@ -1,0 +1,180 @@
+"""The JSON object of `score`: every statistic of scored pairs. Terminal and page are rendered from it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..statistics import finite
+from . import blocks
+from .calibration import calibration
+from .column_values import labels, missing_column, numeric_column
+from .measures import Floats, Measures, Normalize, ReferenceFree, measure
+from .pair_scores import PairScores
+
+_VERSIONS = ("trl", "transformers", "datasets", "torch")
+_SUBSET_COLUMN = "subset"
+_SCORE_COLUMNS = ("score_chosen", "score_rejected")
+_CERTAIN = 1.0
+"""Mean margin, as an absolute value, from which on an accuracy below one half is doubtful."""
+
+
+@dataclass(frozen=True)
+class SummaryOptions:
+    """What a summary is made of.
+
+    Attributes:
+        normalize: `mean` divides each log-ratio by the scored tokens of its side.
+        reference_free: rewards without a reference.
+        subset_column: groups the rows; None for none.
+        score_columns: of the chosen and the rejected side; None for none.
+    """
+
+    normalize: Normalize = "sum"
+    reference_free: ReferenceFree | None = None
+    subset_column: str | None = None
+    score_columns: tuple[str, str] | None = None
+
+    def completed(self, dataset: Any) -> SummaryOptions:
+        """Fill in `subset`, and `score_chosen` and `score_rejected`, where a dataset has them and nothing is given."""
+        names = dataset.column_names
+        subset = self.subset_column or (_SUBSET_COLUMN if _SUBSET_COLUMN in names else None)
+        scores = self.score_columns or (_SCORE_COLUMNS if set(_SCORE_COLUMNS) <= set(names) else None)
+        return replace(self, subset_column=subset, score_columns=scores)
+
+    def problems(self, dataset: Any) -> list[str]:
+        """Return what is wrong with the columns, before a model is loaded."""
+        wanted = [
+            ("subset_column", self.subset_column),
+            *(("score_columns", name) for name in self.score_columns or ()),
+        ]
+        return [
+            missing_column(dataset, name, flag) for flag, name in wanted if name and name not in dataset.column_names
+        ]
+
+
+def summarize(
+    scores: PairScores,
+    options: SummaryOptions | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the JSON object of a scored split.
+
+    Args:
+        scores: of all loaded rows.
+        options: completed with the dataset's columns.
+        arguments: what was scored; `policy` and `reference` as sentences, `dataset`, `split`, `max_length`.
+        notes: sentences about the policy and the reference, shown with those of the statistics.
+
+    Raises:
+        InputError: a column does not exist or holds no numbers.
+    """
+    options = (options or SummaryOptions()).completed(scores.columns)
+    problems = options.problems(scores.columns)
+    if problems:
+        raise InputError(*problems)
+    measures, mask = measure(scores, options.normalize, options.reference_free), scores.scored
+    statistics = {
+        "rows": blocks.row_counts(scores),
+        **_pairs(scores, measures, mask),
+        "scores": _score_gaps(scores, measures.margin, options),
+        "subsets": _subsets(scores, measures, options.subset_column),
+    }
+    data = {
+        "kind": "trl_dpo_ext.score",
+        "format": 1,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "arguments": {
+            "beta": scores.beta,
+            "normalize": options.normalize,
+            "reference_free": options.reference_free,
+            "subset_column": options.subset_column,
+            "score_columns": list(options.score_columns) if options.score_columns else None,
+            **(arguments or {}),
+        },
+        **statistics,
+        "notes": [*notes, *_notes(statistics)],
+    }
+    return finite(data)
+
+
+def _pairs(scores: PairScores, measures: Measures, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The blocks of some rows."""
+    margins = measures.margin[mask]
+    chosen, rejected = scores.chosen.tokens[mask], scores.rejected.tokens[mask]
+    return {
+        "accuracy": blocks.accuracy(margins),
+        "margin": {
+            **blocks.distribution(margins),
+            "least": blocks.least(margins, scores.rows[mask]),
+            "histogram": blocks.histogram(margins, chosen.astype(np.int64) - rejected),
+        },
+        "reward": {
+            "chosen": blocks.distribution(measures.reward_chosen[mask]),
+            "rejected": blocks.distribution(measures.reward_rejected[mask]),
+        },
+        "margin_per_token": blocks.distribution(measures.margin_per_token[mask]),
+        "logps_per_token": {
+            "chosen": blocks.per_token(scores.chosen, mask),
+            "rejected": blocks.per_token(scores.rejected, mask),
+        },
+        "calibration": calibration(margins, scores.beta),
+        "without_reference": blocks.without_reference(scores, mask),
+        "length": blocks.length(margins, chosen, rejected),
+    }
+
+
+def _score_gaps(scores: PairScores, margins: Floats, options: SummaryOptions) -> dict[str, Any] | None:
+    if options.score_columns is None:
+        return None
+    pair = [numeric_column(scores.columns, name, "score_columns") for name in options.score_columns]
+    mask = scores.scored
+    return blocks.score_gaps(margins[mask], (pair[0] - pair[1])[mask], options.score_columns)
+
+
+def _subsets(scores: PairScores, measures: Measures, column: str | None) -> dict[str, Any] | None:
+    """The accuracy of each value of a column, in the order of the values' texts, rows without a value last."""
+    if column is None:
+        return None
+    rows: dict[str | None, list[int]] = {}
+    for at, name in enumerate(labels(scores.columns, column)):
+        if scores.scored[at]:
+            rows.setdefault(name, []).append(at)
+    values = sorted(rows, key=lambda name: (name is None, name))
+    return {"column": column, "values": [_subset(value, scores, measures, np.array(rows[value])) for value in values]}
+
+
+def _subset(value: str | None, scores: PairScores, measures: Measures, places: npt.NDArray[np.int64]) -> dict[str, Any]:
+    margins = measures.margin[places]
+    lengths = blocks.length(margins, scores.chosen.tokens[places], scores.rejected.tokens[places])
+    kept = ("longer", "shorter", "equal", "longer_wins", "shorter_wins", "accuracy_length_balanced")
+    return {
+        "value": value,
+        "accuracy": blocks.accuracy(margins),
+        "margin": blocks.distribution(margins),
+        "without_reference": blocks.without_reference(scores, places),
+        "length": {name: lengths[name] for name in kept},
+    }
+
+
+def _notes(statistics: Mapping[str, Any]) -> list[str]:
+    rate, mean = statistics["accuracy"]["accuracy"], statistics["margin"]["mean"]
+    notes = []
+    if statistics["rows"]["nonfinite"]:
+        first = ", ".join(map(str, statistics["rows"]["nonfinite_rows"][:5]))
+        notes.append(f"The log-probs of {statistics['rows']['nonfinite']} rows are not finite (rows {first}).")
+    if rate is not None and rate < 0.5 and abs(mean) > _CERTAIN:
+        notes.append(
+            f"The accuracy is below one half with a mean margin of {mean:+.2f}: is the reference the model that the "
+            "run started from?"
+        )
+    return notes
