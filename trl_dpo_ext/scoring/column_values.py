@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
 from ..errors import InputError
 
 Vector = npt.NDArray[Any]
 """(rows,) of float64 with NaN for null, of bool with False for null, or of texts with None for null."""
+_compute: Any = pyarrow.compute  # its functions are made at run time
 _EXACT = 2**53
 """Integers up to here are float64 numbers, too."""
 
@@ -38,13 +39,13 @@ def as_vector(column: pa.ChunkedArray, name: str) -> Vector:
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan)
     if pa.types.is_boolean(kind):
-        return pc.fill_null(column, False).to_numpy().astype(bool)
+        return _compute.fill_null(column, False).to_numpy().astype(bool)
     if pa.types.is_integer(kind):
-        ends = pc.min_max(column).as_py()
+        ends = _compute.min_max(column).as_py()
         if max(abs(ends["min"] or 0), abs(ends["max"] or 0)) > _EXACT:
             raise InputError(f"Column {name!r} holds integers beyond 2**53, which cannot be compared exactly.")
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
+        return _compute.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         values = np.empty(len(column), dtype=object)
         values[:] = column.to_pylist()
@@ -70,7 +71,7 @@ def labels(dataset: Dataset, name: str) -> list[str | None]:
     """Return a column's values as texts: the names of classes, numbers as JSON writes them, None for null."""
     feature, values = dataset.features[name], arrow_column(dataset, name).to_pylist()
     if isinstance(feature, ClassLabel):
-        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+        return [None if value is None or value < 0 else str(feature.int2str(value)) for value in values]
     return [None if value is None else str(value) for value in values]
 
 

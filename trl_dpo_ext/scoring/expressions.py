@@ -179,7 +179,12 @@ def _wrong(node: ast.AST, columns: Columns) -> Iterator[str]:
 
 def _wrong_call(node: ast.Call, columns: Columns) -> Iterator[str]:
     name = node.func.id if isinstance(node.func, ast.Name) else None
-    if name not in FUNCTIONS or node.keywords or any(isinstance(each, ast.Starred) for each in node.args):
+    if (
+        name is None
+        or name not in FUNCTIONS
+        or node.keywords
+        or any(isinstance(each, ast.Starred) for each in node.args)
+    ):
         yield _not_allowed(node)
         return
     fewest, most = FUNCTIONS[name]

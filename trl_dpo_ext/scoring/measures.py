@@ -49,10 +49,10 @@ def measure(scores: PairScores, normalize: Normalize = "sum", reference_free: Re
     sides = (scores.chosen, scores.rejected)
     values = [free_score(side, reference_free) if reference_free else _log_ratio(side, mean) for side in sides]
     with np.errstate(invalid="ignore", over="ignore"):
-        rewards = [np.where(scores.scored, scores.beta * value, np.nan) for value in values]
-        margin = np.where(scores.scored & (scores.status == "identical"), 0.0, rewards[0] - rewards[1])
-        per_token = [reward / _counts(side) for reward, side in zip(rewards, sides, strict=True)]
-        return Measures(*rewards, margin, sigmoid(margin), hits(margin), per_token[0] - per_token[1])
+        chosen, rejected = (np.where(scores.scored, scores.beta * value, np.nan) for value in values)
+        margin = np.where(scores.scored & (scores.status == "identical"), 0.0, chosen - rejected)
+        per_token = chosen / _counts(scores.chosen) - rejected / _counts(scores.rejected)
+        return Measures(chosen, rejected, margin, sigmoid(margin), hits(margin), per_token)
 
 
 def free_score(side: SideScores, kind: ReferenceFree, of_reference: bool = False) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ ENDINGS = (".parquet", ".jsonl")
 METADATA_KEY = b"trl_dpo_ext.score"
 """Of a Parquet file's metadata; the value is a JSON object."""
 _BATCH = 1000
+_LINE_ENDS = re.compile("[\u0085\u2028\u2029]")  # some readers end a line there
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def write_scored(
     lone = [name for name in alone(dataset.column_names) if name not in selection.signed] if selection.relabel else []
     notes = [f"{name!r} has no partner for the other side; relabeled rows keep its value." for name in lone]
     counts = selected.counts()
+    if not counts["kept"]:
+        notes.insert(0, f"{file} has 0 rows: no row is kept.")
     return Written(str(file), counts["kept"], [name for name in added if name not in replaced], replaced, counts, notes)
 
 
@@ -199,7 +203,8 @@ def _write_lines(file: Path, rows: _Rows, recorded: Mapping[str, Any]) -> None:
             columns = rows.features.decode_batch(table.to_pydict())
             for values in zip(*columns.values(), strict=True):
                 row = finite(dict(zip(columns, values, strict=True)))
-                lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+                text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+                lines.write(_LINE_ENDS.sub(lambda each: f"\\u{ord(each[0]):04x}", text) + "\n")
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from ..errors import InputError
 
@@ -15,6 +16,7 @@ MIRRORED = frozenset({"p_chosen", "dpo_p_chosen", "dpo_correct"})
 """Columns that become 1 minus their value: probabilities that the chosen side is better."""
 SIGNED = ("margin",)
 """Columns that become negative unless `--signed_columns` names others."""
+_compute: Any = pyarrow.compute  # its functions are made at run time
 _WORDS = re.compile(r"[^\W_]+")
 
 
@@ -90,7 +92,7 @@ def _changed(
         kind = exchanged_types(table.select([name, pairs[name]]).schema).get(name, column.type)
         return _mixed(column.cast(kind), _joined(table[pairs[name]]).cast(kind), where)
     if name in MIRRORED and pa.types.is_floating(column.type):
-        return pc.if_else(where, pc.subtract(pa.scalar(1, column.type), column), column)
+        return _compute.if_else(where, _compute.subtract(pa.scalar(1, column.type), column), column)
     if name in signed:
         return _negated(column, name, where)
     return _inside(column, where)
@@ -104,7 +106,7 @@ def _negated(column: pa.Array, name: str, where: pa.Array) -> pa.Array:
         raise InputError(f"--signed_columns: column {name!r} holds {kind}, which has no negative values.")
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise InputError(f"--signed_columns: column {name!r} holds {kind}; numbers are needed.")
-    return pc.if_else(where, pc.subtract(pa.scalar(0, kind), column), column)
+    return _compute.if_else(where, _compute.subtract(pa.scalar(0, kind), column), column)
 
 
 def _inside(column: pa.Array, where: pa.Array) -> pa.Array:
@@ -117,7 +119,7 @@ def _inside(column: pa.Array, where: pa.Array) -> pa.Array:
     parts = pa.table(column.flatten(), names=[field.name for field in fields])
     changed = [_joined(each) for each in exchange_sides(parts, where, ()).columns]
     typed = [field.with_type(each.type) for field, each in zip(fields, changed, strict=True)]
-    return pa.StructArray.from_arrays(changed, fields=typed, mask=pc.is_null(column))
+    return pa.StructArray.from_arrays(changed, fields=typed, mask=_compute.is_null(column))
 
 
 def _mixed(column: pa.Array, other: pa.Array, where: pa.Array) -> pa.Array:
