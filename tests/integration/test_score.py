@@ -72,7 +72,7 @@ def test_an_adapter_is_scored_against_its_base_with_the_adapter_off(tmp_path, mo
     scored = score_preferences(models["adapter"], data, args=scoring.config(tmp_path))
     close(scoring.sums(scored.pairs), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
     close(scoring.sums(scored.pairs, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
-    assert scored.described["reference"] == f"base {models['base']} with the adapter off"
+    assert scored.data["arguments"]["reference"] == f"base {models['base']} with the adapter off"
 
 
 def test_an_adapter_in_memory_is_scored_and_left_as_it_was(tmp_path, models):
@@ -134,7 +134,7 @@ def test_token_sequences_are_scored_as_they_are(tmp_path, models):
         args=scoring.config(tmp_path, max_length=4),
         reference=models["base"],
     )
-    assert scored.policy.stats.computed == 2
+    assert scored.scored.policy.stats.computed == 2
     model = loaded(models, "policy")
     for answer, total, tokens in zip(answers, found.policy, found.tokens, strict=True):
         with torch.no_grad():
@@ -147,6 +147,8 @@ def test_token_sequences_are_scored_as_they_are(tmp_path, models):
 def test_a_full_model_without_a_recorded_start_needs_a_reference(tmp_path, models):
     with pytest.raises(InputError, match=r"No reference.*--ref_model_name_or_path"):
         score_preferences(models["policy"], tiny.preferences(2), args=scoring.config(tmp_path))
-    free = score_preferences(models["policy"], tiny.preferences(2), args=scoring.config(tmp_path), reference_free=True)
+    free = score_preferences(
+        models["policy"], tiny.preferences(2), args=scoring.config(tmp_path), reference_free="mean"
+    )
     assert np.isnan(free.pairs.chosen.ref).all()
     assert free.pairs.status.tolist() == ["ok", "ok"]

@@ -43,6 +43,11 @@ class LogProbs:
     identity: Identity
     stats: PrecomputeStats = field(default_factory=PrecomputeStats)
 
+    @property
+    def described_identity(self) -> dict[str, Any]:
+        """What the log-probs depend on, as JSON."""
+        return {**self.identity.keyed, "fingerprint": self.identity.fingerprint}
+
     def of_rows(self, keys: RowKeys) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Sum and Euclidean norm of the token log-probs of both sides, (rows, 2) each; NaN without a sequence."""
         places = self.table.index.find(keys.keys.reshape(-1, 2)).reshape(-1, 2)
@@ -88,6 +93,14 @@ class Model:
         if isinstance(self.given, str):
             return DPOExtTrainer(self.given, quantization_config=self.quantization, **given)
         return DPOExtTrainer(self.given, **given)
+
+    @property
+    def described(self) -> str:
+        """The model in a few words."""
+        if isinstance(self.given, str):
+            kind = f" ({self.adapter.kind} adapter on {self.adapter.base})" if self.adapter is not None else ""
+            return self.given + kind
+        return getattr(getattr(self.given, "config", None), "_name_or_path", "") or "a model in memory"
 
     def borrowed(self) -> contextlib.AbstractContextManager[None]:
         """Inside, a trainer may use an instance; afterwards the instance is as it was."""

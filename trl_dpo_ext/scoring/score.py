@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,32 +12,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from .. import _trl
-from ..checks.tokenizers import load_processing_class
 from ..config import DPOExtConfig
-from ..data.findings import ROW
-from ..errors import InputError
-from ..inspection.pair_table import numbered
-from ..policy.adapter import SavedAdapter
-from .configuration import beta_of, scoring_config
-from .pair_scores import PairScores, SideScores, status_of
-from .passes import LogProbs, Model, Pass, Tokenized, of_store
-from .reference_of import Reference, Wanted, find_reference
+from ..errors import InputError, collecting
+from .measures import Measures, Normalize, ReferenceFree, measure
+from .pair_scores import PairScores
+from .plan import Scored, ScorePlan
+from .reference_of import Wanted
+from .summary import SummaryOptions, summarize
 
 
 @dataclass
-class Scored:
-    """What the two passes have found: arrays of all rows, and where they come from."""
+class PreferenceScores:
+    """The result of `score_preferences`; `data` is what JSON, terminal and page show."""
 
-    pairs: PairScores
-    described: dict[str, Any]
-    """Policy, reference, identities, lengths, template, and what the passes computed, as JSON."""
-    rows: Tokenized = field(repr=False)
-    policy: LogProbs = field(repr=False)
-    reference: LogProbs | None = field(repr=False, default=None)
+    scored: Scored = field(repr=False)
+    options: SummaryOptions
+    described: dict[str, Any] = field(default_factory=dict)
+    """What else `data` says of its arguments."""
+
+    @property
+    def pairs(self) -> PairScores:
+        """Log-probs and status of every loaded row."""
+        return self.scored.pairs
+
+    @functools.cached_property
+    def measures(self) -> Measures:
+        """Rewards and margins of every loaded row."""
+        return measure(self.pairs, self.options.normalize, self.options.reference_free)
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """All statistics: `kind`, `format`, `versions`, `date`, `arguments`, blocks of statistics, `notes`."""
+        found = self.scored
+        return summarize(self.pairs, self.options, {**found.described, **self.described}, found.notes)
+
+    def json(self) -> str:
+        """Return `data` as JSON text."""
+        return json.dumps(self.data, ensure_ascii=False, allow_nan=False, indent=1)
 
 
 def score_preferences(
@@ -49,11 +63,14 @@ def score_preferences(
     reference: Any = None,
     ref_adapter: str | None = None,
     ref_store: str | None = None,
-    reference_free: bool = False,
+    reference_free: ReferenceFree | None = None,
+    normalize: Normalize = "sum",
+    subset_column: str | None = None,
+    score_columns: tuple[str, str] | None = None,
     work_dir: str | Path | None = None,
     quantization_config: Any = None,
     described: Mapping[str, Any] | None = None,
-) -> Scored:
+) -> PreferenceScores:
     """Score preference data by the implicit rewards of a policy, `beta * (log pi - log ref)`.
 
     The rows go through the loader's layouts, TRL's tokenization and truncation, as in training. Log-probs are stored
@@ -68,7 +85,10 @@ def score_preferences(
             full model, what its folder records as the start of the run.
         ref_adapter: the adapter that the run started from, frozen.
         ref_store: folder of a store of the reference's log-probs, which is read, and filled where the model is known.
-        reference_free: score without a reference.
+        reference_free: score without a reference, by the `sum`, the `mean` or the negative `norm` of log-probs.
+        normalize: what rewards are made of: the `sum` of a side's log-ratios, or their `mean`.
+        subset_column: groups the statistics; `subset` by default, where the dataset has it.
+        score_columns: what margins are compared with; `score_chosen` and `score_rejected` by default.
         work_dir: folder for log-probs, which a second call continues from; by default a temporary one.
         quantization_config: to load the base of an adapter, or the policy, with.
         described: what else the result says of its arguments, such as names.
@@ -78,24 +98,21 @@ def score_preferences(
 
     Example:
         >>> from trl_dpo_ext import score_preferences
-        >>> score_preferences("out", pairs).pairs.chosen.policy  # doctest: +SKIP
+        >>> score_preferences("out", pairs).data["accuracy"]  # doctest: +SKIP
     """
     args = args or default_config(work_dir)
-    model, tokenizer = _policy(policy, args, tokenizer, quantization_config)
-    raw = _split(dataset)
-    wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free)
-    found = find_reference(model, args, wanted, tokenizer)
-    with _work_folder(work_dir, args) as folder:
-        config = functools.partial(scoring_config, args, folder)
-        rows, of_policy, of_reference = _run(model, found, config, folder, _numbered(raw), tokenizer)
-    pairs = _pairs(raw, rows, of_policy, of_reference, beta_of(args))
-    return Scored(
-        pairs,
-        {**_described(model, found, args, rows, of_policy, of_reference), **(described or {})},
-        rows,
-        of_policy,
-        of_reference,
-    )
+    options = SummaryOptions(normalize, reference_free, subset_column, score_columns)
+    free = reference_free is not None
+    wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=free)
+    plan, problems = None, list[str]()
+    with collecting(problems):
+        plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization_config)
+    if isinstance(dataset, Dataset):
+        problems += options.problems(dataset)
+    if problems or plan is None:
+        raise InputError(*problems)
+    with work_folder(work_dir, args) as folder:
+        return PreferenceScores(plan.run(folder), options, dict(described or {}))
 
 
 def default_config(work_dir: str | Path | None) -> DPOExtConfig:
@@ -108,62 +125,8 @@ def default_config(work_dir: str | Path | None) -> DPOExtConfig:
         return DPOExtConfig(**without_bf16, bf16=False, use_cpu=True)
 
 
-def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -> tuple[Model, Any]:
-    """The model to score, and its tokenizer."""
-    if not isinstance(given, str):
-        return Model(given), tokenizer
-    load = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
-    if quantization is not None:
-        load["quantization_config"] = quantization
-    adapter = SavedAdapter.find(given, load)
-    if adapter is not None:
-        problems = adapter.problems(args.merge_adapter)
-        if problems:
-            raise InputError(*problems)
-        tokenizer = tokenizer or adapter.processing_class
-        tokenizer = tokenizer or load_processing_class(args, adapter.base, adapter.base_revision)
-        return Model(given, adapter, quantization=quantization), tokenizer
-    tokenizer = tokenizer or load_processing_class(args, given, load.get("revision"))
-    return Model(given, options={"ref_model_name_or_path": given, **_as_options(quantization)}), tokenizer
-
-
-def _as_options(quantization: Any) -> dict[str, Any]:
-    """The options of a described model that ask for the quantization of a policy."""
-    if quantization is None:
-        return {}
-    if quantization.load_in_8bit:
-        return {"ref_quantization": "int8"}
-    compute = str(quantization.bnb_4bit_compute_dtype).removeprefix("torch.")
-    return {
-        "ref_quantization": quantization.bnb_4bit_quant_type,
-        "ref_double_quant": quantization.bnb_4bit_use_double_quant,
-        "ref_compute_dtype": compute,
-    }
-
-
-def _split(dataset: Any) -> Dataset:
-    if isinstance(dataset, IterableDataset):
-        raise InputError(
-            "The dataset is streamed, and a score needs all of its rows. Remove --dataset_streaming, or pass "
-            "Dataset.from_list(list(dataset.take(1000)))."
-        )
-    if isinstance(dataset, Mapping):
-        raise InputError(f"The dataset has several splits ({', '.join(map(str, dataset))}). Pass one of them.")
-    if isinstance(dataset, Dataset) and not len(dataset):
-        raise InputError("The dataset has no rows, so that there is nothing to score. Choose another split.")
-    return dataset
-
-
-def _numbered(dataset: Dataset) -> Dataset:
-    """The rows with their numbers, and without reference log-probs that the dataset has itself."""
-    if not isinstance(dataset, Dataset):
-        return dataset
-    unread = [name for name in (ROW, *_trl.REFERENCE_COLUMNS) if name in dataset.column_names]
-    return numbered(dataset.remove_columns(unread).with_format(None))
-
-
 @contextlib.contextmanager
-def _work_folder(given: str | Path | None, args: DPOExtConfig) -> Iterator[Path]:
+def work_folder(given: str | Path | None, args: DPOExtConfig) -> Iterator[Path]:
     """The folder for log-probs, the same one for all processes; a temporary one is removed."""
     if given is not None:
         Path(given).mkdir(parents=True, exist_ok=True)
@@ -177,70 +140,3 @@ def _work_folder(given: str | Path | None, args: DPOExtConfig) -> Iterator[Path]
     finally:
         if mine is not None:
             shutil.rmtree(mine, ignore_errors=True)
-
-
-def _run(
-    model: Model, reference: Reference, config: Any, folder: Path, dataset: Any, tokenizer: Any
-) -> tuple[Tokenized, LogProbs, LogProbs | None]:
-    """Run policy and reference over the rows; of two models, the first is freed before the second is loaded."""
-    of_reference = None
-    to = reference.store or folder / "reference"
-    with Pass(model, config, folder / "policy", dataset, tokenizer, who="policy") as policy:
-        rows, of_policy = policy.tokenized(), policy.result
-        if reference.adapter_off:
-            of_reference = policy.without_adapter(to, "reference")
-    if reference.model is not None:
-        with Pass(reference.model, config, to, rows.dataset, rows.processing_class, who="reference") as second:
-            of_reference = second.result
-    elif not reference.adapter_off and not reference.is_none:
-        of_reference = of_store(to, rows)
-    return rows, of_policy, of_reference
-
-
-def _pairs(raw: Dataset, rows: Tokenized, policy: LogProbs, reference: LogProbs | None, beta: float) -> PairScores:
-    """Place what was computed for the kept rows among all loaded rows."""
-    numbers = np.array(rows.dataset[ROW][:], dtype=np.int64)
-    total = len(raw)
-
-    def placed(values: Any, empty: Any, dtype: Any) -> Any:
-        array = np.full(total, empty, dtype)
-        array[numbers] = values
-        return array
-
-    found = policy.of_rows(rows.keys)
-    theirs = reference.of_rows(rows.keys) if reference is not None else [np.full_like(each, np.nan) for each in found]
-    sides = [
-        SideScores(
-            *(placed(each[:, side], np.nan, np.float32) for each in (found[0], theirs[0], found[1], theirs[1])),
-            placed(rows.keys.scored[:, side], 0, np.int32),
-        )
-        for side in (0, 1)
-    ]
-    same = (rows.keys.keys[:, 0] == rows.keys.keys[:, 1]).all(axis=1)
-    status = status_of(
-        *sides, placed(rows.keys.cut.any(axis=1), False, bool), placed(same, False, bool), reference is not None
-    )
-    return PairScores(np.arange(total), status, *sides, beta=beta, columns=raw)
-
-
-def _described(
-    model: Model, found: Reference, args: DPOExtConfig, rows: Tokenized, policy: LogProbs, reference: LogProbs | None
-) -> dict[str, Any]:
-    template = getattr(rows.processing_class, "chat_template", None)
-    return {
-        "policy": _name(model),
-        "reference": None if found.is_none else found.described,
-        "max_length": args.max_length,
-        "truncation_mode": args.truncation_mode,
-        "beta": beta_of(args),
-        "chat_template": hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else None,
-        "policy_identity": {**policy.identity.keyed, "fingerprint": policy.identity.fingerprint},
-        "reference_identity": reference and {**reference.identity.keyed, "fingerprint": reference.identity.fingerprint},
-        "passes": {"policy": vars(policy.stats), "reference": reference and vars(reference.stats)},
-    }
-
-
-def _name(model: Model) -> str:
-    if isinstance(model.given, str):
-        return f"{model.given} (adapter on {model.adapter.base})" if model.adapter is not None else model.given
-    return getattr(getattr(model.given, "config", None), "_name_or_path", "") or "a model in memory"

@@ -11,7 +11,7 @@ from datasets import Dataset
 from .. import _trl
 from ..config import DPOExtConfig
 from .pair_scores import SideScores
-from .score import Scored, default_config, score_preferences
+from .score import PreferenceScores, default_config, score_preferences
 
 _TEXTS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 
@@ -22,7 +22,7 @@ def score_sequences(
     tokenizer: Any = None,
     args: DPOExtConfig | None = None,
     **options: Any,
-) -> tuple[SideScores, Scored]:
+) -> tuple[SideScores, PreferenceScores]:
     """Score completions as they are, without truncation; each distinct sequence, and each prompt, is computed once.
 
     Args:

@@ -1,0 +1,204 @@
+"""What a scoring run will do: policy, reference, rows; decided before anything is loaded, and then run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from .. import _trl
+from ..checks.tokenizers import load_processing_class
+from ..config import DPOExtConfig
+from ..data.findings import ROW
+from ..errors import InputError, collecting
+from ..inspection.pair_table import numbered
+from ..policy.adapter import SavedAdapter
+from .configuration import beta_of, scoring_config
+from .pair_scores import PairScores, SideScores, status_of
+from .passes import LogProbs, Model, Pass, Tokenized, of_store
+from .reference_of import Reference, Wanted, find_reference
+
+
+@dataclass
+class Scored:
+    """What the passes have found: arrays of all rows, and where they come from."""
+
+    pairs: PairScores
+    described: dict[str, Any]
+    """Policy, reference, identities, lengths, template, and what the passes computed, as JSON."""
+    notes: list[str]
+    """Sentences about policy and reference that a reader of the numbers needs."""
+    rows: Tokenized = field(repr=False)
+    policy: LogProbs = field(repr=False)
+    reference: LogProbs | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """A policy, a reference and rows that fit each other."""
+
+    policy: Model
+    reference: Reference
+    rows: Dataset
+    args: DPOExtConfig
+    tokenizer: Any
+
+    @classmethod
+    def build(
+        cls, policy: Any, dataset: Any, tokenizer: Any, args: DPOExtConfig, wanted: Wanted, quantization: Any = None
+    ) -> ScorePlan:
+        """Decide what to run. No model is loaded.
+
+        Args:
+            policy: a model, or its name.
+            dataset: one split.
+            tokenizer: the policy's; None for the one saved with it.
+            args: the run's configuration.
+            wanted: what the caller says of the reference.
+            quantization: to load the policy or its base with.
+
+        Raises:
+            InputError: listing what is wrong with policy, reference and rows.
+        """
+        problems: list[str] = []
+        with collecting(problems):
+            dataset = _split(dataset)
+        model = reference = None
+        with collecting(problems):
+            model, tokenizer = _policy(policy, args, tokenizer, quantization)
+            reference = find_reference(model, args, wanted, tokenizer)
+        if problems or model is None or reference is None:
+            raise InputError(*problems)
+        return cls(model, reference, dataset, args, tokenizer)
+
+    def run(self, folder: Path) -> Scored:
+        """Run policy and reference over the rows; of two models, the first is freed before the second is loaded.
+
+        Args:
+            folder: for log-probs; what it holds of them is not computed again.
+        """
+        config = functools.partial(scoring_config, self.args, folder)
+        to, of_reference = self.reference.store or folder / "reference", None
+        with Pass(self.policy, config, folder / "policy", _numbered(self.rows), self.tokenizer, who="policy") as first:
+            rows, of_policy = first.tokenized(), first.result
+            if self.reference.adapter_off:
+                of_reference = first.without_adapter(to, "reference")
+        if self.reference.model is not None:
+            with Pass(self.reference.model, config, to, rows.dataset, rows.processing_class, who="reference") as second:
+                of_reference = second.result
+        elif of_reference is None and not self.reference.is_none:
+            of_reference = of_store(to, rows)
+        pairs = _pairs(self.rows, rows, of_policy, of_reference, beta_of(self.args))
+        described = self._described(rows, of_policy, of_reference)
+        return Scored(pairs, described, _notes(of_policy, of_reference), rows, of_policy, of_reference)
+
+    def _described(self, rows: Tokenized, policy: LogProbs, reference: LogProbs | None) -> dict[str, Any]:
+        template = getattr(rows.processing_class, "chat_template", None)
+        return {
+            "policy": self.policy.described,
+            "reference": None if self.reference.is_none else self.reference.described,
+            "max_length": self.args.max_length,
+            "truncation_mode": self.args.truncation_mode,
+            "beta": beta_of(self.args),
+            "chat_template": hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else None,
+            "policy_identity": policy.described_identity,
+            "reference_identity": reference and reference.described_identity,
+            "passes": {"policy": vars(policy.stats), "reference": reference and vars(reference.stats)},
+        }
+
+
+def _notes(policy: LogProbs, reference: LogProbs | None) -> list[str]:
+    notes = []
+    for who, found in (("policy", policy), ("reference", reference)):
+        if found is not None and found.identity.quantization != "none":
+            notes.append(
+                f"The {who} is quantized ({found.identity.quantization}): the log-prob of an answer may be off by "
+                "several nats, which exceeds small margins."
+            )
+    return notes
+
+
+def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -> tuple[Model, Any]:
+    """The model to score, and its tokenizer."""
+    if not isinstance(given, str):
+        return Model(given), tokenizer
+    load = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization is not None:
+        load["quantization_config"] = quantization
+    adapter = SavedAdapter.find(given, load)
+    if adapter is not None:
+        problems = adapter.problems(args.merge_adapter)
+        if problems:
+            raise InputError(*problems)
+        tokenizer = tokenizer or adapter.processing_class
+        tokenizer = tokenizer or load_processing_class(args, adapter.base, adapter.base_revision)
+        return Model(given, adapter, quantization=quantization), tokenizer
+    tokenizer = tokenizer or load_processing_class(args, given, load.get("revision"))
+    return Model(given, options={"ref_model_name_or_path": given, **_as_options(quantization)}), tokenizer
+
+
+def _as_options(quantization: Any) -> dict[str, Any]:
+    """The options of a described model that ask for the quantization of a policy."""
+    if quantization is None:
+        return {}
+    if quantization.load_in_8bit:
+        return {"ref_quantization": "int8"}
+    compute = str(quantization.bnb_4bit_compute_dtype).removeprefix("torch.")
+    return {
+        "ref_quantization": quantization.bnb_4bit_quant_type,
+        "ref_double_quant": quantization.bnb_4bit_use_double_quant,
+        "ref_compute_dtype": compute,
+    }
+
+
+def _split(dataset: Any) -> Dataset:
+    if isinstance(dataset, IterableDataset):
+        raise InputError(
+            "The dataset is streamed, and a score needs all of its rows. Remove --dataset_streaming, or pass "
+            "Dataset.from_list(list(dataset.take(1000)))."
+        )
+    if isinstance(dataset, Mapping):
+        raise InputError(f"The dataset has several splits ({', '.join(map(str, dataset))}). Pass one of them.")
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise InputError("The dataset has no rows, so that there is nothing to score. Choose another split.")
+    return dataset
+
+
+def _numbered(dataset: Dataset) -> Dataset:
+    """The rows with their numbers, and without reference log-probs that the dataset has itself."""
+    if not isinstance(dataset, Dataset):
+        return dataset
+    unread = [name for name in (ROW, *_trl.REFERENCE_COLUMNS) if name in dataset.column_names]
+    return numbered(dataset.remove_columns(unread).with_format(None))
+
+
+def _pairs(raw: Dataset, rows: Tokenized, policy: LogProbs, reference: LogProbs | None, beta: float) -> PairScores:
+    """Place what was computed for the kept rows among all loaded rows."""
+    numbers = np.array(rows.dataset[ROW][:], dtype=np.int64)
+    total = len(raw)
+
+    def placed(values: Any, empty: Any, dtype: Any) -> Any:
+        array = np.full(total, empty, dtype)
+        array[numbers] = values
+        return array
+
+    found = policy.of_rows(rows.keys)
+    theirs = reference.of_rows(rows.keys) if reference is not None else [np.full_like(each, np.nan) for each in found]
+    sides = [
+        SideScores(
+            *(placed(each[:, side], np.nan, np.float32) for each in (found[0], theirs[0], found[1], theirs[1])),
+            placed(rows.keys.scored[:, side], 0, np.int32),
+        )
+        for side in (0, 1)
+    ]
+    same = (rows.keys.keys[:, 0] == rows.keys.keys[:, 1]).all(axis=1)
+    status = status_of(
+        *sides, placed(rows.keys.cut.any(axis=1), False, bool), placed(same, False, bool), reference is not None
+    )
+    return PairScores(np.arange(total), status, *sides, beta=beta, columns=raw)
