@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -232,6 +233,28 @@ def _read_keys(file: Path) -> dict[str, Any]:
 def option_names() -> frozenset[str]:
     """Return the keys that the YAML file of `--config` may have."""
     return frozenset(action.dest for action in TrainParser()._actions)
+
+
+def given_options(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options that flags and the file of `--config` set."""
+    given, flags = _split_config(argv)
+    keys: dict[str, Any] = {}
+    with collecting([]):
+        file = find_config(given) if given is not None else None
+        keys = _read_keys(file) if file else {}
+    return {*keys, *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag.startswith("--"))}
+
+
+def with_loading(arguments: Arguments) -> DPOExtConfig:
+    """Return the configuration with the keywords that the flags of the model ask to load it with."""
+    model, args = arguments.model, copy.copy(arguments.args)
+    from_flags = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    args.model_init_kwargs = {**from_flags, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+    return args
 
 
 def read_for_another_machine(argv: Sequence[str]) -> Arguments:

@@ -16,6 +16,11 @@ COMMANDS = {
     "train": ("train", "run", "train a model; usually `accelerate launch -m trl_dpo_ext train`"),
     "precompute": ("train", "run_precompute", "fill a store of reference log-probs; accepts the flags of `train`"),
     "inspect": ("inspect", "run", "show preference data as `train` will see it; accepts the flags of `train`"),
+    "score": (
+        "score",
+        "run",
+        "score preference data by a trained model's rewards; accepts the flags of `train`",
+    ),
     "estimate": ("estimate", "run", "estimate memory per GPU and list known pitfalls, without loading a model"),
     "recipes": ("listings", "run_recipes", "list the shipped recipes, show one, or copy one"),
     "losses": ("listings", "run_losses", "list the loss variants, or show one"),

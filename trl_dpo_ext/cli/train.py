@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from ..errors import InputError, collecting
 from ..model_card import Origin
 from ..preflight import RunSpec
 from ..trainer import DPOExtTrainer
-from .arguments import Arguments, TrainParser, adapter_config
+from .arguments import Arguments, TrainParser, adapter_config, with_loading
 from .run_summary import print_run_summary
 
 
@@ -77,18 +76,12 @@ def build_trainer(arguments: Arguments, problems: Sequence[str] = ()) -> DPOExtT
         InputError: listing everything that is wrong with the run, before a model is loaded.
     """
     found = [*arguments.problems, *problems]
-    model, args = arguments.model, copy.copy(arguments.args)
+    model, args = arguments.model, with_loading(arguments)
     names_no_data = not arguments.script.dataset_name and not arguments.data.datasets
     datasets: dict[str, Any] = {"train_dataset": None, "eval_dataset": None}
     if not (arguments.is_partial and names_no_data):
         with collecting(found):
             datasets = dict(zip(datasets, load_preferences(arguments.script, arguments.data, args), strict=True))
-    from_flags = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
-    args.model_init_kwargs = {**from_flags, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
     load: dict[str, Any] = {}
     with collecting(found, ValueError, ImportError):
         load = {"quantization_config": get_quantization_config(model), "peft_config": adapter_config(model)}

@@ -1,0 +1,179 @@
+"""The `score` command: preference data by the implicit rewards of a trained policy."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import get_quantization_config
+
+from .. import __version__
+from ..checks.models import NO_MODEL
+from ..data.loading import load_splits
+from ..errors import InputError, collecting
+from ..logging_setup import show_messages
+from ..scoring.dry_run import dry_run
+from ..scoring.output import Written, output_problems, write_scored
+from ..scoring.plan import ScorePlan
+from ..scoring.reference_of import Wanted
+from ..scoring.score import PreferenceScores, work_folder
+from ..scoring.selection import Selection
+from ..scoring.summary import SummaryOptions
+from .arguments import Arguments, with_loading
+from .score_arguments import read_score_arguments
+
+
+def run(argv: Sequence[str], prog: str) -> int:
+    """Print how a policy scores a dataset, and write the rows; return 1 if the accuracy is below `--min_accuracy`."""
+    ours, arguments = read_score_arguments(argv, prog)
+    if ours.dry_run:
+        return _count(ours, arguments)
+    job = _Job.checked(ours, arguments)
+    with work_folder(job.work_dir, job.plan.args) as folder:
+        result = job.scored(folder)
+        if job.is_first:
+            job.show(result)
+    return job.finished(result)
+
+
+def _count(ours: argparse.Namespace, arguments: Arguments) -> int:
+    problems = [
+        *arguments.problems,
+        *([] if ours.output else ["--dry_run counts rows of an existing --output: set it."]),
+    ]
+    if problems:
+        raise InputError(*problems)
+    counts = dry_run(Path(ours.output), _selection(ours)).counts()
+    print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items()))
+    return 0
+
+
+def _selection(ours: argparse.Namespace) -> Selection:
+    return Selection(ours.keep, ours.relabel, ours.weigh, ours.weight_column, ours.signed_columns)
+
+
+@dataclass
+class _Job:
+    """A checked command line, and what it asks for."""
+
+    ours: argparse.Namespace
+    arguments: Arguments
+    plan: ScorePlan
+    selection: Selection
+    options: SummaryOptions
+
+    @classmethod
+    def checked(cls, ours: argparse.Namespace, arguments: Arguments) -> _Job:
+        """Check everything that can be checked before a model is loaded.
+
+        Raises:
+            InputError: listing all problems.
+        """
+        selection = _selection(ours)
+        scores = tuple(ours.score_columns) if ours.score_columns else None
+        options = SummaryOptions(ours.normalize, ours.reference_free, ours.subset_column, scores)  # type: ignore[arg-type]
+        problems = [*arguments.problems]
+        dataset, plan = None, None
+        with collecting(problems):
+            dataset = _rows(ours, arguments)
+        if dataset is not None and hasattr(dataset, "features"):
+            problems += options.problems(dataset)
+            if ours.output:
+                problems += output_problems(Path(ours.output), dataset, selection, ours.overwrite)
+        name = arguments.model.model_name_or_path
+        if name is None:
+            problems.append(NO_MODEL)
+        elif dataset is not None:
+            args = _args(ours, arguments)
+            with collecting(problems, ImportError):
+                free, quantization = ours.reference_free is not None, get_quantization_config(arguments.model)
+                wanted = Wanted.of(args, adapter=ours.ref_adapter, free=free)
+                plan = ScorePlan.build(name, dataset, None, args, wanted, quantization)
+        if problems or plan is None:
+            raise InputError(*problems)
+        show_messages(plan.args)
+        return cls(ours, arguments, plan, selection, options)
+
+    @property
+    def work_dir(self) -> Path | None:
+        """Where log-probs are kept until the output is written; None for a temporary folder."""
+        if self.ours.work_dir:
+            return Path(self.ours.work_dir)
+        return Path(f"{self.ours.output}.work") if self.ours.output else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.plan.args.process_index == 0
+
+    def scored(self, folder: Path) -> PreferenceScores:
+        """Run the passes."""
+        script = self.arguments.script
+        described = {"dataset": script.dataset_name, "split": _split_name(self.ours, self.arguments)}
+        return PreferenceScores(self.plan.run(folder), self.options, described)
+
+    def show(self, result: PreferenceScores) -> None:
+        """Write the files and print the summary."""
+        data = result.data
+        data["versions"]["trl_dpo_ext"] = __version__
+        data["output"] = self._written(result).as_json() if self.ours.output else None
+        if self.ours.json:
+            _write(self.ours.json, result.json())
+
+    def _written(self, result: PreferenceScores) -> Written:
+        recorded = {**result.data["arguments"], "versions": result.data["versions"]}
+        return write_scored(
+            Path(self.ours.output), result.pairs, result.measures, self.selection, recorded, self.ours.overwrite
+        )
+
+    def finished(self, result: PreferenceScores) -> int:
+        """Remove the work folder of the output, and return the exit status."""
+        if self.is_first and self.ours.output and not self.ours.work_dir and self.work_dir is not None:
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+        found, least = result.data["accuracy"]["accuracy"], self.ours.min_accuracy
+        if least is None or (found is not None and found >= least):
+            return 0
+        if self.is_first:
+            print(f"The accuracy {found} is below --min_accuracy {least}.", file=sys.stderr)
+        return 1
+
+
+def _rows(ours: argparse.Namespace, arguments: Arguments) -> Any:
+    """The split to score, as it was loaded."""
+    splits = load_splits(arguments.script, arguments.data, arguments.args)
+    split = _split_name(ours, arguments)
+    if split not in splits:
+        flag = "dataset_test_split" if ours.split == "test" else "dataset_train_split"
+        raise InputError(f"The dataset has no split {split!r}; it has {', '.join(splits)}. Set --{flag}.")
+    return splits[split]
+
+
+def _split_name(ours: argparse.Namespace, arguments: Arguments) -> str:
+    script = arguments.script
+    return script.dataset_test_split if ours.split == "test" else script.dataset_train_split
+
+
+def _args(ours: argparse.Namespace, arguments: Arguments) -> Any:
+    """The run's configuration, with the options of the reference that were given on the command line."""
+    args = copy.copy(with_loading(arguments))
+    for name, value in ours.reference_options.items():
+        setattr(args, name, value)
+    if ours.max_tokens is not None:
+        args.precompute_ref_max_tokens = ours.max_tokens
+    return args
+
+
+def _write(file: str, text: str) -> None:
+    if file == "-":
+        print(text)
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}.") from None
