@@ -30,9 +30,10 @@ def _mark_gathered(reference: Any) -> None:
 
 
 def shard_by_layer(reference: Any, accelerator: Any) -> None:
-    """Shard each layer that the policy's wrapping names as one unit, under FSDP2.
+    """Shard each layer that the policy's wrapping names as one unit, under FSDP2; once is enough.
 
-    With the whole model as one unit, every forward gathers all of it on every process.
+    With the whole model as one unit, every forward gathers all of it on every process. Layers that are sharded have
+    classes of other names, in which accelerate does not find the ones to wrap.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:
@@ -40,6 +41,8 @@ def shard_by_layer(reference: Any, accelerator: Any) -> None:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+    if any(isinstance(module, FSDPModule) for module in reference.modules()):
+        return
     with contextlib.suppress(AttributeError):  # a plugin whose policy is set already
         plugin.set_auto_wrap_policy(reference)
     chosen = fsdp2_prepare_auto_wrap_policy(plugin, reference)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from .._trl import planned_engine
+from accelerate.state import AcceleratorState, is_initialized
+
+from .._trl import planned_engine, temporarily
 from ..errors import InputError
 
 _DATA_PARALLEL_ON_CPU = "MULTI_CPU"
@@ -81,6 +84,18 @@ def _warn_of_one_process(environment: Mapping[str, str], processes: int) -> None
             "start them. Use distributed_type: MULTI_GPU with use_cpu=True to start them without mpirun.",
             stacklevel=5,
         )
+
+
+def plugin_in_use(args: Any) -> AbstractContextManager[None]:
+    """Let a second accelerator be created with a DeepSpeed plugin that the first one has, as for a second model.
+
+    Seam: accelerate takes that plugin from its state where none is passed, and raises where one is; transformers passes
+    `args.deepspeed_plugin`.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is None or not is_initialized() or AcceleratorState().deepspeed_plugin is not plugin:
+        return nullcontext()
+    return temporarily(args, deepspeed_plugin=None)
 
 
 def _is_true(environment: Mapping[str, str], name: str) -> bool:

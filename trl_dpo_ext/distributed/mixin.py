@@ -11,7 +11,7 @@ from transformers import Trainer
 from .. import _trl
 from ..core.columns import Column
 from ..core.mixture import LossMixture
-from . import checkpoints, precision, resumption
+from . import checkpoints, launch, precision, resumption
 
 
 class DistributedTrainerMixin(Trainer):
@@ -29,7 +29,8 @@ class DistributedTrainerMixin(Trainer):
         Seam: transformers' constructor calls this once, after TRL has changed `args` and before any model is prepared.
         """
         precision.keep_checkpointing(self.args)
-        super().create_accelerator_and_postprocess()
+        with launch.plugin_in_use(self.args):
+            super().create_accelerator_and_postprocess()
         precision.keep_precision(self.accelerator)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

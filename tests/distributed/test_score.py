@@ -1,0 +1,70 @@
+"""Scores by two processes under every engine are those of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from tests.distributed import engines
+from tests.support import scoring, tiny
+from trl_dpo_ext import score_preferences
+
+pytestmark = pytest.mark.distributed
+FLAGS = ["--mixed_precision", "no"]
+WRAPPED = {
+    "multi_gpu": {"LlamaForCausalLM", "PeftModelForCausalLM"},
+    "fsdp1": {"FullyShardedDataParallel"},
+    "fsdp2": {"FSDPLlamaForCausalLM", "FSDPPeftModelForCausalLM"},
+    "zero2": {"DeepSpeedEngine"},
+    "zero3": {"DeepSpeedEngine"},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and an odd number of pairs, of which one is too long."""
+    folder = tmp_path_factory.mktemp("files")
+    base = tiny.saved_model(str(folder / "base"), seed=2)
+    tiny.saved_model(str(folder / "policy"), seed=1)
+    scoring.saved_adapter(folder / "adapter", base)
+    rows = [*tiny.preferences(7)]
+    rows[2] = {**rows[2], "prompt": "well let me think about that it is a very good question say yes"}
+    Dataset.from_list(rows).to_json(str(folder / "pairs.jsonl"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pairs = Dataset.from_json(str(files / "pairs.jsonl"))
+    args = scoring.config(tmp_path_factory.mktemp("one"), max_length=14)
+    results = {
+        "adapter": score_preferences(str(files / "adapter"), pairs, args=args),
+        "policy": score_preferences(str(files / "policy"), pairs, args=args, reference=str(files / "base")),
+    }
+    return {name: {of: scoring.sums(result.pairs, of) for of in ("policy", "ref")} for name, result in results.items()}
+
+
+@pytest.mark.parametrize("engine", engines.engines(*WRAPPED))
+def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    for name in ("base", "policy", "adapter", "pairs.jsonl"):
+        (folder / name).symlink_to(files / name)
+    record = engines.launch(folder, engine, "tests.distributed.scoring:score", {"max_length": 14}, flags=FLAGS)
+    assert record["processes"] == 2
+    for name, expected in by_one.items():
+        for rank in record.ranks:
+            found = rank["scores"][name]
+            for of in ("policy", "ref"):
+                np.testing.assert_allclose(found[of], expected[of], atol=scoring.ATOL, rtol=0)
+            assert {*found["ran"]} <= WRAPPED[engine]
+        computed = record["scores"][name]["passes"]["policy"]
+        assert computed["computed"] == 12  # six rows are kept, with two sequences each
+    again = engines.launch(folder, engine, "tests.distributed.scoring:score", {"max_length": 14}, flags=FLAGS)
+    for name in by_one:
+        assert again["scores"][name]["passes"]["policy"]["computed"] == 0
+        assert again["scores"][name]["ran"] == []
