@@ -10,9 +10,11 @@ from .curves import Curve, thinned
 from .frame import LARGEST, as_json, document, fitting
 from .histogram import Bars, histogram
 from .markup import Markup, data_text, element, join, table
+from .row_list import WITHOUT_SCRIPT, kept_ends, row_list
 
 __all__ = [
     "LARGEST",
+    "WITHOUT_SCRIPT",
     "Bars",
     "Curve",
     "Level",
@@ -25,8 +27,10 @@ __all__ = [
     "fitting",
     "histogram",
     "join",
+    "kept_ends",
     "line_chart",
     "reliability_chart",
+    "row_list",
     "scatter_chart",
     "table",
     "thinned",

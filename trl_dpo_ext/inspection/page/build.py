@@ -11,10 +11,6 @@ from ...pages import Markup, element
 from ..terminal import as_text
 from ..terminal_rows import visible
 
-_WITHOUT_SCRIPT = 20
-_LONGEST = 4000
-"""Characters of a row's prompt or answer, beyond which its middle is left out."""
-
 
 def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the page as text.
@@ -28,13 +24,14 @@ def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     total = sum(split["rows"]["loaded"] for split in data["splits"].values())
     folder = files(__name__.rpartition(".")[0])
     body, style, script = ((folder / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js"))
+    list_style, list_script = pages.row_list()
     return pages.document(
         f"inspect: {data['arguments'].get('dataset') or 'preferences'}",
         pages.join([Markup(body), *_charts(data)]),
         data={"data": data, "rows": kept, "total": total},
-        style=style,
-        script=script,
-        without_script=pages.join([_summary(data), *map(_plain, kept[:_WITHOUT_SCRIPT])], "\n"),
+        style=list_style + style,
+        script=list_script + script,
+        without_script=pages.join([_summary(data), *map(_plain, kept[: pages.WITHOUT_SCRIPT])], "\n"),
     )
 
 
@@ -65,26 +62,13 @@ def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
     found = {**row, "omitted": {}}
     for name in ("prompt", "chosen", "rejected"):
         pieces, ids = row[name], row[f"{name}_ids"]
-        length = sum(len(piece or "") for piece in pieces)
-        if length <= _LONGEST:
+        ends = pages.kept_ends(pieces)
+        if ends is None:
             continue
-        head, tail = _ends(pieces)
+        head, tail = ends
         found[name], found[f"{name}_ids"] = [*pieces[:head], *pieces[tail:]], [*ids[:head], *ids[tail:]]
         found["omitted"][name] = [head, tail - head]
     return found
-
-
-def _ends(pieces: Sequence[str | None]) -> tuple[int, int]:
-    """How many pieces are kept at the start, and from which on at the end: half of the characters each."""
-    head, count = 0, 0
-    while head < len(pieces) and count < _LONGEST // 2:
-        count += len(pieces[head] or "")
-        head += 1
-    tail, count = len(pieces), 0
-    while tail > head and count < _LONGEST // 2:
-        tail -= 1
-        count += len(pieces[tail] or "")
-    return head, tail
 
 
 def _plain(row: Mapping[str, Any]) -> Markup:

@@ -1,6 +1,5 @@
 (({ data: held, $, make, number, percent, table, copyText, chart }) => {
   const { data, rows } = held;
-  const PAGE = 25;
   const subset = data.arguments.subset_column ?? "subset";
   const joined = (pieces) => pieces.map((piece) => piece ?? "").join("");
 
@@ -31,56 +30,12 @@
   };
   if (known.some((k) => k.score !== null)) sorts["score difference"] = (k) => k.score;
 
-  // --- state, kept in the address so that a link opens the same view ---
-  const initial = { search: "", sort: "row", descending: false, split: "", subset: "", longer: "", cut: "", raw: false, all: false, findings: [], page: 0 };
-  let state = { ...initial };
-  const readState = () => {
-    const given = new URLSearchParams(location.hash.slice(1));
-    state = { ...initial };
-    for (const [name, value] of given) {
-      if (name === "findings") state.findings = value.split(",").filter(Boolean);
-      else if (name === "page") state.page = Math.max(0, parseInt(value, 10) || 0);
-      else if (typeof initial[name] === "boolean") state[name] = value === "1";
-      else if (name in initial) state[name] = value;
-    }
-    if (!(state.sort in sorts)) state.sort = "row";
-  };
-  const writeState = () => {
-    const given = new URLSearchParams();
-    for (const [name, value] of Object.entries(state)) {
-      if (String(value) === String(initial[name])) continue;
-      given.set(name, Array.isArray(value) ? value.join(",") : value === true ? "1" : value);
-    }
-    history.replaceState(null, "", given.toString() ? "#" + given : location.pathname + location.search);
-  };
-
   // --- rows ---
-  const selected = () => {
-    const wanted = state.search.trim().toLowerCase();
-    const byRow = /^row:(\d+)$/.exec(wanted);
-    const found = known.filter((k) => {
-      if (byRow ? k.row.row !== Number(byRow[1]) : wanted && !k.text.includes(wanted)) return false;
-      if (state.split && k.row.split !== state.split) return false;
-      if (state.subset && k.subset !== state.subset) return false;
-      if (state.longer && state.longer !== (k.difference > 0 ? "chosen" : k.difference < 0 ? "rejected" : "equal")) return false;
-      if (state.cut && (state.cut === "yes") !== k.cut > 0) return false;
-      if (!state.findings.length) return true;
-      return state.all ? state.findings.every((name) => k.findings.has(name)) : state.findings.some((name) => k.findings.has(name));
-    });
-    const key = sorts[state.sort];
-    const sign = state.descending ? -1 : 1;
-    return found.sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === null || y === null) return (x === null) - (y === null) || a.row.row - b.row.row;
-      return sign * (x - y) || a.row.row - b.row.row;
-    });
-  };
-
-  const appendTokens = (target, row, name, kept, first) => {
+  const appendTokens = (target, row, name, kept, first, raw) => {
     const pieces = row[name];
     const ids = row[name + "_ids"];
     const [head, gap] = row.omitted[name] ?? [pieces.length, 0];
-    const [start, end] = state.raw ? [0, Infinity] : kept;
+    const [start, end] = raw ? [0, Infinity] : kept;
     let cut = null;
     let shown = 0;
     pieces.forEach((piece, at) => {
@@ -103,7 +58,7 @@
       const token = make("span", piece, "t");
       if (shown++ % 2) token.classList.add("odd");
       if (/^\s*<[^\s<>]+>$/.test(piece)) token.classList.add("special");
-      if (!state.raw && first !== null && place - start === first) token.classList.add("first");
+      if (!raw && first !== null && place - start === first) token.classList.add("first");
       let width = 1;
       while (pieces[at + width] === null) width++;
       token.title = "id " + ids.slice(at, at + width).join(" ");
@@ -112,20 +67,19 @@
     if (cut) target.append(make("span", "]", "mark"));
   };
 
-  const side = (row, name, kept, first) => {
+  const side = (row, name, kept, first, raw) => {
     const box = make("div", undefined, name);
     const whole = row["n_" + name];
     const count = kept[1] - kept[0];
     box.append(make("h3", `${name} ${count === whole ? whole : count + " of " + whole} tokens`));
     const text = make("p", undefined, "text");
     text.dir = "auto";
-    appendTokens(text, row, name, kept, first);
+    appendTokens(text, row, name, kept, first, raw);
     box.append(text);
     return box;
   };
 
-  const card = (k) => {
-    const { row } = k;
+  const card = ({ row }, { raw }) => {
     const item = make("li", undefined, "row");
     item.tabIndex = 0;
     item.dataset.row = row.row;
@@ -133,9 +87,9 @@
     const facts = [...row.findings];
     for (const [name, value] of Object.entries(row.columns)) facts.push(`${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
     item.append(make("p", facts.join("   "), "facts"));
-    item.append(side(row, "prompt", row.kept.prompt_chosen, null));
+    item.append(side(row, "prompt", row.kept.prompt_chosen, null, raw));
     const sides = make("div", undefined, "sides");
-    for (const name of ["chosen", "rejected"]) sides.append(side(row, name, row.kept[name], row.first_difference));
+    for (const name of ["chosen", "rejected"]) sides.append(side(row, name, row.kept[name], row.first_difference, raw));
     item.append(sides);
     const copy = make("button", "Copy row as JSON");
     copy.type = "button";
@@ -144,71 +98,33 @@
     return item;
   };
 
-  const draw = () => {
-    const found = selected();
-    const pages = Math.max(1, Math.ceil(found.length / PAGE));
-    state.page = Math.min(state.page, pages - 1);
-    const shown = found.slice(state.page * PAGE, (state.page + 1) * PAGE);
-    $("rows").replaceChildren(...shown.map(card));
-    $("count").textContent = `${number(found.length)} of the ${number(rows.length)} rows in this page, which holds ${number(rows.length)} of ${number(held.total)} loaded`;
-    $("place").textContent = `page ${state.page + 1} of ${pages}`;
-    $("previous").disabled = state.page === 0;
-    $("next").disabled = state.page === pages - 1;
-    writeState();
-  };
-
   // --- controls ---
-  const options = (select, values, every) => {
-    select.replaceChildren();
-    if (every) select.append(new Option(every, ""));
-    for (const value of values) select.append(new Option(value, value));
-  };
-  options($("sort"), Object.keys(sorts));
-  options($("split"), [...new Set(rows.map((row) => row.split))], "any");
-  const subsets = [...new Set(known.map((k) => k.subset).filter((name) => name !== null))].sort();
-  options($("subset"), subsets, "any");
-  $("subset-label").hidden = !subsets.length;
-  const inputs = { search: "value", sort: "value", descending: "checked", split: "value", subset: "value", longer: "value", cut: "value", raw: "checked" };
+  filterOptions($("split"), [...new Set(rows.map((row) => row.split))]);
+  filterOptions($("subset"), [...new Set(known.map((k) => k.subset).filter((name) => name !== null))].sort());
   const boxes = new Map();
-  const toInputs = () => {
-    for (const [name, field] of Object.entries(inputs)) $(name)[field] = state[name];
-    $("all-of").checked = state.all;
-    for (const [name, box] of boxes) box.checked = state.findings.includes(name);
-  };
-  for (const [name, field] of Object.entries(inputs)) {
-    $(name).addEventListener(name === "search" ? "input" : "change", () => {
-      state[name] = $(name)[field];
-      if (name !== "raw") state.page = 0;
-      draw();
-    });
-  }
-  $("controls").addEventListener("submit", (event) => event.preventDefault());
-  const findingsChanged = () => {
-    state.findings = [...boxes].filter(([, box]) => box.checked).map(([name]) => name);
-    state.all = $("all-of").checked;
-    state.page = 0;
-    draw();
-  };
-  $("all-of").addEventListener("change", findingsChanged);
-  const turn = (by) => {
-    state.page += by;
-    draw();
-    $("rows").firstElementChild?.scrollIntoView();
-  };
-  $("previous").addEventListener("click", () => turn(-1));
-  $("next").addEventListener("click", () => turn(1));
-  document.addEventListener("keydown", (event) => {
-    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
-    if (event.key === "/" && !typing) {
-      event.preventDefault();
-      $("search").focus();
-    } else if (!typing && (event.key === "j" || event.key === "k")) {
-      const items = [...$("rows").children];
-      const at = items.indexOf(document.activeElement.closest?.(".row")) + (event.key === "j" ? 1 : -1);
-      items[Math.max(0, Math.min(items.length - 1, at))]?.focus();
-    } else if (!typing && event.key === "ArrowRight" && !$("next").disabled) turn(1);
-    else if (!typing && event.key === "ArrowLeft" && !$("previous").disabled) turn(-1);
+  const list = rowList(page, {
+    entries: known,
+    total: held.total,
+    initial: { sort: "row", split: "", subset: "", longer: "", cut: "", raw: false, all: false, findings: [] },
+    sorts,
+    filters: {
+      split: (k, value) => k.row.split === value,
+      subset: (k, value) => k.subset === value,
+      longer: (k, value) => value === (k.difference > 0 ? "chosen" : k.difference < 0 ? "rejected" : "equal"),
+      cut: (k, value) => (value === "yes") === k.cut > 0,
+      findings: (k, names, { all }) => (all ? names.every((name) => k.findings.has(name)) : names.some((name) => k.findings.has(name))),
+    },
+    fields: { search: "value", sort: "value", descending: "checked", split: "value", subset: "value", longer: "value", cut: "value", raw: "checked" },
+    staying: ["raw"],
+    card,
+    opened: (state) => {
+      $("all-of").checked = state.all;
+      for (const [name, box] of boxes) box.checked = state.findings.includes(name);
+    },
   });
+  const findingsChanged = () =>
+    list.change({ findings: [...boxes].filter(([, box]) => box.checked).map(([name]) => name), all: $("all-of").checked });
+  $("all-of").addEventListener("change", findingsChanged);
 
   // --- statistics ---
   const box = (title, ...content) => {
@@ -298,11 +214,5 @@
   statistics();
   findings();
   $("app").hidden = false;
-  const open = () => {
-    readState();
-    toInputs();
-    draw();
-  };
-  window.addEventListener("hashchange", open);
-  open();
+  list.open();
 })(page);
