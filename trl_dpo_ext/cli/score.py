@@ -17,14 +17,17 @@ from .. import __version__
 from ..checks.models import NO_MODEL
 from ..data.loading import load_splits
 from ..errors import InputError, collecting
+from ..inspection.terminal import make_console
 from ..logging_setup import show_messages
+from ..scoring.compare import compare
 from ..scoring.dry_run import dry_run
 from ..scoring.output import Written, output_problems, write_scored
-from ..scoring.plan import ScorePlan
+from ..scoring.plan import Scored, ScorePlan
 from ..scoring.reference_of import Wanted
 from ..scoring.score import PreferenceScores, work_folder
 from ..scoring.selection import Selection
 from ..scoring.summary import SummaryOptions
+from ..scoring.terminal import show, show_counts
 from .arguments import Arguments, with_loading
 from .score_arguments import read_score_arguments
 
@@ -49,8 +52,7 @@ def _count(ours: argparse.Namespace, arguments: Arguments) -> int:
     ]
     if problems:
         raise InputError(*problems)
-    counts = dry_run(Path(ours.output), _selection(ours)).counts()
-    print(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items()))
+    show_counts(dry_run(Path(ours.output), _selection(ours)).counts(), ours.output, make_console())
     return 0
 
 
@@ -65,6 +67,8 @@ class _Job:
     ours: argparse.Namespace
     arguments: Arguments
     plan: ScorePlan
+    other: ScorePlan | None
+    """Of the policy to compare with."""
     selection: Selection
     options: SummaryOptions
 
@@ -79,26 +83,21 @@ class _Job:
         scores = tuple(ours.score_columns) if ours.score_columns else None
         options = SummaryOptions(ours.normalize, ours.reference_free, ours.subset_column, scores)  # type: ignore[arg-type]
         problems = [*arguments.problems]
-        dataset, plan = None, None
+        dataset, plan, other = None, None, None
         with collecting(problems):
             dataset = _rows(ours, arguments)
         if dataset is not None and hasattr(dataset, "features"):
             problems += options.problems(dataset)
             if ours.output:
                 problems += output_problems(Path(ours.output), dataset, selection, ours.overwrite)
-        name = arguments.model.model_name_or_path
-        if name is None:
+        if arguments.model.model_name_or_path is None:
             problems.append(NO_MODEL)
         elif dataset is not None:
-            args = _args(ours, arguments)
-            with collecting(problems, ImportError):
-                free, quantization = ours.reference_free is not None, get_quantization_config(arguments.model)
-                wanted = Wanted.of(args, adapter=ours.ref_adapter, free=free)
-                plan = ScorePlan.build(name, dataset, None, args, wanted, quantization)
+            plan, other = _plans(ours, arguments, dataset, problems)
         if problems or plan is None:
             raise InputError(*problems)
         show_messages(plan.args)
-        return cls(ours, arguments, plan, selection, options)
+        return cls(ours, arguments, plan, other, selection, options)
 
     @property
     def work_dir(self) -> Path | None:
@@ -113,10 +112,16 @@ class _Job:
         return self.plan.args.process_index == 0
 
     def scored(self, folder: Path) -> PreferenceScores:
-        """Run the passes."""
+        """Run the passes of the policy, and of a second one."""
         script = self.arguments.script
         described = {"dataset": script.dataset_name, "split": _split_name(self.ours, self.arguments)}
-        return PreferenceScores(self.plan.run(folder), self.options, described)
+        result = PreferenceScores(self.plan.run(folder), self.options, described)
+        if self.other is not None:
+            same = self.other.reference.described == self.plan.reference.described
+            found = self.other.run(folder / "compare", folder / "reference" if same else None)
+            margins = PreferenceScores(found, self.options).measures.margin
+            result.data["compare"] = {**compare(result.measures.margin, margins), **_named(found)}
+        return result
 
     def show(self, result: PreferenceScores) -> None:
         """Write the files and print the summary."""
@@ -125,6 +130,8 @@ class _Job:
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
             _write(self.ours.json, result.json())
+        if self.ours.json != "-":
+            show(data, make_console())
 
     def _written(self, result: PreferenceScores) -> Written:
         recorded = {**result.data["arguments"], "versions": result.data["versions"]}
@@ -142,6 +149,28 @@ class _Job:
         if self.is_first:
             print(f"The accuracy {found} is below --min_accuracy {least}.", file=sys.stderr)
         return 1
+
+
+def _plans(
+    ours: argparse.Namespace, arguments: Arguments, dataset: Any, problems: list[str]
+) -> tuple[ScorePlan | None, ScorePlan | None]:
+    """What to run for the policy and for the one to compare with; problems are added to a list."""
+    plans: list[ScorePlan | None] = [None, None]
+    args = _args(ours, arguments)
+    wanted = Wanted.of(args, adapter=ours.ref_adapter, free=ours.reference_free is not None)
+    for at, name in enumerate((arguments.model.model_name_or_path, ours.compare)):
+        if name is None:
+            continue
+        if at:  # the revision is the first policy's
+            args = copy.copy(args)
+            args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": "main"}
+        with collecting(problems, ImportError):
+            plans[at] = ScorePlan.build(name, dataset, None, args, wanted, get_quantization_config(arguments.model))
+    return plans[0], plans[1]
+
+
+def _named(found: Scored) -> dict[str, Any]:
+    return {name: found.described[name] for name in ("policy", "reference", "policy_identity", "reference_identity")}
 
 
 def _rows(ours: argparse.Namespace, arguments: Arguments) -> Any:

@@ -90,6 +90,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="what log-ratios of tokens become (default: sum)",
     )
     add("--reference_free", choices=("sum", "mean", "norm"), help="score without a reference")
+    add("--compare", metavar="POLICY", help="compare with a second policy on the same rows, by a paired test")
     add("--min_accuracy", type=float, metavar="X", help="exit with status 1 below this accuracy")
     add("--work_dir", metavar="DIR", help="keep log-probs here (default: OUTPUT.work, removed at the end)")
     add("--max_tokens", type=int, metavar="N", help="token positions per batch (default: by free memory)")

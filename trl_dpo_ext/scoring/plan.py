@@ -77,14 +77,16 @@ class ScorePlan:
             raise InputError(*problems)
         return cls(model, reference, dataset, args, tokenizer)
 
-    def run(self, folder: Path) -> Scored:
+    def run(self, folder: Path, reference: Path | None = None) -> Scored:
         """Run policy and reference over the rows; of two models, the first is freed before the second is loaded.
 
         Args:
             folder: for log-probs; what it holds of them is not computed again.
+            reference: for those of the reference, unless the user has named a store; by default below `folder`.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         config = functools.partial(scoring_config, self.args, folder)
-        to, of_reference = self.reference.store or folder / "reference", None
+        to, of_reference = self.reference.store or reference or folder / "reference", None
         with Pass(self.policy, config, folder / "policy", _numbered(self.rows), self.tokenizer, who="policy") as first:
             rows, of_policy = first.tokenized(), first.result
             if self.reference.adapter_off:
