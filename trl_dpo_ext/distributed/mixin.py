@@ -22,6 +22,8 @@ class DistributedTrainerMixin(Trainer):
     extra_columns: Mapping[str, Column]
     reference: Any
     """The run's `ReferenceSource`, which keeps a part of checkpoints."""
+    started_from: str | None = None
+    """The name of the model or adapter that training started from, if it is known."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and keep FSDP2 from rounding log-probs.
@@ -60,7 +62,11 @@ class DistributedTrainerMixin(Trainer):
     def save_extra_state(self, checkpoint: Path) -> None:
         """Write our part of a checkpoint, before transformers' last file marks it as complete."""
         checkpoints.save_loss_state(self.mixture, checkpoint)
-        resumption.save_run(self._described_run(), checkpoint)
+        self._save_run(checkpoint)
+
+    def _save_run(self, folder: Path) -> None:
+        models = {"start": self.started_from, "reference": self.args.ref_model_name_or_path}
+        resumption.save_run(self._described_run(), folder, models)
 
     def _described_run(self) -> dict[str, Any]:
         return resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
@@ -80,9 +86,9 @@ class DistributedTrainerMixin(Trainer):
         frozen = _internal_call and not self.reference.moves  # what has moved is saved in a file
         saved = _trl.saved_on_top(self.host.unwrapped(self.model), frozen)
         with checkpoints.names_without_wrappers(self.model), saved:
-            if _internal_call and self.args.should_save:
+            if self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
-                self.save_extra_state(Path(folder))
+                (self.save_extra_state if _internal_call else self._save_run)(Path(folder))
             if _internal_call:
                 self.reference.save_state(Path(folder), self.args.should_save)
             weights = None if _internal_call else checkpoints.gathered_weights(self.accelerator, self.model)

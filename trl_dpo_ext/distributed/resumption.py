@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,9 +33,37 @@ def describe_run(losses: str, optimizer: Any, dataset: Any) -> dict[str, Any]:
     return {"losses": losses, "optim": str(getattr(optimizer, "value", optimizer)), "data": _fingerprint(dataset)}
 
 
-def save_run(run: Mapping[str, Any], checkpoint: Path) -> None:
-    """Write a run's description into a checkpoint."""
-    (checkpoint / RUN_FILE).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+def save_run(run: Mapping[str, Any], folder: Path, models: Mapping[str, str | None] | None = None) -> None:
+    """Write a run's description into a checkpoint, or into the folder of its result.
+
+    Args:
+        run: of `describe_run`.
+        folder: that exists.
+        models: names of models that the run has read; folders are written as they are reached from `folder`.
+    """
+    named = {what: _reached_from(folder, name) for what, name in (models or {}).items()}
+    text = json.dumps({**run, **named}, indent=1, ensure_ascii=False)
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def _reached_from(folder: Path, name: str | None) -> str | None:
+    if name is None or not Path(name).is_dir():
+        return name
+    try:
+        return Path(os.path.relpath(name, folder)).as_posix()
+    except ValueError:  # on another drive
+        return str(Path(name).absolute())
+
+
+def recorded_models(folder: Path) -> dict[str, str]:
+    """Return the models that `save_run` has written into a folder, as they can be loaded; empty without them."""
+    try:
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        named = {what: run.get(what) for what in ("start", "reference")}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    found = {what: name for what, name in named.items() if isinstance(name, str) and name}
+    return {what: str(folder / name) if (folder / name).is_dir() else name for what, name in found.items()}
 
 
 def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:

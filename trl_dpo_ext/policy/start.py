@@ -62,6 +62,14 @@ class Policy:
         return self.adapter is not None and self.args.merge_adapter
 
     @property
+    def started_from(self) -> str | None:
+        """The name of the model or adapter that all training changes; None for an instance, and for a new adapter.
+
+        What a new adapter starts from, its own configuration names.
+        """
+        return self.given if isinstance(self.given, str) and self.peft_config is None else None
+
+    @property
     def converts(self) -> bool:
         """Whether the given model is made a `PeftModel`, whose frozen copy of the adapter is the reference.
 

@@ -33,6 +33,7 @@ _WITHOUT_TRAINING = {
     "loss_type": ["sigmoid"],
     "loss_weights": None,
     "reference_free": False,
+    "merge_adapter": False,
     "use_weighting": False,
     "wpo_clamp": False,
     "weight_column": None,

@@ -135,14 +135,32 @@ def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -
         load["quantization_config"] = quantization
     adapter = SavedAdapter.find(given, load)
     if adapter is not None:
-        problems = adapter.problems(args.merge_adapter)
-        if problems:
-            raise InputError(*problems)
+        _check_adapter(adapter)
         tokenizer = tokenizer or adapter.processing_class
         tokenizer = tokenizer or load_processing_class(args, adapter.base, adapter.base_revision)
         return Model(given, adapter, quantization=quantization), tokenizer
     tokenizer = tokenizer or load_processing_class(args, given, load.get("revision"))
     return Model(given, options={"ref_model_name_or_path": given, **_as_options(quantization)}), tokenizer
+
+
+def _check_adapter(adapter: SavedAdapter) -> None:
+    """Refuse an adapter that the pass cannot run.
+
+    Raises:
+        InputError: its base cannot be read, or it is in the way of TRL's head.
+    """
+    _ = adapter.base_config
+    if adapter.config.is_prompt_learning:
+        raise InputError(
+            f"{adapter.name} is an adapter of virtual tokens ({adapter.kind}), which stand in front of every sequence "
+            "and cannot be scored or merged."
+        )
+    if _trl.adapts_head(adapter.config):
+        raise InputError(
+            f"{adapter.name} adapts lm_head, whose adapter TRL bypasses. Merge it into its base "
+            "(PeftModel.merge_and_unload), save the result, and score that with --ref_model_name_or_path "
+            f"{adapter.base}."
+        )
 
 
 def _as_options(quantization: Any) -> dict[str, Any]:

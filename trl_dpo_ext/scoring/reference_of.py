@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from .. import _trl
 from ..config import DPOExtConfig
 from ..distributed.checkpoints import list_checkpoints
-from ..distributed.resumption import RUN_FILE
+from ..distributed.resumption import recorded_models
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 from ..reference.config import ReferenceModelOptions
@@ -91,13 +92,18 @@ def find_reference(policy: Model, args: DPOExtConfig, wanted: Wanted, tokenizer:
         return Reference(f"{base} with the adapter off", adapter_off=True, store=store)
     if named is None:
         if store is None:
-            raise InputError(NO_REFERENCE)
+            raise InputError(NO_REFERENCE + _needs_none(args))
         return Reference(f"the store {store}", store=store)
     described, model = named
     problems = [*_same(policy, model, args), *_other_vocabulary(model, tokenizer)]
     if problems:
         raise InputError(*problems)
     return Reference(described, model, store=store)
+
+
+def _needs_none(args: DPOExtConfig) -> str:
+    mixture = args.loss_mixture()
+    return "" if mixture.needs_reference else f" The run's loss, {mixture.describe()}, needs none either."
 
 
 def _conflicts(wanted: Wanted) -> list[str]:
@@ -117,18 +123,11 @@ def _conflicts(wanted: Wanted) -> list[str]:
 
 def _named(policy: Model, args: DPOExtConfig, wanted: Wanted) -> tuple[str, Model] | None:
     """The reference that is a model apart, in words and to be run; None without one."""
-    name = wanted.options.get("ref_model_name_or_path") or wanted.model or wanted.adapter
+    name, origin = wanted.options.get("ref_model_name_or_path") or wanted.model or wanted.adapter, ""
     if name is None:
-        start = recorded_start(policy.given) if isinstance(policy.given, str) else None
-        if start is None and not wanted.options:
-            return None
-        if start is None and policy.adapter is None:
-            return None
-        name = start or (policy.adapter.base if policy.adapter is not None else None)
-        if name is None:
-            return None
-        if policy.adapter is not None and name == policy.adapter.base and not wanted.options:
-            return None
+        name, origin = _of_the_run(policy, bool(wanted.options))
+    if name is None:
+        return None
     if not isinstance(name, str):
         return "the given model", Model(name)
     adapter = SavedAdapter.find(name, {"trust_remote_code": args.trust_remote_code})
@@ -138,14 +137,39 @@ def _named(policy: Model, args: DPOExtConfig, wanted: Wanted) -> tuple[str, Mode
             "adapter that the run started from, or --ref_model_name_or_path for a model."
         )
     if adapter is not None:
-        return f"{adapter.base} with the adapter {name}", Model(name, adapter, quantization=policy.quantization)
+        return f"{adapter.base} with the adapter {name}{origin}", Model(name, adapter, quantization=policy.quantization)
     options = {**wanted.options, "ref_model_name_or_path": name}
-    details = [
-        f"{key.removeprefix('ref_')}={value}"
-        for key, value in wanted.options.items()
-        if key != "ref_model_name_or_path"
-    ]
-    return name + (f" ({', '.join(details)})" if details else ""), Model(name, options=options)
+    details = [f"{option.removeprefix('ref_')}={value}" for option, value in options.items() if value != name]
+    return name + (f" ({', '.join(details)})" if details else "") + origin, Model(name, options=options)
+
+
+def _of_the_run(policy: Model, changed: bool) -> tuple[str | None, str]:
+    """The model that the policy's run had as its reference, and how that is known; no name if that is its base.
+
+    Args:
+        policy: the scored model.
+        changed: whether options ask for that model in another form.
+    """
+    base = policy.adapter.base if policy.adapter is not None else None
+    start = recorded_reference(policy.given) if isinstance(policy.given, str) else None
+    if start is not None and start != base:
+        return start, ", as the run has recorded"
+    if base is not None:
+        return (base, "") if changed else (None, "")
+    named = _base_of_card(policy.given) if isinstance(policy.given, str) else None
+    return named, ", by the model card" if named else ""
+
+
+def _base_of_card(name: str) -> str | None:
+    """The one base model that the card in a folder names; None without one."""
+    file = Path(name) / "README.md"
+    if not file.is_file():
+        return None
+    try:
+        base = ModelCard.load(file).data.get("base_model")
+    except (OSError, ValueError):
+        return None
+    return base if isinstance(base, str) and base else None
 
 
 def _is_adapted(policy: Model) -> bool:
@@ -154,8 +178,8 @@ def _is_adapted(policy: Model) -> bool:
     return _trl.is_peft_model(policy.given) or _trl.has_adapter_inside(policy.given)
 
 
-def recorded_start(name: str) -> str | None:
-    """The model or adapter that a run started from, as its folder or checkpoint records it; None where it does not.
+def recorded_reference(name: str) -> str | None:
+    """The reference of a run, or what it started from, as its folder or a checkpoint records it; None where none does.
 
     A frozen copy of the adapter that training started from lies in the folder `ref` of a checkpoint.
 
@@ -166,21 +190,21 @@ def recorded_start(name: str) -> str | None:
     if not folder.is_dir():
         return None
     for place in (folder, *list_checkpoints(folder)):
+        models = recorded_models(place)
+        if "reference" in models:
+            return models["reference"]
         if (place / _trl.FROZEN / "adapter_config.json").is_file():
             return str(place / _trl.FROZEN)
-        try:
-            start = json.loads((place / RUN_FILE).read_text()).get("start")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if start:
-            return str(start)
+        if "start" in models:
+            return models["start"]
     return None
 
 
 def _same(policy: Model, model: Model, args: DPOExtConfig) -> list[str]:
     """Whether the reference is the policy itself."""
     same = policy.given is model.given
-    if isinstance(policy.given, str) and isinstance(model.given, str) and not _changes(model.options):
+    changes = _changes(model.options) or _changes(policy.options)
+    if isinstance(policy.given, str) and isinstance(model.given, str) and not changes:
         same = policy.given == model.given or _content(policy, args) == _content(model, args) is not None
     if not same:
         return []
