@@ -1,0 +1,126 @@
+"""Scores of several completions for each prompt, their summary, and the columns that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...statistics import finite, wilson
+from ..pair_scores import SideScores
+from .agreement import PairCounts, best_first, top_credit
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which completions belong to which prompt, and what is known of them.
+
+    Attributes:
+        bounds: (prompts + 1,) int64; the completions of prompt `i` are `bounds[i]` to `bounds[i + 1]`.
+        scores: (completions,) float64; given scores, the higher the better, NaN where none is given.
+        places: (completions,) int64; the row of each completion, where each row holds one.
+        in_lists: whether a row holds all completions of its prompt, in a list.
+    """
+
+    bounds: npt.NDArray[np.int64]
+    scores: Floats
+    places: npt.NDArray[np.int64]
+    in_lists: bool = True
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[slice]:
+        for start, end in zip(self.bounds[:-1].tolist(), self.bounds[1:].tolist(), strict=True):
+            yield slice(start, end)
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Scored completions.
+
+    Attributes:
+        groups: of the completions.
+        completions: log-probs of all completions, in the order of the groups.
+        rewards: (completions,) float64; NaN where a completion has no finite log-probs.
+        columns: of the loaded split: a dataset.
+    """
+
+    groups: Groups
+    completions: SideScores
+    rewards: Floats
+    columns: Any
+
+    def __iter__(self) -> Iterator[tuple[Floats, Floats]]:
+        """Rewards and given scores of each prompt."""
+        for where in self.groups:
+            yield self.rewards[where], self.groups.scores[where]
+
+
+def ranking_summary(scored: GroupScores) -> dict[str, Any]:
+    """Return how rewards agree with given scores, as JSON.
+
+    Completions without a reward or a given score do not count; nor do prompts where fewer than two are left, or whose
+    given scores are all equal. Of several best completions, any is right.
+
+    Returns:
+        `prompts`, `completions`, `unscored` (completions without a reward), `compared` (prompts), `top1` (agreement on
+        the best completion, with interval), `tau_b` (mean over prompts and their number), and `pairs` (accuracy over
+        all pairs that the given scores order; equal rewards count one half).
+    """
+    credit, taus, counts = [], [], []
+    for rewards, scores in scored:
+        known = np.isfinite(rewards) & np.isfinite(scores)
+        rewards, scores = rewards[known], scores[known]
+        if not len(scores) or scores.min() == scores.max():
+            continue
+        credit.append(top_credit(rewards, scores == scores.max()))
+        counts.append(PairCounts.of(rewards, scores))
+        if counts[-1].tau_b is not None:
+            taus.append(counts[-1].tau_b)
+    ordered, right = sum(each.ordered for each in counts), sum(each.right for each in counts)
+    sizes = np.diff(scored.groups.bounds)
+    return finite(
+        {
+            "prompts": len(sizes),
+            "completions": len(scored.rewards),
+            "per_prompt": {"min": int(sizes.min()), "max": int(sizes.max())} if len(sizes) else None,
+            "unscored": int((~np.isfinite(scored.rewards)).sum()),
+            "compared": len(credit),
+            "top1": {"accuracy": _mean(credit), "interval": wilson(sum(credit), len(credit)), "n": len(credit)},
+            "tau_b": {"mean": _mean(taus), "n": len(taus)},
+            "pairs": {"accuracy": right / ordered if ordered else None, "n": ordered},
+        }
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ranking_columns(scored: GroupScores) -> dict[str, list[Any]]:
+    """Return the columns that are written, one value per row of the loaded split.
+
+    Rows with lists of completions get `dpo_rewards`, and `dpo_order` (indices, the best first, ties by index); rows
+    with one completion each get `dpo_reward`, and `dpo_rank` among those of their prompt, from 0 for the best.
+    """
+    if scored.groups.in_lists:
+        found = [rewards for rewards, _ in scored]
+        return {
+            "dpo_rewards": [finite(each.tolist()) for each in found],
+            "dpo_order": [best_first(each) for each in found],
+        }
+    rewards: list[Any] = [None] * len(scored.rewards)
+    ranks: list[Any] = [None] * len(scored.rewards)
+    for where in scored.groups:
+        places = scored.groups.places[where].tolist()
+        values = scored.rewards[where]
+        for rank, at in enumerate(best_first(values)):
+            if np.isfinite(values[at]):
+                rewards[places[at]], ranks[places[at]] = float(values[at]), rank
+    return {"dpo_reward": rewards, "dpo_rank": ranks}
