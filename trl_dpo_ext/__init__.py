@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .config import DPOExtConfig
     from .inspection.preferences import inspect_preferences
     from .reference.model.loading import load_reference
-    from .scoring.score import score_preferences
+    from .scoring.score import rank_completions, score_preferences
     from .trainer import DPOExtTrainer
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "inspect_preferences",
     "list_losses",
     "load_reference",
+    "rank_completions",
     "register_loss",
     "reward_quantile",
     "score_preferences",
@@ -50,6 +51,7 @@ _HOMES = {
     "DPOExtTrainer": "trainer",
     "inspect_preferences": "inspection.preferences",
     "load_reference": "reference.model.loading",
+    "rank_completions": "scoring.score",
     "score_preferences": "scoring.score",
 }
 

@@ -45,14 +45,17 @@ def measure(scores: PairScores, normalize: Normalize = "sum", reference_free: Re
         normalize: `mean` divides each log-ratio by the scored tokens of its side.
         reference_free: reward without a reference: beta times the `sum`, `mean` or negative `norm` of log-probs.
     """
-    mean = normalize == "mean"
-    sides = (scores.chosen, scores.rejected)
-    values = [free_score(side, reference_free) if reference_free else _log_ratio(side, mean) for side in sides]
+    values = [score_of(side, normalize, reference_free) for side in (scores.chosen, scores.rejected)]
     with np.errstate(invalid="ignore", over="ignore"):
         chosen, rejected = (np.where(scores.scored, scores.beta * value, np.nan) for value in values)
         margin = np.where(scores.scored & (scores.status == "identical"), 0.0, chosen - rejected)
         per_token = chosen / _counts(scores.chosen) - rejected / _counts(scores.rejected)
         return Measures(chosen, rejected, margin, sigmoid(margin), hits(margin), per_token)
+
+
+def score_of(side: SideScores, normalize: Normalize = "sum", reference_free: ReferenceFree | None = None) -> Floats:
+    """Return the reward of one side without its scale beta, (rows,); the arguments are those of `measure`."""
+    return free_score(side, reference_free) if reference_free else _log_ratio(side, normalize == "mean")
 
 
 def free_score(side: SideScores, kind: ReferenceFree, of_reference: bool = False) -> Floats:

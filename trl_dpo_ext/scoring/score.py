@@ -17,10 +17,15 @@ from datasets import Dataset
 from .. import _trl
 from ..config import DPOExtConfig
 from ..errors import InputError, collecting
+from ..statistics import finite
+from .arrangement import Arrangement, Protocol
+from .column_values import labels
 from .measures import Measures, Normalize, ReferenceFree, measure
 from .pair_scores import PairScores
 from .plan import Scored, ScorePlan
+from .ranking.result import RankedCompletions, check_ranking
 from .reference_of import Wanted
+from .rewardbench.sections import section_table
 from .summary import SummaryOptions, summarize
 
 
@@ -47,7 +52,17 @@ class PreferenceScores:
     def data(self) -> dict[str, Any]:
         """All statistics: `kind`, `format`, `versions`, `date`, `arguments`, blocks of statistics, `notes`."""
         found = self.scored
-        return summarize(self.pairs, self.options, {**found.described, **self.described}, found.notes)
+        data = summarize(self.pairs, self.options, {**found.described, **self.described}, found.notes)
+        return {**data, "rewardbench": self._sections()}
+
+    def _sections(self) -> dict[str, Any] | None:
+        """Sections of RewardBench, where subsets have its names."""
+        column, mask = self.options.completed(self.pairs.columns).subset_column, self.pairs.scored
+        if column is None:
+            return None
+        names = [name for name, kept in zip(labels(self.pairs.columns, column), mask, strict=True) if kept]
+        right = self.measures.margin[mask] > 0
+        return finite(section_table(names, right, self.pairs.chosen.tokens[mask], self.pairs.rejected.tokens[mask]))
 
     def json(self) -> str:
         """Return `data` as JSON text."""
@@ -67,6 +82,7 @@ def score_preferences(
     normalize: Normalize = "sum",
     subset_column: str | None = None,
     score_columns: tuple[str, str] | None = None,
+    protocol: Protocol = "train",
     work_dir: str | Path | None = None,
     quantization_config: Any = None,
     described: Mapping[str, Any] | None = None,
@@ -89,6 +105,7 @@ def score_preferences(
         normalize: what rewards are made of: the `sum` of a side's log-ratios, or their `mean`.
         subset_column: groups the statistics; `subset` by default, where the dataset has it.
         score_columns: what margins are compared with; `score_chosen` and `score_rejected` by default.
+        protocol: `rewardbench` tokenizes and truncates as RewardBench does, and takes a `beta` of 1.
         work_dir: folder for log-probs, which a second call continues from; by default a temporary one.
         quantization_config: to load the base of an adapter, or the policy, with.
         described: what else the result says of its arguments, such as names.
@@ -102,17 +119,77 @@ def score_preferences(
     """
     args = args or default_config(work_dir)
     options = SummaryOptions(normalize, reference_free, subset_column, score_columns)
-    free = reference_free is not None
-    wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=free)
+    wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options)
+    arrangement = Arrangement.of(plan, protocol)
+    with work_folder(work_dir, args) as folder:
+        return PreferenceScores(arrangement.pairs(arrangement.plan.run(folder)), options, dict(described or {}))
+
+
+def rank_completions(
+    policy: Any,
+    dataset: Any,
+    tokenizer: Any = None,
+    args: DPOExtConfig | None = None,
+    *,
+    reference: Any = None,
+    ref_adapter: str | None = None,
+    ref_store: str | None = None,
+    reference_free: ReferenceFree | None = None,
+    normalize: Normalize = "sum",
+    subset_column: str | None = None,
+    protocol: Protocol = "train",
+    work_dir: str | Path | None = None,
+    quantization_config: Any = None,
+    described: Mapping[str, Any] | None = None,
+) -> RankedCompletions:
+    """Score any number of completions per prompt, and compare their order with given scores or ranks.
+
+    Layouts: `prompt` and `completions`, a list of texts, messages, or `{completion, rank, reward}`, beside which
+    `scores` or `ranks` may stand; `prompt` and `completion` in several rows, with `score` or `rank`; `chosen` and
+    `rejected` as lists of texts. A prompt and its completions go through a model as one row.
+
+    Args:
+        policy, dataset, tokenizer, args: as of `score_preferences`.
+        reference, ref_adapter, ref_store, reference_free, normalize: as of `score_preferences`.
+        subset_column: names RewardBench 2's subsets; `subset` by default, where the dataset has it.
+        protocol, work_dir, quantization_config, described: as of `score_preferences`.
+
+    Raises:
+        InputError: (a ValueError) policy, reference or data do not fit.
+
+    Example:
+        >>> from trl_dpo_ext import rank_completions
+        >>> rank_completions("out", answers).columns["dpo_order"]  # doctest: +SKIP
+    """
+    args = args or default_config(work_dir)
+    options = SummaryOptions(normalize, reference_free, subset_column)
+    wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options)
+    arrangement = Arrangement.of(plan, protocol, rank=True)
+    check_ranking(arrangement, options)
+    with work_folder(work_dir, args) as folder:
+        return RankedCompletions.of(arrangement, arrangement.plan.run(folder), options, described or {})
+
+
+def _planned(
+    policy: Any,
+    dataset: Any,
+    tokenizer: Any,
+    args: DPOExtConfig,
+    wanted: Wanted,
+    quantization: Any,
+    options: SummaryOptions,
+) -> ScorePlan:
+    """A plan for a dataset that has the columns of the options."""
     plan, problems = None, list[str]()
     with collecting(problems):
-        plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization_config)
+        plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization)
     if isinstance(dataset, Dataset):
         problems += options.problems(dataset)
     if problems or plan is None:
         raise InputError(*problems)
-    with work_folder(work_dir, args) as folder:
-        return PreferenceScores(plan.run(folder), options, dict(described or {}))
+    return plan
 
 
 def default_config(work_dir: str | Path | None) -> DPOExtConfig:

@@ -6,14 +6,10 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from datasets import Dataset
-
-from .. import _trl
 from ..config import DPOExtConfig
 from .pair_scores import SideScores
 from .score import PreferenceScores, default_config, score_preferences
-
-_TEXTS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+from .token_rows import token_rows
 
 
 def score_sequences(
@@ -38,9 +34,5 @@ def score_sequences(
     """
     args = copy.copy(args or default_config(options.get("work_dir")))
     args.max_length = None
-    prompts, completions = zip(*sequences, strict=True)
-    ids = [list(prompts), list(completions), list(completions)]
-    texts = {name: [text] * len(prompts) for name, text in _TEXTS.items()}
-    dataset = Dataset.from_dict({**texts, **dict(zip(_trl.TOKEN_IDS, ids, strict=True))})
-    scored = score_preferences(policy, dataset, tokenizer, args, **options)
+    scored = score_preferences(policy, token_rows(sequences), tokenizer, args, **options)
     return scored.pairs.chosen, scored

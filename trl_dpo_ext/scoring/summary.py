@@ -89,22 +89,29 @@ def summarize(
         "subsets": _subsets(scores, measures, options.subset_column),
     }
     data = {
+        **heading(options, scores.beta, arguments),
+        **statistics,
+        "notes": [*notes, *_notes(statistics)],
+    }
+    return finite(data)
+
+
+def heading(options: SummaryOptions, beta: float, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the JSON object of scores begins with: kind, versions, date, arguments."""
+    return {
         "kind": "trl_dpo_ext.score",
         "format": 1,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "arguments": {
-            "beta": scores.beta,
+            "beta": beta,
             "normalize": options.normalize,
             "reference_free": options.reference_free,
             "subset_column": options.subset_column,
             "score_columns": list(options.score_columns) if options.score_columns else None,
             **(arguments or {}),
         },
-        **statistics,
-        "notes": [*notes, *_notes(statistics)],
     }
-    return finite(data)
 
 
 def _pairs(scores: PairScores, measures: Measures, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

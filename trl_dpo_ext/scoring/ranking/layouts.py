@@ -22,7 +22,7 @@ _SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
 _UNKNOWN = (
     "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
-    "'chosen' and 'rejected'; the dataset has {}. Set --dataset_columns, or remove --rank for pairs."
+    "'chosen' and 'rejected'; the dataset has {}. Rename its columns, or remove --rank for pairs."
 )
 
 

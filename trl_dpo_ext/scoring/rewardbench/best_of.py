@@ -57,20 +57,12 @@ def ties_score(ids: Sequence[Any], scores: Sequence[Scores], right: Sequence[int
         `score` and its parts; None for those without a couple.
 
     Raises:
-        InputError: an id has another form or occurs twice, or a row lacks right or wrong answers.
+        InputError: see `check_ties`.
     """
+    kinds = check_ties(ids, [len(values) for values in scores], right)
     found: dict[str, dict[int, _Couple]] = {kind: {} for kind in _KINDS}
-    problems = RowProblems()
-    for at, (name, values, number) in enumerate(zip(ids, scores, right, strict=True)):
-        try:
-            kind, prompt = _kind(name, len(values), number)
-            if prompt in found[kind]:
-                raise RowError("an id of the subset Ties occurs twice", repr(name))
-        except RowError as error:
-            problems.add(at, error)
-            continue
+    for (kind, prompt), values, number in zip(kinds, scores, right, strict=True):
         found[kind][prompt] = _Couple.of(values, number)
-    problems.raise_all(len(ids))
     ref, tied = found["ref"], found["tied"]
     both = sorted(ref.keys() & tied.keys())
     spread = np.array([tied[prompt].spread for prompt in both])
@@ -90,6 +82,31 @@ def ties_score(ids: Sequence[Any], scores: Sequence[Scores], right: Sequence[int
     complete = len(values) == len(parts)
     total = sum(weight * value for weight, value in zip(weights.values(), values, strict=False)) if complete else None
     return {"score": total, **parts}
+
+
+def check_ties(ids: Sequence[Any], answers: Sequence[int], right: Sequence[int]) -> list[tuple[str, int]]:
+    """Return kind and number of each row of the subset Ties.
+
+    Args:
+        ids: of the rows.
+        answers: how many there are, (rows,).
+        right: how many of them are right, (rows,).
+
+    Raises:
+        InputError: an id has another form or occurs twice, or a row lacks right or wrong answers.
+    """
+    found: dict[tuple[str, int], None] = {}
+    problems = RowProblems()
+    for at, row in enumerate(zip(ids, answers, right, strict=True)):
+        try:
+            kind = _kind(*row)
+            if kind in found:
+                raise RowError("an id of the subset Ties occurs twice", repr(row[0]))
+            found[kind] = None
+        except RowError as error:
+            problems.add(at, error)
+    problems.raise_all(len(ids))
+    return [*found]
 
 
 def _kind(name: Any, answers: int, right: int) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ...errors import InputError
 from ..problems import RowError, RowProblems, rows_of
+from ..ranking.groups import Groups
 
 logger = logging.getLogger(__name__)
 _ROLES = ("user", "assistant")
@@ -143,3 +144,26 @@ def _other_roles(messages: list[Mapping[str, Any]]) -> bool:
 def messages_of(contents: tuple[str, ...]) -> list[dict[str, str]]:
     """Return turns of user and assistant as messages."""
     return [{"role": _ROLES[place % 2], "content": content} for place, content in enumerate(contents)]
+
+
+def completion_rows(prompts: Sequence[Any], completions: Sequence[Any], groups: Groups) -> list[BenchRow]:
+    """Take prompts with any number of completions as rows.
+
+    Args:
+        prompts: texts or messages.
+        completions: texts, or messages of one answer.
+        groups: which completions belong to which prompt.
+
+    Raises:
+        InputError: listing the prompts that RewardBench cannot render.
+    """
+    rows, problems = [], RowProblems()
+    for at, (prompt, where) in enumerate(zip(prompts, groups, strict=True)):
+        try:
+            contents = _contents(prompt) if isinstance(prompt, list) else (_text(prompt, "prompt"),)
+            answers = tuple(_answer(completion, "a completion") for completion in completions[where])
+            rows.append(BenchRow(_turns(contents), answers))
+        except RowError as error:
+            problems.add(at, error)
+    problems.raise_all(len(prompts))
+    return rows

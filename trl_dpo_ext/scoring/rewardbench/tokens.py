@@ -74,7 +74,7 @@ class BenchTokenizer:
         texts = [self._rendered((*row.prompt, answer)).replace(prompt, "") for answer in row.answers]
         pairs = [_split(alone, self._ids(prompt + text)) for text in texts]
         whole = [([self.bos, *before], [*after, self.eos]) for before, after in pairs]
-        longest = max(len(after) for _, after in whole)
+        longest = max((len(after) for _, after in whole), default=0)
         kept = [_truncated(before, after, longest) for before, after in whole]
         return BenchSequences(tuple(_sequence(*each) for each in kept), kept != whole)
 
