@@ -86,7 +86,7 @@ def summarize(
         "rows": blocks.row_counts(scores),
         **_pairs(scores, measures, mask),
         "scores": _score_gaps(scores, measures.margin, options),
-        "subsets": _subsets(scores, measures, options.subset_column),
+        "subsets": _subsets(scores, measures, options),
     }
     data = {
         **heading(options, scores.beta, arguments),
@@ -140,24 +140,41 @@ def _pairs(scores: PairScores, measures: Measures, mask: npt.NDArray[np.bool_]) 
     }
 
 
-def _score_gaps(scores: PairScores, margins: Floats, options: SummaryOptions) -> dict[str, Any] | None:
+def score_differences(scores: PairScores, options: SummaryOptions) -> Floats | None:
+    """Return the differences of the score columns, (rows,), NaN for null; None without such columns."""
     if options.score_columns is None:
         return None
     pair = [numeric_column(scores.columns, name, "score_columns") for name in options.score_columns]
-    mask = scores.scored
-    return blocks.score_gaps(margins[mask], (pair[0] - pair[1])[mask], options.score_columns)
+    return pair[0] - pair[1]
 
 
-def _subsets(scores: PairScores, measures: Measures, column: str | None) -> dict[str, Any] | None:
+def subset_labels(scores: PairScores, options: SummaryOptions) -> list[str | None] | None:
+    """Return the subset of each row; None without such a column."""
+    return None if options.subset_column is None else labels(scores.columns, options.subset_column)
+
+
+def _score_gaps(scores: PairScores, margins: Floats, options: SummaryOptions) -> dict[str, Any] | None:
+    differences, mask = score_differences(scores, options), scores.scored
+    if differences is None or options.score_columns is None:
+        return None
+    return blocks.score_gaps(margins[mask], differences[mask], options.score_columns)
+
+
+def _subsets(scores: PairScores, measures: Measures, options: SummaryOptions) -> dict[str, Any] | None:
     """The accuracy of each value of a column, in the order of the values' texts, rows without a value last."""
-    if column is None:
+    names = subset_labels(scores, options)
+    if names is None:
         return None
     rows: dict[str | None, list[int]] = {}
-    for at, name in enumerate(labels(scores.columns, column)):
+    for at, name in enumerate(names):
         if scores.scored[at]:
             rows.setdefault(name, []).append(at)
-    values = sorted(rows, key=lambda name: (name is None, name))
-    return {"column": column, "values": [_subset(value, scores, measures, np.array(rows[value])) for value in values]}
+    values = [_subset(value, scores, measures, np.array(rows[value])) for value in sorted(rows, key=_none_last)]
+    return {"column": options.subset_column, "values": values}
+
+
+def _none_last(name: str | None) -> tuple[bool, str]:
+    return name is None, name or ""
 
 
 def _subset(value: str | None, scores: PairScores, measures: Measures, places: npt.NDArray[np.int64]) -> dict[str, Any]:

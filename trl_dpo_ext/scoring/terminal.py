@@ -16,7 +16,7 @@ from .words import counts_sentence, decimal, number, output_sentence, plural, ra
 _LABEL = 19
 _SUBSETS = 15
 _BINS = 8
-_KINDS = {"sum": "sum of log-probs", "mean": "mean log-prob", "norm": "norm of log-probs"}
+KINDS = {"sum": "sum of log-probs", "mean": "mean log-prob", "norm": "norm of log-probs"}
 _WIDTH = 120
 
 
@@ -27,9 +27,9 @@ def show(data: Mapping[str, Any], console: Console) -> None:
         data: of `summarize`, with the blocks `output` and `compare` where there are any.
         console: where to.
     """
-    _header(data, console)
+    _facts(header_facts(data), console, 9)
     console.print()
-    _facts(_about_pairs(data), console)
+    _facts(facts_about_pairs(data), console)
     if data["accuracy"]["n"]:
         console.print()
         for part in (_baselines, _scores, _subsets, _comparison):
@@ -56,22 +56,25 @@ def as_text(data: Mapping[str, Any], width: int = _WIDTH) -> str:
     return file.getvalue()
 
 
-def _header(data: Mapping[str, Any], console: Console) -> None:
+def header_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say what was scored: names and sentences."""
     arguments, rows = data["arguments"], data["rows"]
-    lines = [(name.capitalize(), arguments[name]) for name in ("policy", "reference") if arguments.get(name)]
+    for name in ("policy", "reference"):
+        if arguments.get(name):
+            yield name.capitalize(), str(arguments[name])
     if arguments["reference_free"]:
-        lines.append(("Reference", f"none; rewards are the {_KINDS[arguments['reference_free']]} of the policy"))
+        yield "Reference", f"none; rewards are the {KINDS[arguments['reference_free']]} of the policy"
     source = ", ".join(str(arguments[name]) for name in ("dataset", "split") if arguments.get(name))
     states = [f"{number(rows[name])} {name}" for name in ("dropped", "cut", "identical")]
     states += [f"{number(rows['nonfinite'])} not finite"] if rows["nonfinite"] else []
     counted = f"{plural(rows['scored'], 'pair')} scored, {', '.join(states)}; beta {arguments['beta']:g}"
     if arguments["normalize"] == "mean":
         counted += ", log-ratios per token"
-    lines.append(("Data", f"{source}: {counted}" if source else counted))
-    _facts(lines, console, 9)
+    yield "Data", f"{source}: {counted}" if source else counted
 
 
-def _about_pairs(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def facts_about_pairs(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say how often the policy agrees, by how much, and how well that is calibrated: names and sentences."""
     accuracy, margin, reward = data["accuracy"], data["margin"], data["reward"]
     if not accuracy["n"]:
         yield "accuracy", "no pair was scored"
@@ -115,7 +118,7 @@ def _baselines(data: Mapping[str, Any], console: Console) -> None:
     grid.add_column(justify="right", no_wrap=True, min_width=9)
     grid.add_column(overflow="fold")
     grid.add_row(Text("without the reference", style="bold"), "policy", "reference", "")
-    for kind, words in _KINDS.items():
+    for kind, words in KINDS.items():
         values = [free[whose][kind] for whose in ("policy", "reference")]
         if any(values):
             grid.add_row(f"  {words}", *(rate(value["accuracy"]) if value else "-" for value in values), "")
