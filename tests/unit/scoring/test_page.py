@@ -153,6 +153,14 @@ def test_a_page_is_never_larger_than_its_limit_and_says_what_it_holds(monkeypatc
     assert small["total"] == 60
 
 
+def test_colors_have_their_names_where_the_chosen_side_is_always_the_shorter() -> None:
+    scores = scored([3.0] * 20, [0.0] * 20, [[2] * 20, [9] * 20])
+    words = Elements(page(summarize(scores), scores, {})).texts
+    for name in ("chosen is longer", "chosen is shorter"):
+        assert name in [word.strip() for word in words]
+    assert "equally long" not in words
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_hardly_any_rows_make_a_page(number: int) -> None:
     scores = scored([1.0] * number, [0.0] * number)

@@ -36,8 +36,8 @@ def charts(data: Mapping[str, Any], scores: PairScores, measures: Measures, opti
 
 
 def _margins(block: Mapping[str, Any]) -> Markup:
-    series = [("chosen is longer", "longer"), ("chosen is shorter", "shorter"), ("equally long", "equal")]
-    bars = [pages.Bars(words, block[name], color) for color, (words, name) in enumerate(series) if any(block[name])]
+    bars = [pages.Bars("chosen is longer", block["longer"], 0), pages.Bars("chosen is shorter", block["shorter"], 1)]
+    bars += [pages.Bars("equally long", block["equal"], 2)] if any(block["equal"]) else []
     marks = [pages.Mark(0.0, "0", 7)] if block["edges"][0] < 0 < block["edges"][-1] else []
     return pages.histogram(block["edges"], bars, "Margins", x_label="margin", marks=marks, what="pairs")
 
