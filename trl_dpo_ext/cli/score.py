@@ -22,12 +22,14 @@ from ..logging_setup import show_messages
 from ..scoring.compare import compare
 from ..scoring.dry_run import dry_run
 from ..scoring.output import Written, output_problems, write_scored
+from ..scoring.page import page, sample
 from ..scoring.plan import Scored, ScorePlan
 from ..scoring.reference_of import Wanted
 from ..scoring.score import PreferenceScores, work_folder
 from ..scoring.selection import Selection
 from ..scoring.summary import SummaryOptions
 from ..scoring.terminal import show, show_counts
+from ..scoring.texts import texts_of
 from .arguments import Arguments, with_loading
 from .score_arguments import read_score_arguments
 
@@ -130,6 +132,9 @@ class _Job:
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
             _write(self.ours.json, result.json())
+        if self.ours.html:
+            texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
+            _write(self.ours.html, page(data, result.pairs, texts))
         if self.ours.json != "-":
             show(data, make_console())
 
@@ -193,6 +198,8 @@ def _args(ours: argparse.Namespace, arguments: Arguments) -> Any:
     args = copy.copy(with_loading(arguments))
     for name, value in ours.reference_options.items():
         setattr(args, name, value)
+    if ours.beta is not None:  # which the losses of the run may not take
+        args.beta, args.loss_type, args.loss_weights = ours.beta, ["sigmoid"], None
     if ours.max_tokens is not None:
         args.precompute_ref_max_tokens = ours.max_tokens
     return args

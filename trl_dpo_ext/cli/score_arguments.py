@@ -70,6 +70,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--output", metavar="FILE", help="write the rows with their scores (.parquet or .jsonl)")
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    add("--html", metavar="FILE", help="write a page that works without network")
+    add("--html_rows", type=int, default=2000, metavar="N", help="rows in the page (default: 2000)")
     add("--subset_column", metavar="COLUMN", help="group by this column (default: subset, if there is one)")
     add(
         "--score_columns",
@@ -93,6 +95,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--compare", metavar="POLICY", help="compare with a second policy on the same rows, by a paired test")
     add("--min_accuracy", type=float, metavar="X", help="exit with status 1 below this accuracy")
     add("--work_dir", metavar="DIR", help="keep log-probs here (default: OUTPUT.work, removed at the end)")
+    add("--beta", type=float, metavar="X", help="scale of the rewards (default: the run's, 0.1)")
     add("--max_tokens", type=int, metavar="N", help="token positions per batch (default: by free memory)")
     add("--ref_adapter", metavar="DIR", help="the adapter that the run started from, as the reference")
     for name, settings in _REFERENCE.items():

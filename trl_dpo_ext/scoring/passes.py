@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .. import _trl
 from ..config import DPOExtConfig
+from ..data.findings import ROW
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 from ..reference.identity.identity import Identity
@@ -32,7 +33,13 @@ class Tokenized:
 
     dataset: Any
     processing_class: Any
+    collator: Any
     keys: RowKeys
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each row in the loaded split."""
+        return self.dataset[ROW][:]
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class Pass:
         """The rows that the model was run over."""
         trainer = self.trainer
         keys = row_keys(trainer.train_dataset, trainer.host.collated_columns(), self._collator)
-        return Tokenized(trainer.train_dataset, trainer.processing_class, keys)
+        return Tokenized(trainer.train_dataset, trainer.processing_class, self._collator, keys)
 
     @property
     def _collator(self) -> Any:

@@ -200,7 +200,7 @@ def _numbered(dataset: Dataset) -> Dataset:
 
 def _pairs(raw: Dataset, rows: Tokenized, policy: LogProbs, reference: LogProbs | None, beta: float) -> PairScores:
     """Place what was computed for the kept rows among all loaded rows."""
-    numbers = np.array(rows.dataset[ROW][:], dtype=np.int64)
+    numbers = np.array(rows.numbers, dtype=np.int64)
     total = len(raw)
 
     def placed(values: Any, empty: Any, dtype: Any) -> Any:
