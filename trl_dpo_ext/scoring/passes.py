@@ -16,6 +16,7 @@ from ..config import DPOExtConfig
 from ..data.findings import ROW
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
+from ..reference import source
 from ..reference.identity.identity import Identity
 from ..reference.precompute import runner
 from ..reference.precompute.runner import PrecomputeStats
@@ -56,18 +57,20 @@ class LogProbs:
         return {**self.identity.keyed, "fingerprint": self.identity.fingerprint}
 
     def of_rows(self, keys: RowKeys) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Sum and Euclidean norm of the token log-probs of both sides, (rows, 2) each; NaN without a sequence."""
-        places = self.table.index.find(keys.keys.reshape(-1, 2)).reshape(-1, 2)
+        """Sum and Euclidean norm of both sides' token log-probs, (rows, 2) each; NaN where they are not finite."""
+        places = self.table.index.find(keys.keys.reshape(-1, 2)).reshape(keys.scored.shape)
         flat = self.table.flat.astype(np.float64)
         sums, squares = (np.add.reduceat(np.append(each, 0), self.table.offsets[:-1]) for each in (flat, flat * flat))
-        has = keys.scored > 0
+        has = (keys.scored > 0) & (places >= 0)  # those that are not finite are not there
         found = [np.where(has, values[places], np.nan) for values in (sums, np.sqrt(squares))]
         return found[0].astype(np.float32), found[1].astype(np.float32)
 
     def of_tokens(self, keys: RowKeys, row: int) -> list[npt.NDArray[np.float32]]:
         """Token log-probs of both sides of one row, (scored tokens,) each."""
-        places = self.table.index.find(keys.keys[row])
-        return [self.table.flat[self.table.offsets[at] : self.table.offsets[at + 1]] for at in places]
+        places, counts = self.table.index.find(keys.keys[row]), keys.scored[row]
+        parts = [self.table.flat[self.table.offsets[at] : self.table.offsets[at + 1]] for at in places]
+        empty = [np.full(count, np.nan, np.float32) for count in counts]
+        return [part if at >= 0 else nan for at, part, nan in zip(places, parts, empty, strict=True)]
 
 
 @dataclass
@@ -114,6 +117,14 @@ class Model:
         return contextlib.nullcontext() if isinstance(self.given, str) else _trl.borrowed(self.given)
 
 
+class _TolerantLogps(StoredLogps):
+    """Leaves out sequences whose log-probs are not finite."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.nonfinite = []
+
+
 class Pass:
     """A finished pass of one model; a context manager that frees the model.
 
@@ -137,7 +148,8 @@ class Pass:
     ) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(model.borrowed())
-            with _named(who, folder), _trl.tokens_kept():
+            tolerant = _trl.temporarily(source, StoredLogps=_TolerantLogps)
+            with _named(who, folder), _trl.tokens_kept(), tolerant:
                 args = config(ref_store=str(folder), **model.options)
                 self.trainer = model.trainer(args, dataset, processing_class)
             self._borrowed = stack.pop_all()
@@ -174,7 +186,7 @@ class Pass:
         trainer, producer = self.trainer, self.trainer.reference.producer  # type: ignore[attr-defined]
         with _trl.without_frozen_copy(trainer.host.unwrapped(trainer.model)), _named(who, folder):
             store = Store.open(folder, producer.identity(), read_index=False)
-            stored = StoredLogps(trainer.host, store, trainer.args.precompute_ref_max_tokens)
+            stored = _TolerantLogps(trainer.host, store, trainer.args.precompute_ref_max_tokens)
             stored.fill(trainer.train_dataset, "", self._collator, producer.running)
             return LogProbs(stored.collator(self._collator).logps, store.identity, stored.stats)
 

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
+from ..checks.models import policy_config
 from ..checks.tokenizers import load_processing_class
 from ..config import DPOExtConfig
 from ..data.findings import ROW
@@ -139,6 +140,7 @@ def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -
         tokenizer = tokenizer or adapter.processing_class
         tokenizer = tokenizer or load_processing_class(args, adapter.base, adapter.base_revision)
         return Model(given, adapter, quantization=quantization), tokenizer
+    policy_config(args, given)  # raises for what is no model
     tokenizer = tokenizer or load_processing_class(args, given, load.get("revision"))
     return Model(given, options={"ref_model_name_or_path": given, **_as_options(quantization)}), tokenizer
 

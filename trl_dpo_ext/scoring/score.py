@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from .. import _trl
+from ..checks.machine import folder_problems
 from ..config import DPOExtConfig
 from ..errors import InputError, collecting
 from ..statistics import finite
@@ -202,10 +203,26 @@ def default_config(work_dir: str | Path | None) -> DPOExtConfig:
         return DPOExtConfig(**without_bf16, bf16=False, use_cpu=True)
 
 
+def work_folder_problems(folder: Path) -> list[str]:
+    """Return why log-probs cannot be kept in a folder."""
+    if folder.is_dir():
+        other = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - {*_WORK})
+        if other:
+            named = ", ".join(other[:3]) + (" ..." if len(other) > 3 else "")
+            return [f"--work_dir {folder} contains other files ({named}). Choose another folder."]
+    return folder_problems("--work_dir", str(folder))
+
+
+_WORK = ("policy", "reference", "compare")
+
+
 @contextlib.contextmanager
 def work_folder(given: str | Path | None, args: DPOExtConfig) -> Iterator[Path]:
     """The folder for log-probs, the same one for all processes; a temporary one is removed."""
     if given is not None:
+        problems = work_folder_problems(Path(given))
+        if problems:
+            raise InputError(*problems)
         Path(given).mkdir(parents=True, exist_ok=True)
         yield Path(given)
         return

@@ -101,6 +101,9 @@ class ReferencePass:
     label: str = ""
     """Name of the data in the progress bar."""
     disable_tqdm: bool = False
+    nonfinite: list[bytes] | None = None
+    """Where the keys of sequences go whose log-probs are not finite; None makes the first of them an error. After `run`
+    it holds those of all processes."""
 
     def run(self, missing: dict[bytes, TokenSequence]) -> PrecomputeStats:
         """Compute sequences that the store lacks; every process calls this with its own.
@@ -112,6 +115,8 @@ class ReferencePass:
         batches = self._own_batches(missing)
         most = max(self.communicator.gather(len(batches)))
         stats = self._compute_all(batches, fillers=most - len(batches) if self.synchronous_forward else 0)
+        if self.nonfinite is not None:
+            self.nonfinite[:] = {key for keys in self.communicator.gather(self.nonfinite) for key in keys}
         total = PrecomputeStats(seconds=stats.seconds)
         for part in self.communicator.gather(stats):
             total.add(PrecomputeStats(**{**vars(part), "seconds": 0.0}))
@@ -193,8 +198,12 @@ class _Run:
             self._halve(batch, failure)
             self.finish()
             return
+        refused = self.settings.nonfinite
         for key, sequence, logps in zip(batch.keys, batch.sequences, values, strict=True):
-            self.writer.add(key, len(sequence.prompt), logps)
+            if refused is not None and not np.isfinite(logps).all():
+                refused.append(key)
+            else:
+                self.writer.add(key, len(sequence.prompt), logps)
         done = {"computed": len(values), "tokens": batch.tokens, "positions": batch.positions, "scored": batch.scored}
         self.stats.add(PrecomputeStats(**done))
         self.progress.update(batch.tokens)

@@ -14,7 +14,7 @@ from ... import _trl
 from ...errors import InputError
 from ...forward.compatibility import packing_problems
 from ...forward.run_rows import sequence_logps
-from ..store.keys import KeyIndex
+from ..store.keys import KeyIndex, pack_keys
 from ..store.shared_memory import Allocate, SharedMemory
 from ..store.store import Store
 from ..store.table import LogpTable, MissingSequenceError, described
@@ -39,6 +39,9 @@ class StoredLogps:
         store: of the run's reference.
         max_tokens: token positions per batch of the pass; None for the default.
     """
+
+    nonfinite: list[bytes] | None = None
+    """Keys of sequences whose log-probs are not finite, which are left out; None where they are an error."""
 
     def __init__(self, host: _trl.Host, store: Store, max_tokens: int | None = None) -> None:
         self.host, self.store, self.max_tokens = host, store, max_tokens
@@ -132,6 +135,7 @@ class StoredLogps:
                 communicator=self.communicator,
                 label=name,
                 disable_tqdm=self.host.trainer.args.disable_tqdm,
+                nonfinite=self.nonfinite,
             )
             self.stats.add(run.run(missing.by_key()))
             self.max_tokens = run.max_tokens  # lower, if a batch did not fit in memory
@@ -145,7 +149,7 @@ class StoredLogps:
         left = 0
         if reader.is_first:
             self.store.refresh()
-            left = int(self.store.lacks(missing.keys).sum())
+            left = int((self.store.lacks(missing.keys) & ~self._left_out(missing.keys)).sum())
         else:
             self.store.forget()  # the parts that this process has written
         error = None
@@ -156,9 +160,14 @@ class StoredLogps:
             )
         self.communicator.raise_together(error, "checking the store after the reference pass")
 
+    def _left_out(self, packed: np.ndarray) -> np.ndarray:
+        """Which keys are of sequences without finite log-probs, (keys,) bool."""
+        return KeyIndex.build(pack_keys(self.nonfinite or [])).find(packed) >= 0
+
     def _load(self) -> LogpTable:
         """Read what the processes of this node need into memory that they share."""
         keys = None if self._keys is None else np.concatenate([np.empty((0, 2), np.uint64), *self._keys])
+        keys = None if keys is None else keys[~self._left_out(keys)]
         sent = None if self.node.is_first or keys is None or not len(keys) else _sent(keys)
         addresses = self.communicator.gather(sent and sent.address)
 
