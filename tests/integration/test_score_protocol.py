@@ -138,7 +138,9 @@ class TestRanking:
             reference=models["reference"],
         )
         expected = self._expected(models, 0.5)
-        for ours, theirs, order in zip(found.columns["dpo_rewards"], expected, found.columns["dpo_order"], strict=True):
+        for ours, theirs, order in zip(
+            found.columns["dpo_rewards"].to_pylist(), expected, found.columns["dpo_order"].to_pylist(), strict=True
+        ):
             assert ours == pytest.approx(theirs, abs=scoring.ATOL)
             assert order == np.argsort(-np.array(theirs)).tolist()
         top = [float(np.argmax(rewards) == 0) for rewards in expected]
@@ -176,8 +178,10 @@ class TestRanking:
             rank_completions(models["policy"], Dataset.from_list(each), **settings)
             for each in (self._rows(), [apart[at] for at in (3, 0, 1, 4, 2)], lists)
         )
-        flat = [reward for rewards in plain.columns["dpo_rewards"] for reward in rewards]
-        assert rows.columns["dpo_reward"] == pytest.approx([flat[at] for at in (3, 0, 1, 4, 2)], abs=scoring.ATOL)
+        flat = [reward for rewards in plain.columns["dpo_rewards"].to_pylist() for reward in rewards]
+        assert rows.columns["dpo_reward"].to_pylist() == pytest.approx(
+            [flat[at] for at in (3, 0, 1, 4, 2)], abs=scoring.ATOL
+        )
         assert right.groups.rewards == pytest.approx(flat, abs=scoring.ATOL)
         templated = rank_completions(models["policy"], Dataset.from_list(messages), **settings)
         assert templated.groups.completions.tokens.tolist() == [2, 5, 2, 2, 4]
@@ -191,7 +195,7 @@ class TestRanking:
         )  # fmt: skip
         texts = [at for at, row in enumerate(cases.scored_rows()) if isinstance(row["prompt"], str)]
         theirs = EXECUTED["scores"]["reference"]
-        for at, rewards in zip(texts, found.columns["dpo_rewards"], strict=True):
+        for at, rewards in zip(texts, found.columns["dpo_rewards"].to_pylist(), strict=True):
             assert rewards[:2] == pytest.approx([theirs["chosen"][at], theirs["rejected"][at]], abs=rounding(80.0))
 
     def test_rewardbench_2_is_told_from_its_subsets(self, tmp_path: Any, models: dict[str, str]) -> None:
@@ -203,7 +207,7 @@ class TestRanking:
         found = rank_completions(models["policy"], Dataset.from_list(rows), **settings)
         rewards, _ = zip(*found.groups, strict=True)
         table = found.data["rewardbench_2"]["subsets"]
-        assert table["Focus"]["score"] == float(rewards[0][0] == rewards[0].max())
+        assert table["Focus"]["accuracy"] == float(rewards[0][0] == rewards[0].max())
         assert table["Ties"]["ref_accuracy"] == float(rewards[1][0] > rewards[1][1:].max())
         rows[1]["id"] = "3"
         with pytest.raises(InputError, match="neither 'ref:N' nor 'tied:N'"):

@@ -19,11 +19,13 @@ from ..data.loading import load_splits
 from ..errors import InputError, collecting
 from ..inspection.terminal import make_console
 from ..logging_setup import show_messages
+from ..scoring.arrangement import Arrangement
 from ..scoring.compare import compare
 from ..scoring.dry_run import dry_run
 from ..scoring.output import Written, output_problems, write_scored
 from ..scoring.page import page, sample
 from ..scoring.plan import Scored, ScorePlan
+from ..scoring.ranking.result import RankedCompletions, check_ranking
 from ..scoring.reference_of import Wanted
 from ..scoring.score import PreferenceScores, work_folder
 from ..scoring.selection import Selection
@@ -40,7 +42,7 @@ def run(argv: Sequence[str], prog: str) -> int:
     if ours.dry_run:
         return _count(ours, arguments)
     job = _Job.checked(ours, arguments)
-    with work_folder(job.work_dir, job.plan.args) as folder:
+    with work_folder(job.work_dir, job.rows.plan.args) as folder:
         result = job.scored(folder)
         if job.is_first:
             job.show(result)
@@ -68,8 +70,8 @@ class _Job:
 
     ours: argparse.Namespace
     arguments: Arguments
-    plan: ScorePlan
-    other: ScorePlan | None
+    rows: Arrangement
+    other: Arrangement | None
     """Of the policy to compare with."""
     selection: Selection
     options: SummaryOptions
@@ -85,7 +87,7 @@ class _Job:
         scores = tuple(ours.score_columns) if ours.score_columns else None
         options = SummaryOptions(ours.normalize, ours.reference_free, ours.subset_column, scores)  # type: ignore[arg-type]
         problems = [*arguments.problems]
-        dataset, plan, other = None, None, None
+        dataset, rows, other = None, None, None
         with collecting(problems):
             dataset = _rows(ours, arguments)
         if dataset is not None and hasattr(dataset, "features"):
@@ -95,11 +97,13 @@ class _Job:
         if arguments.model.model_name_or_path is None:
             problems.append(NO_MODEL)
         elif dataset is not None:
-            plan, other = _plans(ours, arguments, dataset, problems)
-        if problems or plan is None:
+            rows, other = _arranged(ours, arguments, dataset, problems)
+            if ours.rank and rows is not None and not problems:
+                check_ranking(rows, options)
+        if problems or rows is None:
             raise InputError(*problems)
-        show_messages(plan.args)
-        return cls(ours, arguments, plan, other, selection, options)
+        show_messages(rows.plan.args)
+        return cls(ours, arguments, rows, other, selection, options)
 
     @property
     def work_dir(self) -> Path | None:
@@ -111,21 +115,24 @@ class _Job:
     @property
     def is_first(self) -> bool:
         """Whether this process prints and writes."""
-        return self.plan.args.process_index == 0
+        return self.rows.plan.args.process_index == 0
 
-    def scored(self, folder: Path) -> PreferenceScores:
+    def scored(self, folder: Path) -> PreferenceScores | RankedCompletions:
         """Run the passes of the policy, and of a second one."""
-        script = self.arguments.script
+        script, plan = self.arguments.script, self.rows.plan
         described = {"dataset": script.dataset_name, "split": _split_name(self.ours, self.arguments)}
-        result = PreferenceScores(self.plan.run(folder), self.options, described)
+        found = plan.run(folder)
+        if self.ours.rank:
+            return RankedCompletions.of(self.rows, found, self.options, described)
+        result = PreferenceScores(self.rows.pairs(found), self.options, described)
         if self.other is not None:
-            same = self.other.reference.described == self.plan.reference.described
-            found = self.other.run(folder / "compare", folder / "reference" if same else None)
-            margins = PreferenceScores(found, self.options).measures.margin
+            same = self.other.plan.reference.described == plan.reference.described
+            found = self.other.plan.run(folder / "compare", folder / "reference" if same else None)
+            margins = PreferenceScores(self.other.pairs(found), self.options).measures.margin
             result.data["compare"] = {**compare(result.measures.margin, margins), **_named(found)}
         return result
 
-    def show(self, result: PreferenceScores) -> None:
+    def show(self, result: PreferenceScores | RankedCompletions) -> None:
         """Write the files and print the summary."""
         data = result.data
         data["versions"]["trl_dpo_ext"] = __version__
@@ -138,17 +145,19 @@ class _Job:
         if self.ours.json != "-":
             show(data, make_console())
 
-    def _written(self, result: PreferenceScores) -> Written:
+    def _written(self, result: PreferenceScores | RankedCompletions) -> Written:
         recorded = {**result.data["arguments"], "versions": result.data["versions"]}
+        if isinstance(result, RankedCompletions):
+            return result.write(Path(self.ours.output), recorded, self.ours.overwrite)
         return write_scored(
             Path(self.ours.output), result.pairs, result.measures, self.selection, recorded, self.ours.overwrite
         )
 
-    def finished(self, result: PreferenceScores) -> int:
+    def finished(self, result: PreferenceScores | RankedCompletions) -> int:
         """Remove the work folder of the output, and return the exit status."""
         if self.is_first and self.ours.output and not self.ours.work_dir and self.work_dir is not None:
             shutil.rmtree(self.work_dir, ignore_errors=True)
-        found, least = result.data["accuracy"]["accuracy"], self.ours.min_accuracy
+        found, least = result.accuracy, self.ours.min_accuracy
         if least is None or (found is not None and found >= least):
             return 0
         if self.is_first:
@@ -156,11 +165,11 @@ class _Job:
         return 1
 
 
-def _plans(
+def _arranged(
     ours: argparse.Namespace, arguments: Arguments, dataset: Any, problems: list[str]
-) -> tuple[ScorePlan | None, ScorePlan | None]:
+) -> tuple[Arrangement | None, Arrangement | None]:
     """What to run for the policy and for the one to compare with; problems are added to a list."""
-    plans: list[ScorePlan | None] = [None, None]
+    arranged: list[Arrangement | None] = [None, None]
     args = _args(ours, arguments)
     wanted = Wanted.of(args, adapter=ours.ref_adapter, free=ours.reference_free is not None)
     for at, name in enumerate((arguments.model.model_name_or_path, ours.compare)):
@@ -170,8 +179,9 @@ def _plans(
             args = copy.copy(args)
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": "main"}
         with collecting(problems, ImportError):
-            plans[at] = ScorePlan.build(name, dataset, None, args, wanted, get_quantization_config(arguments.model))
-    return plans[0], plans[1]
+            plan = ScorePlan.build(name, dataset, None, args, wanted, get_quantization_config(arguments.model))
+            arranged[at] = Arrangement.of(plan, ours.protocol, ours.rank)
+    return arranged[0], arranged[1]
 
 
 def _named(found: Scored) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def _problems(ours: argparse.Namespace) -> list[str]:
     if not ours.output:
         unused = [name for name in ("keep", "relabel", "weigh", "overwrite") if getattr(ours, name)]
         problems += [f"--{name} changes what is written: set --output." for name in unused]
+    if ours.rank:
+        pairs = ("keep", "relabel", "weigh", "compare", "score_columns")
+        problems += [f"--{name} is about pairs: remove it, or --rank." for name in pairs if getattr(ours, name)]
     if ours.min_accuracy is not None and not 0 <= ours.min_accuracy <= 1:
         problems.append(f"--min_accuracy must be between 0 and 1; got {ours.min_accuracy}.")
     if ours.max_tokens is not None and ours.max_tokens < 1:
@@ -92,6 +95,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="what log-ratios of tokens become (default: sum)",
     )
     add("--reference_free", choices=("sum", "mean", "norm"), help="score without a reference")
+    add(
+        "--protocol",
+        choices=("train", "rewardbench"),
+        default="train",
+        help="how rows become tokens: as in training, or as in RewardBench, with its beta of 1 (default: train)",
+    )
+    add("--rank", action="store_true", help="score any number of completions per prompt, and compare their order")
     add("--compare", metavar="POLICY", help="compare with a second policy on the same rows, by a paired test")
     add("--min_accuracy", type=float, metavar="X", help="exit with status 1 below this accuracy")
     add("--work_dir", metavar="DIR", help="keep log-probs here (default: OUTPUT.work, removed at the end)")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from .. import _trl
 from ..data.dataset_columns import map_columns
 from ..data.findings import ROW
 from ..errors import InputError
@@ -40,7 +41,7 @@ class Arrangement:
         places: (completions, 2) int64, row and side of each completion among the rows of the plan; None for pairs as
             the plan scores them.
         groups: of the completions, if a prompt may have any number of them.
-        numbers: (pairs,) int64, loaded row of each pair.
+        paired: token ids of the pairs, with the numbers of their loaded rows; the chosen side's prompt stands for both.
         cut: (pairs or prompts,) bool, where token ids were removed before the plan gets them.
     """
 
@@ -49,7 +50,7 @@ class Arrangement:
     protocol: Protocol = "train"
     places: npt.NDArray[np.int64] | None = None
     groups: Groups | None = None
-    numbers: npt.NDArray[np.int64] | None = None
+    paired: Dataset | None = None
     cut: npt.NDArray[np.bool_] | None = None
 
     @classmethod
@@ -115,7 +116,8 @@ class Arrangement:
         args.max_length = None
         arranged = replace(plan, rows=token_rows(sequences), args=args)
         cut = np.array([row.cut for row in found], bool)
-        return cls(arranged, plan.rows, "rewardbench", places, groups, numbers, cut)
+        pairs = None if groups is not None else _paired(found, numbers)
+        return cls(arranged, plan.rows, "rewardbench", places, groups, pairs, cut)
 
     def completions(self, scored: Scored) -> SideScores:
         """Return the scores of all completions, in the order of the groups.
@@ -146,10 +148,10 @@ class Arrangement:
         Args:
             scored: what the plan has found.
         """
-        if self.places is None or self.numbers is None:
+        if self.places is None or self.paired is None:
             return self.described(scored)
         every, keys = self.completions(scored), scored.rows.keys
-        total, numbers = len(self.loaded), self.numbers
+        total, numbers = len(self.loaded), np.array(self.paired[ROW][:], np.int64)
 
         def placed(values: Any, empty: Any) -> Any:
             array = np.full(total, empty, values.dtype)
@@ -167,7 +169,13 @@ class Arrangement:
         same = placed((keys.keys[:, 0] == keys.keys[:, 1]).all(axis=1), False)
         status = status_of(chosen, rejected, placed(self.cut, False), same, scored.reference is not None)
         pairs = PairScores(np.arange(total), status, chosen, rejected, beta=self.beta(scored), columns=self.loaded)
-        return replace(self.described(scored), pairs=pairs, rows=replace(scored.rows, keys=keys))
+        return replace(self.described(scored), pairs=pairs, rows=replace(scored.rows, dataset=self.paired, keys=keys))
+
+
+def _paired(found: Sequence[BenchSequences], numbers: npt.NDArray[np.int64]) -> Dataset:
+    chosen, rejected = ([row.sequences[side] for row in found] for side in (0, 1))
+    ids = [each.prompt for each in chosen], [each.completion for each in chosen], [each.completion for each in rejected]
+    return Dataset.from_dict({ROW: numbers, **dict(zip(_trl.TOKEN_IDS, ids, strict=True))})
 
 
 def _arrays(side: SideScores) -> list[npt.NDArray[Any]]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset, Features, Image, Value, Video
+from datasets import Audio, Dataset, Features, Image, Video
 
 from ..errors import InputError
 from ..statistics import finite
@@ -123,9 +124,7 @@ def write_scored(
         added[RELABELED] = pa.array(selected.relabeled ^ before)
     if selected.weights is not None:
         added[selection.weight_column] = pa.array(selected.weights)
-    rows = _Rows(dataset, added, selected, selection)
-    with _aside(file) as aside:
-        (_write_parquet if file.suffix == ".parquet" else _write_lines)(aside, rows, recorded)
+    _write(file, _Rows(dataset, added, selected, selection), recorded)
     replaced = [name for name in added if name in dataset.column_names]
     lone = [name for name in alone(dataset.column_names) if name not in selection.signed] if selection.relabel else []
     notes = [f"{name!r} has no partner for the other side; relabeled rows keep its value." for name in lone]
@@ -133,6 +132,37 @@ def write_scored(
     if not counts["kept"]:
         notes.insert(0, f"{file} has 0 rows: no row is kept.")
     return Written(str(file), counts["kept"], [name for name in added if name not in replaced], replaced, counts, notes)
+
+
+def write_columns(
+    file: Path, dataset: Dataset, added: Mapping[str, pa.Array], recorded: Mapping[str, Any], overwrite: bool = False
+) -> Written:
+    """Write all rows of a split, in their order, with more columns; aside first, then renamed.
+
+    Args:
+        file: ends in `.parquet` or `.jsonl`.
+        dataset: the split.
+        added: columns, one value per row.
+        recorded: the metadata of a Parquet file.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        InputError: see `output_problems`; or the file cannot be written.
+    """
+    dataset, selection = dataset.with_format(None), Selection()
+    problems = output_problems(file, dataset, selection, overwrite)
+    if problems:
+        raise InputError(*problems)
+    rows = len(dataset)
+    selected = Selected(np.zeros(rows, bool), np.ones(rows, bool), None)
+    _write(file, _Rows(dataset, added, selected, selection), recorded)
+    replaced = [name for name in added if name in dataset.column_names]
+    return Written(str(file), rows, [name for name in added if name not in replaced], replaced, selected.counts(), [])
+
+
+def _write(file: Path, rows: _Rows, recorded: Mapping[str, Any]) -> None:
+    with _aside(file) as aside:
+        (_write_parquet if file.suffix == ".parquet" else _write_lines)(aside, rows, recorded)
 
 
 def _without_text(dataset: Dataset) -> list[str]:
@@ -162,8 +192,7 @@ class _Rows:
             changed = exchanged_types(dataset.features.arrow_schema)
             made = Features.from_arrow_schema(pa.schema([*changed.items()]))
             features |= made
-        for name, column in added.items():
-            features[name] = TYPES[name] if name in TYPES else Value("bool" if column.type == pa.bool_() else "float64")
+        features |= Features.from_arrow_schema(pa.schema([(name, column.type) for name, column in added.items()]))
         self.features = Features(features)
 
     def tables(self) -> Iterator[pa.Table]:

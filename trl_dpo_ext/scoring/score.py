@@ -65,6 +65,11 @@ class PreferenceScores:
         right = self.measures.margin[mask] > 0
         return finite(section_table(names, right, self.pairs.chosen.tokens[mask], self.pairs.rejected.tokens[mask]))
 
+    @property
+    def accuracy(self) -> float | None:
+        """Share of pairs whose chosen side has the higher reward; ties count one half."""
+        return self.data["accuracy"]["accuracy"]
+
     def json(self) -> str:
         """Return `data` as JSON text."""
         return json.dumps(self.data, ensure_ascii=False, allow_nan=False, indent=1)

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .blocks import round_widths
+from .ranking.words import ranking_facts
+from .rewardbench.words import best_of_facts, section_facts
 from .words import counts_sentence, decimal, number, output_sentence, plural, rate, rate_with_interval, signed
 
 _LABEL = 19
@@ -24,24 +26,45 @@ def show(data: Mapping[str, Any], console: Console) -> None:
     """Print the statistics of scored pairs.
 
     Args:
-        data: of `summarize`, with the blocks `output` and `compare` where there are any.
+        data: of `summarize`, with the blocks `output`, `compare` and `rewardbench` where there are any; or of
+            `RankedCompletions`.
         console: where to.
     """
     _facts(header_facts(data), console, 9)
     console.print()
-    _facts(facts_about_pairs(data), console)
-    if data["accuracy"]["n"]:
-        console.print()
-        for part in (_baselines, _scores, _subsets, _comparison):
-            part(data, console)
-        console.print()
-        _facts([("margin", margin_bins(data["margin"]["histogram"]))], console)
+    (_ranking if "ranking" in data else _pairs)(data, console)
     for note in data["notes"]:
         _facts([("note", note)], console)
     if data.get("output"):
         console.print(Text(output_sentence(data["output"])))
         for note in data["output"]["notes"]:
             _facts([("note", note)], console)
+
+
+def _pairs(data: Mapping[str, Any], console: Console) -> None:
+    _facts(facts_about_pairs(data), console)
+    if not data["accuracy"]["n"]:
+        return
+    console.print()
+    for part in (_baselines, _scores, _subsets, _sections, _comparison):
+        part(data, console)
+    console.print()
+    _facts([("margin", margin_bins(data["margin"]["histogram"]))], console)
+
+
+def _ranking(data: Mapping[str, Any], console: Console) -> None:
+    _facts(ranking_facts(data["ranking"]), console)
+    if data["rewardbench_2"]:
+        console.print()
+        console.print(Text("RewardBench 2", style="bold"))
+        _facts(best_of_facts(data["rewardbench_2"]), console, 24, "  ")
+
+
+def _sections(data: Mapping[str, Any], console: Console) -> None:
+    if data.get("rewardbench"):
+        console.print()
+        console.print(Text("RewardBench (ties are wrong)", style="bold"))
+        _facts(section_facts(data["rewardbench"]), console, 24, "  ")
 
 
 def show_counts(counts: Mapping[str, int], file: str, console: Console) -> None:
@@ -65,11 +88,16 @@ def header_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if arguments["reference_free"]:
         yield "Reference", f"none; rewards are the {KINDS[arguments['reference_free']]} of the policy"
     source = ", ".join(str(arguments[name]) for name in ("dataset", "split") if arguments.get(name))
-    states = [f"{number(rows[name])} {name}" for name in ("dropped", "cut", "identical")]
-    states += [f"{number(rows['nonfinite'])} not finite"] if rows["nonfinite"] else []
-    counted = f"{plural(rows['scored'], 'pair')} scored, {', '.join(states)}; beta {arguments['beta']:g}"
+    if "ranking" in data:
+        counted = f"{plural(rows['loaded'], 'row')}; beta {arguments['beta']:g}"
+    else:
+        states = [f"{number(rows[name])} {name}" for name in ("dropped", "cut", "identical")]
+        states += [f"{number(rows['nonfinite'])} not finite"] if rows["nonfinite"] else []
+        counted = f"{plural(rows['scored'], 'pair')} scored, {', '.join(states)}; beta {arguments['beta']:g}"
     if arguments["normalize"] == "mean":
         counted += ", log-ratios per token"
+    if arguments.get("protocol") == "rewardbench":
+        counted += "; tokenized as RewardBench does"
     yield "Data", f"{source}: {counted}" if source else counted
 
 
@@ -201,8 +229,13 @@ def _comparison(data: Mapping[str, Any], console: Console) -> None:
     low, high = (f"{100 * edge:+.1f}" for edge in block["interval"])
     alone = f"right alone: first {number(block['first_only'])}, second {number(block['second_only'])}"
     difference = f"{100 * block['difference']:+.1f} points ({low} to {high}; paired bootstrap)"
-    facts = [("second policy", str(block.get("policy", "")))] if block.get("policy") else []
+    facts = [(f"second {name}", str(block[name])) for name in ("policy", "reference") if block.get(name)]
     facts.append(("second accuracy", f"{rate_with_interval(block['second'])}; difference {difference}; {alone}"))
+    margin = block["margin"]
+    low, high = (signed(edge) for edge in margin["interval"])
+    facts.append(
+        ("second margin", f"{signed(margin['second'])}; difference {signed(margin['difference'])} ({low} to {high})")
+    )
     _facts(facts, console)
 
 

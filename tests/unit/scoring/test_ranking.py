@@ -110,13 +110,17 @@ class TestSummary:
         assert (found["tau_b"], found["top1"]["accuracy"]) == ({"mean": None, "n": 0}, 0.5)
 
 
+def _plain(scored: GroupScores) -> dict[str, list[Any]]:
+    return {name: column.to_pylist() for name, column in ranking_columns(scored).items()}
+
+
 class TestColumns:
     def test_rows_with_lists_get_rewards_and_order(self) -> None:
-        columns = ranking_columns(_scored([[1, NAN, 3], [], [2]], [[NAN] * 3, [], [NAN]]))
+        columns = _plain(_scored([[1, NAN, 3], [], [2]], [[NAN] * 3, [], [NAN]]))
         assert columns == {"dpo_rewards": [[1.0, None, 3.0], [], [2.0]], "dpo_order": [[2, 0, 1], [], [0]]}
 
     def test_rows_with_one_completion_get_their_reward_and_rank_wherever_they_stand(self) -> None:
-        columns = ranking_columns(_scored([[1, 2], [5, NAN]], [[NAN] * 2] * 2, places=[0, 3, 2, 1]))
+        columns = _plain(_scored([[1, 2], [5, NAN]], [[NAN] * 2] * 2, places=[0, 3, 2, 1]))
         assert columns == {"dpo_reward": [1.0, None, 5.0, 2.0], "dpo_rank": [1, None, 0, 0]}
 
 

@@ -157,7 +157,7 @@ class TestSeveralAnswers:
                   if row["subset"] == "Focus"]  # fmt: skip
         for row, theirs in single:
             table = best_of.best_of_table(*self._columns([row]))
-            assert table["subsets"]["Focus"]["score"] == pytest.approx(theirs, rel=1e-12)
+            assert table["subsets"]["Focus"]["accuracy"] == pytest.approx(theirs, rel=1e-12)
         assert len({theirs for _, theirs in single}) == 4
 
     def test_the_score_of_ties_is_rewardbenchs(self) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ...statistics import finite, wilson
 from ..pair_scores import SideScores
 from .agreement import PairCounts, best_first, top_credit
 
 Floats = npt.NDArray[np.float64]
+_INDICES = pa.list_(pa.int32())
 
 
 @dataclass(frozen=True)
@@ -103,24 +105,22 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def ranking_columns(scored: GroupScores) -> dict[str, list[Any]]:
+def ranking_columns(scored: GroupScores) -> dict[str, pa.Array]:
     """Return the columns that are written, one value per row of the loaded split.
 
     Rows with lists of completions get `dpo_rewards`, and `dpo_order` (indices, the best first, ties by index); rows
-    with one completion each get `dpo_reward`, and `dpo_rank` among those of their prompt, from 0 for the best.
+    with one completion each get `dpo_reward`, and `dpo_rank` among those of their prompt, from 0 for the best. Null
+    stands for completions without finite log-probs.
     """
     if scored.groups.in_lists:
         found = [rewards for rewards, _ in scored]
-        return {
-            "dpo_rewards": [finite(each.tolist()) for each in found],
-            "dpo_order": [best_first(each) for each in found],
-        }
-    rewards: list[Any] = [None] * len(scored.rewards)
-    ranks: list[Any] = [None] * len(scored.rewards)
+        rewards = pa.array([finite(each.tolist()) for each in found], pa.list_(pa.float64()))
+        return {"dpo_rewards": rewards, "dpo_order": pa.array([best_first(each) for each in found], _INDICES)}
+    rewards = np.full(len(scored.rewards), np.nan)
+    ranks = np.zeros(len(scored.rewards), np.int32)
     for where in scored.groups:
-        places = scored.groups.places[where].tolist()
-        values = scored.rewards[where]
-        for rank, at in enumerate(best_first(values)):
-            if np.isfinite(values[at]):
-                rewards[places[at]], ranks[places[at]] = float(values[at]), rank
-    return {"dpo_reward": rewards, "dpo_rank": ranks}
+        places, values = scored.groups.places[where], scored.rewards[where]
+        rewards[places] = values
+        ranks[places[best_first(values)]] = np.arange(len(values))
+    unknown = ~np.isfinite(rewards)
+    return {"dpo_reward": pa.array(rewards, mask=unknown), "dpo_rank": pa.array(ranks, mask=unknown)}

@@ -6,15 +6,18 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from ...statistics import finite
 from ..arrangement import Arrangement
 from ..column_values import labels
 from ..measures import score_of
+from ..output import Written, write_columns
 from ..plan import Scored
 from ..rewardbench.best_of import SUBSETS, TIES, best_of_table, check_ties
 from ..summary import SummaryOptions, heading
@@ -45,7 +48,7 @@ class RankedCompletions:
         return cls(arrangement.described(scored), found, options, dict(described))
 
     @functools.cached_property
-    def columns(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, pa.Array]:
         """The columns that are written, one value per loaded row."""
         return ranking_columns(self.groups)
 
@@ -79,6 +82,15 @@ class RankedCompletions:
             [right[at] for at in complete],
         )
         return {**table, "left_out": len(rewards) - len(complete)}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the pairs of completions ordered by the given scores whose rewards have the same order."""
+        return self.data["ranking"]["pairs"]["accuracy"]
+
+    def write(self, file: Path, recorded: Mapping[str, Any], overwrite: bool = False) -> Written:
+        """Write the loaded rows with `columns`; see `write_columns`."""
+        return write_columns(file, self.groups.columns, self.columns, recorded, overwrite)
 
     def json(self) -> str:
         """Return `data` as JSON text."""

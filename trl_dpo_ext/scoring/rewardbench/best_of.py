@@ -146,7 +146,8 @@ def best_of_table(
             continue
         credit = sum(top_credit(scores[at], np.arange(len(scores[at])) < right[at]) for at in places)
         number = len(places)
-        found[str(name)] = {"n": number, "score": credit / number, "interval": wilson(credit, number)}
-    values = [found[name]["score"] for name in SUBSETS if name in found]
-    complete = len(values) == len(SUBSETS) and None not in values
-    return {"subsets": found, "mean_of_subsets": float(np.mean(values)) if complete else None}
+        found[str(name)] = {"n": number, "accuracy": credit / number, "interval": wilson(credit, number)}
+    values = [found[name].get("accuracy", found[name].get("score")) for name in SUBSETS if name in found]
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if len(known) == len(SUBSETS) else None
+    return {"subsets": found, "mean_of_subsets": mean}
