@@ -13,6 +13,7 @@ from tests.support import scoring, tiny
 from trl_dpo_ext import score_preferences
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.scoring.sequences import score_sequences
+from trl_dpo_ext.scoring.texts import texts_of
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,28 @@ def test_a_full_model_without_a_recorded_start_needs_a_reference(tmp_path, model
     )
     assert np.isnan(free.pairs.chosen.ref).all()
     assert free.pairs.status.tolist() == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("broken", ["one token", "everything"])
+def test_rows_without_finite_log_probs_are_counted_and_named(tmp_path, models, broken):
+    data = tiny.preferences(4)
+    model = loaded(models, "policy")
+    with torch.no_grad():
+        weights = model.model.embed_tokens.weight
+        weights[tiny.tokenizer()("paris")["input_ids"][0] if broken == "one token" else slice(None)] = float("nan")
+    result = score_preferences(
+        model,
+        data,
+        tiny.tokenizer(),
+        scoring.config(tmp_path),
+        reference=loaded(models, "base"),
+        work_dir=tmp_path / "w",
+    )
+    bad = 1 if broken == "one token" else 4
+    assert result.pairs.status.tolist() == ["nonfinite"] * bad + ["ok"] * (4 - bad)
+    assert result.data["rows"]["nonfinite_rows"] == list(range(bad))
+    assert "are not finite (rows 0" in " ".join(result.data["notes"])
+    assert result.pairs.chosen.tokens.min() > 0
+    texts = texts_of(result.scored, [0])[0]
+    assert texts is not None
+    assert np.isnan(texts.chosen_ratios).all()

@@ -139,7 +139,7 @@ class _Job:
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
             _write(self.ours.json, result.json())
-        if self.ours.html:
+        if self.ours.html and isinstance(result, PreferenceScores):
             texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
             _write(self.ours.html, page(data, result.pairs, texts))
         if self.ours.json != "-":

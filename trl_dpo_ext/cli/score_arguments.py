@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,12 @@ _REFERENCE: dict[str, dict[str, Any]] = {
     "ref_model_name_or_path": {"metavar": "NAME", "help": "the reference, if it is not the adapter's base"},
     "ref_model_revision": {"metavar": "REVISION", "help": "revision of the reference"},
     "ref_quantization": {"metavar": "KIND", "help": "quantize the reference: nf4, fp4 or int8"},
-    "ref_double_quant": {"action": "store_true", "help": "quantize the scales of a 4-bit reference, too"},
+    "ref_double_quant": {
+        "nargs": "?",
+        "const": "true",
+        "choices": ("true", "false"),
+        "help": "quantize scales",
+    },
     "ref_compute_dtype": {"metavar": "DTYPE", "help": "in which a 4-bit reference multiplies"},
     "ref_skip_modules": {"nargs": "+", "metavar": "NAME", "help": "modules of the reference to leave unquantized"},
     "ref_dtype": {"metavar": "DTYPE", "help": "dtype of the reference's weights"},
@@ -31,7 +37,9 @@ def read_score_arguments(argv: Sequence[str], prog: str) -> tuple[argparse.Names
     """
     ours, flags = _parser(prog).parse_known_args(argv)
     given = {name: vars(ours).pop(name) for name in _REFERENCE}
-    ours.reference_options = {name: value for name, value in given.items() if value not in (None, False)}
+    ours.reference_options = {name: value for name, value in given.items() if value is not None}
+    if "ref_double_quant" in ours.reference_options:
+        ours.reference_options["ref_double_quant"] = given["ref_double_quant"] == "true"
     default = SimpleNamespace(bf16=None, bf16_full_eval=False, fp16=False, use_cpu=False)
     if precision_problems(default) and not _PRECISION & given_options(flags):
         flags = [*flags, "--bf16", "false"]  # a machine without a GPU computes in float32
@@ -46,10 +54,16 @@ def _problems(ours: argparse.Namespace) -> list[str]:
         unused = [name for name in ("keep", "relabel", "weigh", "overwrite") if getattr(ours, name)]
         problems += [f"--{name} changes what is written: set --output." for name in unused]
     if ours.rank:
-        pairs = ("keep", "relabel", "weigh", "compare", "score_columns")
+        pairs = ("keep", "relabel", "weigh", "compare", "score_columns", "html")
         problems += [f"--{name} is about pairs: remove it, or --rank." for name in pairs if getattr(ours, name)]
     if ours.min_accuracy is not None and not 0 <= ours.min_accuracy <= 1:
         problems.append(f"--min_accuracy must be between 0 and 1; got {ours.min_accuracy}.")
+    if ours.html_rows < 0:
+        problems.append(f"--html_rows must be 0 or more; got {ours.html_rows}.")
+    files = {name: getattr(ours, name) for name in ("json", "html") if getattr(ours, name) not in (None, "-")}
+    problems += [
+        f"--{name} {file}: the folder does not exist." for name, file in files.items() if not Path(file).parent.is_dir()
+    ]
     if ours.max_tokens is not None and ours.max_tokens < 1:
         problems.append(f"--max_tokens must be at least 1; got {ours.max_tokens}.")
     return problems

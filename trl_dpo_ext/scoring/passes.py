@@ -59,11 +59,11 @@ class LogProbs:
     def of_rows(self, keys: RowKeys) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Sum and Euclidean norm of both sides' token log-probs, (rows, 2) each; NaN where they are not finite."""
         places = self.table.index.find(keys.keys.reshape(-1, 2)).reshape(keys.scored.shape)
-        flat = self.table.flat.astype(np.float64)
-        sums, squares = (np.add.reduceat(np.append(each, 0), self.table.offsets[:-1]) for each in (flat, flat * flat))
-        has = (keys.scored > 0) & (places >= 0)  # those that are not finite are not there
-        found = [np.where(has, values[places], np.nan) for values in (sums, np.sqrt(squares))]
-        return found[0].astype(np.float32), found[1].astype(np.float32)
+        places[keys.scored == 0] = -1
+        flat = np.append(self.table.flat.astype(np.float64), 0)
+        totals = (np.add.reduceat(values, self.table.offsets[:-1]) for values in (flat, flat * flat))
+        sums, squares = (np.append(values, np.nan)[places] for values in totals)  # the last one is of none
+        return sums.astype(np.float32), np.sqrt(squares).astype(np.float32)
 
     def of_tokens(self, keys: RowKeys, row: int) -> list[npt.NDArray[np.float32]]:
         """Token log-probs of both sides of one row, (scored tokens,) each."""

@@ -11,6 +11,8 @@ from torch import nn
 from .weights import base_tensors
 
 _SAMPLED = 16
+_NAN = -1e300
+"""Stands for NaN, which equals nothing, so that broken weights count as unchanged."""
 
 
 def version(model: nn.Module) -> int:
@@ -56,4 +58,5 @@ class WeightsState:
 
 def _sample(parameter: torch.Tensor) -> list[float]:
     values = parameter.detach().flatten()
-    return values[:: max(len(values) // _SAMPLED, 1)].to("cpu", torch.float64).tolist()
+    some = values[:: max(len(values) // _SAMPLED, 1)].to("cpu", torch.float64)
+    return torch.where(some.isnan(), _NAN, some).tolist()
