@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.memory import clear_device_cache
 
@@ -177,3 +178,12 @@ def test_clearing_the_devices_cache_collects_garbage_first() -> None:
     finally:
         gc.enable()
     assert alive() is None, seam("clear_device_cache(garbage_collection=True)", "_trl/reference.py")
+
+
+def test_the_state_of_a_process_is_shared_and_says_whether_it_was_made(accelerator: Accelerator) -> None:
+    mend = "distributed/launch.py (plugin_in_use)"
+    assert is_initialized(), seam("is_initialized() is true once there is an accelerator", mend)
+    assert vars(AcceleratorState()) is vars(accelerator.state), seam(
+        "AcceleratorState() is that of the accelerator", mend
+    )
+    assert AcceleratorState().deepspeed_plugin is None, seam("deepspeed_plugin is None without DeepSpeed", mend)

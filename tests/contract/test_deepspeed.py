@@ -73,3 +73,15 @@ def test_the_line_about_the_cpu_is_logged_by_deepspeeds_logger() -> None:
     assert deepspeed.utils.logger.name == "DeepSpeed", seam("the logger's name", mend)
     source = inspect.getsource(deepspeed.accelerator.real_accelerator)
     assert '"Setting accelerator to CPU.' in source, seam("the line's start", mend)
+
+
+def test_a_second_accelerator_takes_its_plugin_from_the_state_alone() -> None:
+    from accelerate import Accelerator
+    from transformers import Trainer
+
+    source = inspect.getsource(Accelerator.__init__)
+    mend = "distributed/launch.py (plugin_in_use)"
+    assert "You cannot pass in a `deepspeed_plugin` when creating a second" in source, seam("a plugin is refused", mend)
+    assert "deepspeed_plugins = AcceleratorState().deepspeed_plugins" in source, seam("the state has the plugin", mend)
+    made = inspect.getsource(Trainer._build_accelerator_args)
+    assert "self.args.deepspeed_plugin" in made, seam("transformers passes args.deepspeed_plugin", mend)

@@ -13,10 +13,11 @@ from trl.trainer import dpo_trainer
 
 from tests.support import runs, tiny
 from tests.support.seams import moved
-from trl_dpo_ext._trl import temporarily
+from trl_dpo_ext._trl import borrowed, temporarily, without_frozen_copy
 from trl_dpo_ext.reference.identity.weights import adapters_start_apart
 
 ADAPTERS = "_trl/adapters.py"
+BORROWED = "_trl/borrowed.py"
 LORA = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 QV = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 
@@ -148,3 +149,39 @@ def test_which_adapters_start_as_the_model_that_they_adapt(name: str, settings: 
     assert adapters_start_apart(model) == starts_apart, moved(
         "peft", f"whether {name} starts as its base", "reference/identity/weights.py (_starts_apart)"
     )
+
+
+def test_a_policy_whose_frozen_copy_is_hidden_runs_with_its_adapter_off(tmp_path) -> None:
+    model = continued()
+    trainer = runs.trainer(tmp_path, DPOTrainer, model=model)
+    batch = trainer.data_collator([trainer.train_dataset[at] for at in range(2)])
+    with_copy, _ = trainer.compute_ref_log_probs(model, batch)
+    with without_frozen_copy(model):
+        without, _ = trainer.compute_ref_log_probs(model, batch)
+    again, _ = trainer.compute_ref_log_probs(model, batch)
+    fact = 'compute_ref_log_probs looks for "ref" in peft_config, and turns adapters off without it'
+    assert torch.equal(with_copy, again), moved("trl", fact, "_trl/frozen_copy.py (without_frozen_copy)")
+    assert not torch.allclose(with_copy, without), moved("trl", fact, "_trl/frozen_copy.py (without_frozen_copy)")
+    plain = runs.trainer(tmp_path / "base", DPOTrainer, ref_model=tiny.model())
+    base, _ = plain.compute_ref_log_probs(plain.ref_model, batch)
+    assert torch.allclose(without, base, atol=1e-4), moved("trl", fact, "_trl/frozen_copy.py (without_frozen_copy)")
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "adapter"])
+def test_a_borrowed_model_is_given_back_as_it_was(tmp_path, adapted: bool) -> None:
+    model = continued() if adapted else tiny.model()
+    model.requires_grad_(False)
+    causal = model.get_base_model() if adapted else model
+    causal.config.pad_token_id = causal.generation_config.pad_token_id = 7
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with borrowed(model):
+        runs.trainer(tmp_path, DPOTrainer, model=model, ref_model=None if adapted else tiny.model(1))
+        assert "forward" in vars(causal), moved("trl", "the head that computes log-probs replaces `forward`", BORROWED)
+        assert causal.config.pad_token_id == 0, moved("trl", "the constructor sets the model's pad token", BORROWED)
+        assert ("ref" in getattr(model, "peft_config", {})) == adapted, moved("trl", "it adds the copy", BORROWED)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert "forward" not in vars(causal)
+    assert causal.config.pad_token_id == causal.generation_config.pad_token_id == 7

@@ -42,3 +42,17 @@ def test_a_prompt_alone_is_tokenized_as_before_an_answer(conversational: bool, h
     args = SimpleNamespace(dataset_num_proc=None, max_length=None)
     prepared = _trl.preparation(tokenizer)(data, tokenizer, args, "train")
     assert [*_trl.prompt_tokens(tokenizer, data)] == prepared["prompt_ids"][:], seam("_tokenize")
+
+
+def test_every_preparation_of_a_dataset_goes_through_one_method_of_its_class(host: Any, tmp_path) -> None:
+    data, args, tokenizer = tiny.preferences(3), runs.config(tmp_path), tiny.tokenizer()
+    once = _trl.preparation(tokenizer)(data, tokenizer, args, "train")
+    short = once.map(lambda row: {"chosen_ids": row["chosen_ids"][:1]})
+    again = host._prepare_dataset(short, tokenizer, args, "train")
+    assert again["chosen_ids"][:] == once["chosen_ids"][:], seam("_prepare_dataset tokenizes tokenized rows again")
+    with _trl.tokens_kept():
+        for prepare in (host._prepare_dataset, _trl.preparation(tokenizer)):
+            assert prepare(short, tokenizer, args, "train") is short, seam("_prepare_dataset is found on the class")
+            assert prepare(data, tokenizer, args, "train")["chosen_ids"][:] == once["chosen_ids"][:]
+    trainer = runs.trainer(tmp_path, DPOTrainer, ref_model=tiny.model(1), train_dataset=data)
+    assert trainer.train_dataset["chosen_ids"][:] == once["chosen_ids"][:]

@@ -87,6 +87,7 @@ OVERRIDES = {
 """Method of a foreign base class that a class of ours overrides -> the test of who calls it, and with what."""
 
 DEEP_IMPORTS = {
+    "accelerate.state": "test_accelerate.py::test_the_state_of_a_process_is_shared_and_says_whether_it_was_made",
     "accelerate.utils.fsdp_utils": "test_accelerate.py::test_the_wrapping_policy_of_fsdp2_picks_the_decoder_layers",
     "accelerate.utils.memory": "test_accelerate.py::test_clearing_the_devices_cache_collects_garbage_first",
     "deepspeed.runtime.zero.partition_parameters": "test_deepspeed.py::test_a_sharded_parameter_says_that_it_is_all_here_by_its_status",
