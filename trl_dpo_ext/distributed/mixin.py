@@ -65,11 +65,12 @@ class DistributedTrainerMixin(Trainer):
         self._save_run(checkpoint)
 
     def _save_run(self, folder: Path) -> None:
-        models = {"start": self.started_from, "reference": self.args.ref_model_name_or_path}
-        resumption.save_run(self._described_run(), folder, models)
+        resumption.save_run(self._described_run(), folder)
 
     def _described_run(self) -> dict[str, Any]:
-        return resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
+        described = resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
+        models = {"start": self.started_from, "reference": self.args.ref_model_name_or_path}
+        return {**described, **resumption.reached_from(Path(str(self.args.output_dir)), models)}
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read what `save_extra_state` wrote."""

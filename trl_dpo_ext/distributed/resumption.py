@@ -33,37 +33,51 @@ def describe_run(losses: str, optimizer: Any, dataset: Any) -> dict[str, Any]:
     return {"losses": losses, "optim": str(getattr(optimizer, "value", optimizer)), "data": _fingerprint(dataset)}
 
 
-def save_run(run: Mapping[str, Any], folder: Path, models: Mapping[str, str | None] | None = None) -> None:
-    """Write a run's description into a checkpoint, or into the folder of its result.
-
-    Args:
-        run: of `describe_run`.
-        folder: that exists.
-        models: names of models that the run has read; folders are written as they are reached from `folder`.
-    """
-    named = {what: _reached_from(folder, name) for what, name in (models or {}).items()}
-    text = json.dumps({**run, **named}, indent=1, ensure_ascii=False)
+def save_run(run: Mapping[str, Any], folder: Path) -> None:
+    """Write a run's description into a checkpoint, or into the folder of its result, beside what that has of it."""
+    text = json.dumps({**_read_run(folder), **run}, indent=1, ensure_ascii=False)
     (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
-def _reached_from(folder: Path, name: str | None) -> str | None:
+def reached_from(output: Path, models: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Name models for the description of a run, folders as they are reached from its output folder.
+
+    Args:
+        output: the output folder.
+        models: their names, or None.
+    """
+    return {what: _reached_from(output, name) for what, name in models.items()}
+
+
+def _reached_from(output: Path, name: str | None) -> str | None:
     if name is None or not Path(name).is_dir():
         return name
     try:
-        return Path(os.path.relpath(name, folder)).as_posix()
+        return Path(os.path.relpath(name, output)).as_posix()
     except ValueError:  # on another drive
         return str(Path(name).absolute())
 
 
 def recorded_models(folder: Path) -> dict[str, str]:
-    """Return the models that `save_run` has written into a folder, as they can be loaded; empty without them."""
+    """Return the models that a run has named, as they can be loaded; empty where its folder names none.
+
+    Args:
+        folder: of the run, or one of its checkpoints.
+    """
+    run, found = _read_run(folder), {}
+    output = folder.parent if folder.name.startswith("checkpoint-") else folder
+    for what in ("start", "reference"):
+        if isinstance(name := run.get(what), str) and name:
+            found[what] = os.path.normpath(output / name) if (output / name).is_dir() else name
+    return found
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        named = {what: run.get(what) for what in ("start", "reference")}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return {}
-    found = {what: name for what, name in named.items() if isinstance(name, str) and name}
-    return {what: str(folder / name) if (folder / name).is_dir() else name for what, name in found.items()}
+    return run if isinstance(run, dict) else {}
 
 
 def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
