@@ -35,18 +35,20 @@ def environment() -> dict[str, str]:
     return ours | {name: value for name, value in os.environ.items() if name != "PATH"}
 
 
-def launch(command: list[str], log: Path) -> None:
-    """Run ``command`` and show its progress; if it fails, exit with the end of its output."""
+def launch(command: list[str], log: Path, show: bool = True) -> None:
+    """Run ``command`` and show its progress unless told not to; if it fails, exit with the end of its output."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment())
     assert process.stdout is not None
     shown = b""
     with log.open("wb") as file:
         while piece := os.read(process.stdout.fileno(), 4096):
             file.write(piece)
-            shown = _show(shown + piece)
+            shown = _show(shown + piece) if show else b""
     if process.wait() != 0:
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise SystemExit(f"{tail}\nTraining failed with status {process.returncode}; its complete output is in {log}.")
+        raise SystemExit(
+            f"{tail}\nThe command failed with status {process.returncode}; its complete output is in {log}."
+        )
 
 
 def _show(text: bytes) -> bytes:

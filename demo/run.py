@@ -14,6 +14,7 @@ import json
 import logging
 import shlex
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -92,6 +93,26 @@ def train(model: str, output_dir: Path) -> None:
     launch(command, log=WORK / "train.log")
 
 
+def score_command(output_dir: Path) -> list[str]:
+    """Return the command that scores the held-out pairs with the result: its reference is the adapter's base."""
+    command = [sys.executable, "-m", "trl_dpo_ext", "score", "--config", str(RECIPE)]
+    command += ["--model_name_or_path", str(output_dir), "--split", "test", "--subset_column", "topic", "--overwrite"]
+    files = {"output": WORK / "scored.parquet", "html": WORK / "scores.html", "json": output_dir / "score.json"}
+    return command + [part for flag, file in files.items() for part in (f"--{flag}", str(file))]
+
+
+def inspect_command(model: str, output_dir: Path) -> list[str]:
+    """Return the command that writes the page of the data as the model sees it."""
+    command = [sys.executable, "-m", "trl_dpo_ext", "inspect", "--config", str(RECIPE), "--model_name_or_path", model]
+    return [*command, "--html", str(WORK / "data.html"), "--json", str(output_dir / "inspect.json")]
+
+
+def write_pages(model: str, output_dir: Path) -> None:
+    """Score the held-out pairs and print that; write the pages of data and scores, and their numbers beside the run."""
+    launch(score_command(output_dir), log=WORK / "score.log")
+    launch(inspect_command(model, output_dir), log=WORK / "inspect.log", show=False)
+
+
 def write_answers(pairs: list[Record], before: list[str], after: list[str]) -> None:
     """Write every held-out question with the model's own answer before and after training."""
     rows = [
@@ -138,11 +159,14 @@ def main() -> None:
         train(model, output_dir)
     with stage(f"After: the same {len(pairs)} held-out pairs, with the saved result"):
         _, after, answers_after = measure(model, pairs, output_dir, reference, beta)
+    with stage("Score: `trl-dpo-ext score` on the held-out pairs, by topic"):
+        write_pages(model, output_dir)
     print_side_by_side(pick(pairs, answers_before), pick(pairs, answers_after))
     print("\n" + comparison_table(before, after))
     write_answers(pairs, answers_before, answers_after)
     write_results(output_dir, before, after)
-    files = f"run.png (plot), answers.jsonl (all {len(pairs)}), results.json, train.log, {output_dir.name}/"
+    files = f"data.html and scores.html (pages), run.png (plot), answers.jsonl (all {len(pairs)}), scored.parquet, "
+    files += f"results.json, train.log, {output_dir.name}/"
     print(f"\nFiles in {WORK}: {files}")
     print(f"Total: {time.perf_counter() - started:.0f} s")
 

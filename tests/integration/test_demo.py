@@ -15,7 +15,8 @@ from demo import run as demo_run
 from demo.evaluate import Scores, answer_metrics, preference_metrics, read_pairs, score
 from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS
 from demo.launch import _HIDDEN
-from tests.support import tiny
+from tests.support import scoring, tiny
+from trl_dpo_ext.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +145,26 @@ def test_the_recipe_runs_as_the_demo_launches_it_and_starts_at_ln_2(tmp_path, mo
     assert run.train[0]["loss"] == pytest.approx(math.log(2) + 0.2 * run.train[0]["loss/sft"], abs=1e-3)
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (adapter["r"], adapter["lora_alpha"]) == (16, 32)
+
+
+def test_the_demo_scores_the_held_out_pairs_and_writes_pages(tmp_path, monkeypatch, capsys) -> None:
+    def in_this_process(command: list[str], log: Path, show: bool = True) -> None:
+        assert command[:3] == [sys.executable, "-m", "trl_dpo_ext"]
+        assert cli.main(command[3:]) == 0
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(demo_run, "WORK", tmp_path)
+    monkeypatch.setattr(demo_run, "launch", in_this_process)
+    base = tiny.saved_model(str(tmp_path / "model"))
+    adapter = scoring.saved_adapter(tmp_path / "out", base)
+    demo_run.write_pages(base, Path(adapter))
+    printed = capsys.readouterr().out
+    for expected in ("demo/data, test: ", "accuracy  ", "topic  ", "Wrote "):
+        assert expected in printed
+    assert (tmp_path / "scores.html").stat().st_size > 10_000
+    assert (tmp_path / "data.html").stat().st_size > 10_000
+    kinds = [json.loads((tmp_path / "out" / f"{name}.json").read_text())["kind"] for name in ("score", "inspect")]
+    assert kinds == ["trl_dpo_ext.score", "trl_dpo_ext.inspect"]
 
 
 def test_a_training_that_fails_stops_the_demo_with_its_last_words(tmp_path) -> None:
