@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +37,19 @@ def score(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ran.clear()
     sys.modules["__main__"].TRAINERS.clear()  # their models are not wrapped for training
     return {"scores": found, "processes": args.world_size}
+
+
+def score_and_die(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Score as above, until a few batches of the policy are stored; then this process is killed."""
+    run, batches = stored.sequence_logps, 0
+
+    def deadly(*given: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == settings["die_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1.1)  # a part is written after a second
+        return run(*given)
+
+    stored.sequence_logps = deadly
+    return score(folder, {name: value for name, value in settings.items() if name != "die_at"})

@@ -12,6 +12,7 @@ from datasets import Dataset
 from tests.distributed import engines
 from tests.support import scoring, tiny
 from trl_dpo_ext import score_preferences
+from trl_dpo_ext.reference.store.store import Store
 
 pytestmark = pytest.mark.distributed
 FLAGS = ["--mixed_precision", "no"]
@@ -48,13 +49,16 @@ def by_one(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return {name: {of: scoring.sums(result.pairs, of) for of in ("policy", "ref")} for name, result in results.items()}
 
 
-@pytest.mark.parametrize("engine", engines.engines(*WRAPPED))
-def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
+def job(tmp_path: Path, files: Path) -> Path:
     folder = tmp_path / "job"
     folder.mkdir()
     for name in ("base", "policy", "adapter", "pairs.jsonl"):
         (folder / name).symlink_to(files / name)
-    record = engines.launch(folder, engine, "tests.distributed.scoring:score", {"max_length": 14}, flags=FLAGS)
+    return folder
+
+
+def check(record: engines.Record, by_one: dict[str, Any], engine: str) -> None:
+    """Compare what every process has found with what one process finds, and see that the engine ran the models."""
     assert record["processes"] == 2
     for name, expected in by_one.items():
         for rank in record.ranks:
@@ -62,9 +66,33 @@ def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
             for of in ("policy", "ref"):
                 np.testing.assert_allclose(found[of], expected[of], atol=scoring.ATOL, rtol=0)
             assert {*found["ran"]} <= WRAPPED[engine]
-        computed = record["scores"][name]["passes"]["policy"]
-        assert computed["computed"] == 12  # six rows are kept, with two sequences each
-    again = engines.launch(folder, engine, "tests.distributed.scoring:score", {"max_length": 14}, flags=FLAGS)
+
+
+@pytest.mark.parametrize("engine", engines.engines(*WRAPPED))
+def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    record = engines.launch(folder, engine, "tests.distributed.scoring:score", {"max_length": 14}, flags=FLAGS)
+    check(record, by_one, engine)
+    for name in by_one:
+        assert record["scores"][name]["passes"]["policy"]["computed"] == 12  # six rows are kept, of two sequences each
+        assert record["scores"][name]["ran"]
+
+
+def test_a_killed_score_goes_on_where_it_was(tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    small = {"max_length": 14, "precompute_ref_max_tokens": 8}
+    with pytest.raises(engines.JobFailed):
+        engines.launch(
+            folder, "multi_gpu", "tests.distributed.scoring:score_and_die", {**small, "die_at": 4}, flags=FLAGS
+        )
+    kept = len(Store.read_only(folder / "work" / "adapter" / "policy"))
+    assert 0 < kept < 12
+    record = engines.launch(folder, "multi_gpu", "tests.distributed.scoring:score", small, flags=FLAGS)
+    passes = record["scores"]["adapter"]["passes"]
+    assert (passes["policy"]["found"], passes["policy"]["computed"]) == (kept, 12 - kept)
+    check(record, by_one, "multi_gpu")
+    again = engines.launch(folder, "multi_gpu", "tests.distributed.scoring:score", small, flags=FLAGS)
     for name in by_one:
         assert again["scores"][name]["passes"]["policy"]["computed"] == 0
+        assert again["scores"][name]["passes"]["reference"]["computed"] == 0
         assert again["scores"][name]["ran"] == []
