@@ -68,7 +68,7 @@ class Arrangement:
         if protocol == "train" and not rank:
             return cls(plan, plan.rows)
         mapped = map_columns(numbered(plan.rows.with_format(None)), _NAME, plan.args.dataset_columns or {})
-        kept = np.array(mapped[ROW][:], np.int64)
+        kept, mapped = np.array(mapped[ROW][:], np.int64), mapped.remove_columns(ROW)
         if rank and len(mapped) < len(plan.rows):
             raise InputError("--dataset_columns names a winner of two answers, and --rank reads any number of them.")
         if protocol == "train":

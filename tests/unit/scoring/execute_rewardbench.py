@@ -1,6 +1,7 @@
 """Executes RewardBench's inference code on the cases, and writes what it gives.
 
     python -m tests.unit.scoring.execute_rewardbench CHECKOUT
+    python -m tests.unit.scoring.execute_rewardbench CHECKOUT demo  # the demo's model and held-out pairs: minutes
 
 `CHECKOUT` is a folder of https://github.com/allenai/reward-bench at `COMMIT`. Its modules are imported from there; what
 they import and the cases do not need (other reward models, result files) is replaced by empty modules. The collator that
@@ -21,7 +22,9 @@ import torch
 from tests.unit.scoring import rewardbench_cases as cases
 
 COMMIT = "05a9005efb607249822c193590c8ecab87c77052"
+EXECUTED = f"allenai/reward-bench at {COMMIT}: "
 VECTORS = Path(__file__).with_name("rewardbench_vectors.json")
+DEMO_VECTORS = Path(__file__).with_name("rewardbench_demo_vectors.json")
 
 
 def load(checkout: str) -> Any:
@@ -30,10 +33,9 @@ def load(checkout: str) -> Any:
         package = types.ModuleType(name)
         package.__path__ = [str(Path(checkout) / name)]
         sys.modules[name] = package
-    sys.modules["rewardbench.models"] = types.ModuleType("rewardbench.models")
-    sys.modules["rewardbench.models"].REWARD_MODEL_CONFIG = {}
-    sys.modules["analysis.utils"] = types.ModuleType("analysis.utils")
-    sys.modules["analysis.utils"].load_results = None
+    for name, attribute in (("rewardbench.models", "REWARD_MODEL_CONFIG"), ("analysis.utils", "load_results")):
+        sys.modules[name] = types.ModuleType(name)
+        setattr(sys.modules[name], attribute, {})
     names = ("rewardbench.dpo", "rewardbench.utils", "rewardbench.constants", "analysis.get_benchmark_results")
     return types.SimpleNamespace(**{name.split(".")[1]: importlib.import_module(name) for name in names})
 
@@ -139,8 +141,8 @@ def main(checkout: str) -> None:
     theirs = load(checkout)
     policy, reference = (cases.tiny_model(cases.FACTORS[name]) for name in ("policy", "reference"))
     vectors = {
-        "executed": f"allenai/reward-bench at {COMMIT}: rewardbench/dpo.py, rewardbench/utils.py, "
-        "rewardbench/constants.py, analysis/get_benchmark_results.py",
+        "executed": EXECUTED + "rewardbench/dpo.py, rewardbench/utils.py, rewardbench/constants.py, "
+        "analysis/get_benchmark_results.py",
         "tokens": _token_vectors(theirs),
         "scores": scores(theirs, policy, reference, prepared(cases.TOKENIZERS["words"]()), cases.scored_rows()),
         "sections": _section_vectors(theirs),
@@ -149,5 +151,16 @@ def main(checkout: str) -> None:
     VECTORS.write_text(json.dumps(vectors) + "\n", encoding="utf-8")
 
 
+def demo(checkout: str) -> None:
+    """Write the vectors of the demo's model, with an adapter against without."""
+    from demo.model import find_gguf, load_model, load_tokenizer
+
+    theirs, file = load(checkout), find_gguf()
+    policy, reference = cases.with_adapter(load_model(file)).merge_and_unload(), load_model(file)
+    found = scores(theirs, policy, reference, prepared(load_tokenizer(file)), cases.demo_rows())
+    vectors = {"executed": EXECUTED + "rewardbench/dpo.py, rewardbench/utils.py", "scores": found}
+    DEMO_VECTORS.write_text(json.dumps(vectors) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (demo if sys.argv[2:] == ["demo"] else main)(sys.argv[1])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demo.preferences import DATA
 from tests.support import tiny
 
 SUBSETS = ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med", "mt-bench-hard")
@@ -112,6 +115,24 @@ def tiny_model(factor: float) -> LlamaForCausalLM:
 
 
 FACTORS = {"policy": 1.3, "reference": 1.1}
+
+
+def with_adapter(network: Any) -> Any:
+    """A causal language model with an adapter whose weights are a function of their place."""
+    lora = LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(network, lora)
+    with torch.no_grad():
+        for place, (name, parameter) in enumerate(sorted(adapted.named_parameters())):
+            if "lora_" in name:
+                waves = torch.arange(parameter.numel(), dtype=torch.float64) ** 2 * 0.7 + place  # close to noise
+                parameter.copy_(0.15 * torch.sin(waves).reshape(parameter.shape))
+    return adapted.eval()
+
+
+def demo_rows() -> list[dict[str, Any]]:
+    """The demo's held-out pairs in the layout of RewardBench's core set."""
+    rows = map(json.loads, (DATA / "test.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")} for row in rows]
 
 
 def accuracies() -> list[dict[str, float]]:

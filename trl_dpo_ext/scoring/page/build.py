@@ -11,6 +11,7 @@ from ...inspection.terminal_rows import visible
 from ...pages import Markup, element
 from ..measures import measure
 from ..pair_scores import PairScores
+from ..rewardbench.words import section_facts
 from ..summary import SummaryOptions
 from ..terminal import KINDS, facts_about_pairs, header_facts, length_facts
 from ..words import decimal, number, output_sentence, rate, rate_with_interval, signed
@@ -75,6 +76,7 @@ def _statistics(data: Mapping[str, Any]) -> list[Markup | None]:
         _card("Without the reference", _without_reference(data["without_reference"])) if scored else None,
         _card("Length alone", _facts(length_facts(data["length"]))) if scored else None,
         _scores(data["scores"]),
+        _sections(data.get("rewardbench")),
         _comparison(data.get("compare")),
     ]
     return [
@@ -119,17 +121,25 @@ def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+def _sections(table: Mapping[str, Any] | None) -> Markup | None:
+    return _card("RewardBench (ties are wrong)", _facts(section_facts(table))) if table else None
+
+
 def _comparison(block: Mapping[str, Any] | None) -> Markup | None:
     if not block or not block["n"]:
         return None
     low, high = (f"{100 * edge:+.1f}" for edge in block["interval"])
     facts = [
         ("second policy", str(block.get("policy") or "")),
+        ("second reference", str(block.get("reference") or "none")),
         ("first", rate_with_interval(block["first"])),
         ("second", rate_with_interval(block["second"])),
         ("difference", f"{100 * block['difference']:+.1f} points ({low} to {high}; paired bootstrap)"),
         ("right alone", f"first {number(block['first_only'])}, second {number(block['second_only'])}"),
     ]
+    margin = block["margin"]
+    low, high = (signed(edge) for edge in margin["interval"])
+    facts.append(("margins", f"{signed(margin['difference'])} on average ({low} to {high}; paired bootstrap)"))
     return _card("Two policies", _facts(facts))
 
 
