@@ -211,7 +211,7 @@ class TestRanking:
         assert table["Ties"]["ref_accuracy"] == float(rewards[1][0] > rewards[1][1:].max())
         rows[1]["id"] = "3"
         with pytest.raises(InputError, match="neither 'ref:N' nor 'tied:N'"):
-            rank_completions("nothing", Dataset.from_list(rows), tiny.tokenizer(), **settings)
+            rank_completions(torch.nn.Linear(1, 1), Dataset.from_list(rows), tiny.tokenizer(), **settings)
 
     def test_no_completions_are_refused_before_a_model_is_loaded(self, tmp_path: Any) -> None:
         empty = Dataset.from_dict({"prompt": ["a"], "completions": [[]]})
