@@ -75,10 +75,24 @@ class TestRewardBench:
             assert row["dpo_margin"] == pytest.approx(margin, abs=1e-4)
 
     def test_wrong_rows_and_flags_are_listed_together(self, folder: Path, capsys: Any) -> None:
-        assert run("--protocol", "rewardbench", "--min_accuracy", "2", data="lists.jsonl") == 2
+        assert (
+            run(
+                "--protocol",
+                "rewardbench",
+                "--min_accuracy",
+                "2",
+                "--normalize",
+                "mean",
+                "--beta",
+                "1",
+                data="lists.jsonl",
+            )
+            == 2
+        )
         listed = capsys.readouterr().err
         assert "the dataset has prompt, completions, scores. Set" in listed
-        assert "--min_accuracy must be" in listed
+        for words in ("--min_accuracy must be", "takes the sum of log-ratios", "rewardbench has no beta"):
+            assert words in listed
 
 
 class TestRank:

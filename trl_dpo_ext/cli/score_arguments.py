@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..checks.machine import precision_problems
+from ..scoring.arrangement import protocol_problems
 from .arguments import Arguments, TrainParser, given_options
 
 _PRECISION = {"bf16", "fp16", "use_cpu", "bf16_full_eval"}
@@ -53,6 +54,7 @@ def _problems(ours: argparse.Namespace) -> list[str]:
     if not ours.output:
         unused = [name for name in ("keep", "relabel", "weigh", "overwrite") if getattr(ours, name)]
         problems += [f"--{name} changes what is written: set --output." for name in unused]
+    problems += protocol_problems(ours.protocol, ours.normalize, ours.beta)
     if ours.rank:
         pairs = ("keep", "relabel", "weigh", "compare", "score_columns", "html")
         problems += [f"--{name} is about pairs: remove it, or --rank." for name in pairs if getattr(ours, name)]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset
 
 from .. import _trl
@@ -100,7 +101,13 @@ class Arrangement:
                     rows[name].append(value)
         if not places:
             raise InputError(_NOTHING)
-        arranged = replace(plan, rows=Dataset.from_dict(rows), args=_without_columns(plan.args))
+        try:
+            dataset = Dataset.from_dict(rows)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"Prompts or completions are texts in some rows and messages in others ({error})."
+            ) from None
+        arranged = replace(plan, rows=dataset, args=_without_columns(plan.args))
         return cls(arranged, plan.rows, "train", np.array(places, np.int64).reshape(-1, 2), read.groups)
 
     @classmethod
@@ -180,6 +187,24 @@ def _paired(found: Sequence[BenchSequences], numbers: npt.NDArray[np.int64]) -> 
 
 def _arrays(side: SideScores) -> list[npt.NDArray[Any]]:
     return [getattr(side, each.name) for each in fields(SideScores)]
+
+
+def protocol_problems(protocol: Protocol, normalize: str, beta: float | None = None) -> list[str]:
+    """Return which settings contradict a protocol.
+
+    Args:
+        protocol: of an `Arrangement`.
+        normalize: of `measure`.
+        beta: that the user has set; None if none is.
+    """
+    if protocol == "train":
+        return []
+    problems = []
+    if normalize == "mean":
+        problems.append("--protocol rewardbench takes the sum of log-ratios. Remove --normalize mean, or the protocol.")
+    if beta is not None:
+        problems.append("--protocol rewardbench has no beta. Remove --beta, or the protocol.")
+    return problems
 
 
 def _without_columns(args: Any) -> Any:

@@ -19,7 +19,7 @@ from ..checks.machine import folder_problems
 from ..config import DPOExtConfig
 from ..errors import InputError, collecting
 from ..statistics import finite
-from .arrangement import Arrangement, Protocol
+from .arrangement import Arrangement, Protocol, protocol_problems
 from .column_values import labels
 from .measures import Measures, Normalize, ReferenceFree, measure
 from .pair_scores import PairScores
@@ -126,7 +126,8 @@ def score_preferences(
     args = args or default_config(work_dir)
     options = SummaryOptions(normalize, reference_free, subset_column, score_columns)
     wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
-    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options)
+    problems = protocol_problems(protocol, normalize)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, problems)
     arrangement = Arrangement.of(plan, protocol)
     with work_folder(work_dir, args) as folder:
         return PreferenceScores(arrangement.pairs(arrangement.plan.run(folder)), options, dict(described or {}))
@@ -171,7 +172,8 @@ def rank_completions(
     args = args or default_config(work_dir)
     options = SummaryOptions(normalize, reference_free, subset_column)
     wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
-    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options)
+    problems = protocol_problems(protocol, normalize)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, problems)
     arrangement = Arrangement.of(plan, protocol, rank=True)
     check_ranking(arrangement, options)
     with work_folder(work_dir, args) as folder:
@@ -186,9 +188,10 @@ def _planned(
     wanted: Wanted,
     quantization: Any,
     options: SummaryOptions,
+    problems: list[str],
 ) -> ScorePlan:
-    """A plan for a dataset that has the columns of the options."""
-    plan, problems = None, list[str]()
+    """A plan for a dataset that has the columns of the options; `problems` are listed with what it finds."""
+    plan = None
     with collecting(problems):
         plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization)
     if isinstance(dataset, Dataset):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 
 from ...errors import InputError
@@ -64,9 +65,9 @@ def read_rows(dataset: Dataset) -> list[BenchRow]:
         rows.append(found)
         changed, apart = changed + other_roles, apart + other_prompt
     problems.raise_all(len(dataset))
-    if changed:
+    if changed and PartialState().is_main_process:
         logger.warning("%d prompts have other roles than user and assistant by turns, which RewardBench sets.", changed)
-    if apart:
+    if apart and PartialState().is_main_process:
         logger.warning("%d rejected conversations begin otherwise than the chosen one, whose prompt counts.", apart)
     return rows
 

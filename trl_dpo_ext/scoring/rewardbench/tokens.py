@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import _trl
 from ...errors import InputError
 from ...reference.precompute.sequences import TokenSequence
 from ..problems import RowError, RowProblems
@@ -34,15 +35,16 @@ class BenchTokenizer:
     """Tokenizes rows as RewardBench's `DPOInference.tokenize_row` does.
 
     Args:
-        tokenizer: of the policy, with a chat template and an EOS token.
+        processing_class: tokenizer or processor of the policy, with a chat template and an EOS token.
 
     Raises:
         InputError: it lacks one of them.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        problems = []
-        if getattr(tokenizer, "chat_template", None) is None:
+    def __init__(self, processing_class: Any) -> None:
+        problems, tokenizer = [], _trl.tokenizer_of(processing_class)
+        self.template = getattr(processing_class, "chat_template", None)
+        if self.template is None:
             problems.append(
                 "--protocol rewardbench renders conversations with the tokenizer's chat template, and it has none. Use "
                 "that of an instruction-tuned model, or set its chat_template."
@@ -79,7 +81,9 @@ class BenchTokenizer:
         return BenchSequences(tuple(_sequence(*each) for each in kept), kept != whole)
 
     def _rendered(self, contents: tuple[str, ...]) -> str:
-        return self.tokenizer.apply_chat_template(messages_of(contents), tokenize=False, **self._named)
+        return self.tokenizer.apply_chat_template(
+            messages_of(contents), chat_template=self.template, tokenize=False, **self._named
+        )
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
