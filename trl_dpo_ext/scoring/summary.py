@@ -166,9 +166,8 @@ def _subsets(scores: PairScores, measures: Measures, options: SummaryOptions) ->
     if names is None:
         return None
     rows: dict[str | None, list[int]] = {}
-    for at, name in enumerate(names):
-        if scores.scored[at]:
-            rows.setdefault(name, []).append(at)
+    for at in np.flatnonzero(scores.scored).tolist():
+        rows.setdefault(names[at], []).append(at)
     values = [_subset(value, scores, measures, np.array(rows[value])) for value in sorted(rows, key=_none_last)]
     return {"column": options.subset_column, "values": values}
 

@@ -94,7 +94,8 @@ def page_rows(
     """
     differences = score_differences(scores, options)
     subsets = subset_labels(scores, options)
-    plain = scores.columns.with_format(None)
+    shown = [name for name in ("prompt", *_SIDES) if name in scores.columns.column_names]
+    plain = scores.columns.with_format(None).select_columns(shown)  # images are not decoded
     places = sorted(texts, key=lambda at: (math.isnan(measures.margin[at]), measures.margin[at], at))
     rows = []
     for at in places:
