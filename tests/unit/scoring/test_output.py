@@ -184,7 +184,10 @@ def test_dropped_rows_weigh_nothing_and_others_need_a_weight(tmp_path: Path) -> 
 def test_relabeling_twice_says_what_was_exchanged_in_the_end(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", six(), relabel='topic == "t4" or topic == "t5"')
     again = read(tmp_path / "a.parquet")
-    made = write(tmp_path / "b.parquet", six(again), relabel='topic == "t5" or topic == "t0"')
+    given_flags = {"relabel": 'topic == "t5" or topic == "t0"'}
+    write(tmp_path / "kept.parquet", six(again), keep="relabeled", **given_flags)
+    assert read(tmp_path / "kept.parquet")["topic"][:] == ["t0", "t4"]
+    made = write(tmp_path / "b.parquet", six(again), **given_flags)
     back = read(tmp_path / "b.parquet")
     assert back["relabeled"][:] == [True, False, False, False, True, False]
     assert back.column_names == again.column_names
@@ -281,6 +284,10 @@ def test_a_file_is_replaced_when_it_is_whole_or_not_at_all(tmp_path: Path, monke
 
     with monkeypatch.context() as context:
         context.setattr(output.pq.ParquetWriter, "write_table", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            write(file, six(), overwrite=True)
+    with monkeypatch.context() as context:
+        context.setattr(output.os, "replace", full)
         with pytest.raises(InputError, match="No space left on device"):
             write(file, six(), overwrite=True)
     assert file.read_text() == "old"

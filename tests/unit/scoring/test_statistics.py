@@ -169,7 +169,7 @@ def test_ties_count_one_half_and_are_counted() -> None:
 
 
 def test_sides_that_truncation_makes_identical_are_a_tie_whatever_was_computed() -> None:
-    data = summarize(scored([1.0, 3.0], [1.0000001, 1.0], status=["identical", "ok"]))
+    data = summarize(scored([1.0, 3.0], [1.5, 1.0], status=["identical", "ok"]))
     assert data["accuracy"]["ties"] == 1
     assert data["accuracy"]["accuracy"] == 0.75
 
