@@ -19,11 +19,6 @@ _EXACT = 2**53
 """Integers up to here are float64 numbers, too."""
 
 
-def column_vector(dataset: Dataset, name: str) -> Vector:
-    """Read one column of a dataset; see `as_vector`."""
-    return as_vector(arrow_column(dataset, name), name)
-
-
 def arrow_column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """Return one column as it is stored."""
     return dataset.select_columns([name]).with_format("arrow")[:][name]
@@ -54,17 +49,30 @@ def as_vector(column: pa.ChunkedArray, name: str) -> Vector:
 
 
 def numeric_column(dataset: Dataset, name: str, flag: str) -> Vector:
-    """Read one column of numbers, NaN for null.
+    """Read one column of numbers, NaN for null; raises what `check_numeric` does."""
+    check_numeric(dataset, name, flag)
+    column = arrow_column(dataset, name)
+    return _compute.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
+
+
+def check_numeric(dataset: Dataset, name: str, flag: str) -> None:
+    """Check a column of numbers.
 
     Raises:
         InputError: it does not exist or holds something else; `flag` says who asked for it.
     """
     if name not in dataset.column_names:
         raise InputError(missing_column(dataset, name, flag))
-    values = column_vector(dataset, name)
-    if values.dtype == object:
-        raise InputError(f"--{flag}: column {name!r} holds texts; numbers are needed.")
-    return values.astype(np.float64)
+    if not is_numeric(dataset, name):
+        kind = dataset.features.arrow_schema.field(name).type
+        raise InputError(f"--{flag}: column {name!r} holds {kind}; numbers are needed.")
+
+
+def is_numeric(dataset: Dataset, name: str) -> bool:
+    """Whether a column holds numbers, or nothing but null."""
+    kind = dataset.features.arrow_schema.field(name).type
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    return any(test(kind) for test in tests)
 
 
 def labels(dataset: Dataset, name: str) -> list[str | None]:

@@ -29,6 +29,8 @@ ENDINGS = (".parquet", ".jsonl")
 METADATA_KEY = b"trl_dpo_ext.score"
 """Of a Parquet file's metadata; the value is a JSON object."""
 _BATCH = 1000
+"""Rows that are converted at a time, at most."""
+_BATCH_BYTES = 2**28
 _LINE_ENDS = re.compile("[\u0085\u2028\u2029]")  # some readers end a line there
 
 
@@ -66,7 +68,7 @@ def output_problems(file: Path, dataset: Dataset, selection: Selection, overwrit
         selection: the expressions.
         overwrite: whether an existing file may be replaced.
     """
-    problems = selection.problems(dataset.column_names)
+    problems = selection.problems(dataset)
     if file.suffix not in ENDINGS:
         problems.append(f"--output {file}: a file of scored rows must end in {' or '.join(ENDINGS)}.")
     if file.is_dir():
@@ -197,8 +199,10 @@ class _Rows:
 
     def tables(self) -> Iterator[pa.Table]:
         schema = self.features.arrow_schema
-        for start in range(0, len(self.dataset), _BATCH):
-            end = min(start + _BATCH, len(self.dataset))
+        stored = self.dataset.data
+        batch = min(_BATCH, max(1, _BATCH_BYTES * max(stored.num_rows, 1) // max(stored.nbytes, 1)))
+        for start in range(0, len(self.dataset), batch):
+            end = min(start + batch, len(self.dataset))
             table: Any = self.dataset[start:end]
             given = {name: table[name] for name in table.column_names}
             table = pa.table(given | {name: column[start:end] for name, column in self.added.items()})

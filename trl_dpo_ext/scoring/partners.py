@@ -98,15 +98,19 @@ def _changed(
     return _inside(column, where)
 
 
-def _negated(column: pa.Array, name: str, where: pa.Array) -> pa.Array:
-    kind = column.type
-    if pa.types.is_null(kind):
-        return column
+def check_signed(kind: pa.DataType, name: str) -> None:
+    """Raise an `InputError` for a type that holds no numbers below 0."""
     if pa.types.is_unsigned_integer(kind):
         raise InputError(f"--signed_columns: column {name!r} holds {kind}, which has no negative values.")
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise InputError(f"--signed_columns: column {name!r} holds {kind}; numbers are needed.")
-    return _compute.if_else(where, _compute.subtract(pa.scalar(0, kind), column), column)
+
+
+def _negated(column: pa.Array, name: str, where: pa.Array) -> pa.Array:
+    check_signed(column.type, name)
+    if pa.types.is_null(column.type):
+        return column
+    return _compute.if_else(where, _compute.subtract(pa.scalar(0, column.type), column), column)
 
 
 def _inside(column: pa.Array, where: pa.Array) -> pa.Array:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from datasets import Dataset
 
 from ..errors import InputError, collecting
-from .column_values import Vector, as_vector
+from .column_values import Vector, arrow_column, as_vector
 from .expressions import Columns, Expression
-from .partners import SIGNED, exchange_sides, partners
+from .partners import SIGNED, check_signed, exchange_sides, partners
 from .written_columns import PREFIX, RELABELED, STATUS, TYPES
 
 Read = Callable[[str], Any]
@@ -39,22 +40,25 @@ class Selection:
     weight_column: str = "weight"
     signed_columns: Sequence[str] | None = None
 
-    def problems(self, names: Sequence[str]) -> list[str]:
+    def problems(self, dataset: Dataset) -> list[str]:
         """Return what is wrong with the expressions and columns for a dataset, before a model is loaded.
 
-        Args:
-            names: columns of the dataset.
+        The expressions are computed with numbers in place of those that a model has still to find.
         """
-        columns = _named(names, lambda _: None, 0)
-        after = _named([*names, *([RELABELED] if self.relabel else [])], lambda _: None, 0)
-        problems = [problem for given in (self._relabel,) if given for problem in given.problems(columns)]
-        problems += [problem for given in (self._keep, self._weigh) if given for problem in given.problems(after)]
+        names = dataset.column_names
+        problems = []
         if self.weigh and self.weight_column in names:
             problems.append(f"--weight_column {self.weight_column}: the dataset has this column. Choose another name.")
         missing = [name for name in self.signed_columns or () if name not in names]
         if missing:
             listed = ", ".join(names)
             problems.append(f"--signed_columns: no column is called {', '.join(missing)}; the dataset has {listed}.")
+        with collecting(problems):
+            _computed(self, [*dict.fromkeys([*names, *TYPES])], _with_placeholders(dataset), len(dataset))
+        if self.relabel:
+            for name in set(self.signed_columns or SIGNED) & set(names):
+                with collecting(problems):
+                    check_signed(dataset.features.arrow_schema.field(name).type, name)
         return problems
 
     @property
@@ -109,24 +113,43 @@ def select(selection: Selection, names: Sequence[str], read: Read, numbers: Vect
         numbers: of the rows, for errors.
 
     Raises:
-        InputError: an expression cannot be computed, or a kept row has a weight below 0 or none; all problems.
+        InputError: expressions that cannot be computed, or a kept row that has a weight below 0 or none.
     """
-    rows, problems = len(numbers), list[str]()
-    relabeled = np.zeros(rows, bool)
-    if selection._relabel:
-        relabeled = selection._relabel.condition(_named(names, read, rows))
+    relabeled, kept, weights, columns = _computed(selection, names, read, len(numbers))
+    if weights is not None:
+        weights = _weights(weights, kept, columns.read(STATUS) == "dropped", numbers)
+    return Selected(relabeled, kept, weights)
+
+
+def _computed(selection: Selection, names: Sequence[str], read: Read, rows: int) -> tuple[Vector, Vector, Any, Columns]:
+    """Which rows are exchanged and kept, and the values of `--weigh`; and the columns as they are then."""
+    problems = list[str]()
+    relabeled, kept, weights = np.zeros(rows, bool), np.ones(rows, bool), None
+    with collecting(problems):
+        if selection._relabel:
+            relabeled = selection._relabel.condition(_named(names, read, rows))
     columns = _relabeled_columns(selection, names, read, relabeled) if selection.relabel else _named(names, read, rows)
-    kept, weights = np.ones(rows, bool), None
     with collecting(problems):
         if selection._keep:
             kept = selection._keep.condition(columns)
     with collecting(problems):
         if selection._weigh:
-            dropped = columns.read(STATUS) == "dropped"
-            weights = _weights(selection._weigh.number(columns), kept, dropped, numbers)
+            weights = selection._weigh.number(columns)
     if problems:
         raise InputError(*problems)
-    return Selected(relabeled, kept, weights)
+    return relabeled, kept, weights, columns
+
+
+def _with_placeholders(dataset: Dataset) -> Read:
+    rows = len(dataset)
+
+    def read(name: str) -> Any:
+        if name not in TYPES:
+            return arrow_column(dataset, name)
+        kind = TYPES[name].pa_type
+        return pa.array(["ok"] * rows, kind) if name == STATUS else pa.array(np.ones(rows)).cast(kind)
+
+    return read
 
 
 def relabeled_before(names: Sequence[str], read: Read) -> Any:

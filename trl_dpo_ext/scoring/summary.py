@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, collecting
 from ..statistics import finite
 from . import blocks
 from .calibration import calibration
-from .column_values import labels, missing_column, numeric_column
+from .column_values import check_numeric, is_numeric, labels, missing_column, numeric_column
 from .measures import Floats, Measures, Normalize, ReferenceFree, measure
 from .pair_scores import PairScores
 
@@ -46,18 +46,19 @@ class SummaryOptions:
         """Fill in `subset`, and `score_chosen` and `score_rejected`, where a dataset has them and nothing is given."""
         names = dataset.column_names
         subset = self.subset_column or (_SUBSET_COLUMN if _SUBSET_COLUMN in names else None)
-        scores = self.score_columns or (_SCORE_COLUMNS if set(_SCORE_COLUMNS) <= set(names) else None)
+        usable = all(name in names and is_numeric(dataset, name) for name in _SCORE_COLUMNS)
+        scores = self.score_columns or (_SCORE_COLUMNS if usable else None)
         return replace(self, subset_column=subset, score_columns=scores)
 
     def problems(self, dataset: Any) -> list[str]:
         """Return what is wrong with the columns, before a model is loaded."""
-        wanted = [
-            ("subset_column", self.subset_column),
-            *(("score_columns", name) for name in self.score_columns or ()),
-        ]
-        return [
-            missing_column(dataset, name, flag) for flag, name in wanted if name and name not in dataset.column_names
-        ]
+        problems = list[str]()
+        if self.subset_column and self.subset_column not in dataset.column_names:
+            problems.append(missing_column(dataset, self.subset_column, "subset_column"))
+        for name in self.score_columns or ():
+            with collecting(problems):
+                check_numeric(dataset, name, "score_columns")
+        return problems
 
 
 def summarize(

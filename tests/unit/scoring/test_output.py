@@ -235,6 +235,19 @@ def test_more_rows_than_a_batch_and_rows_in_another_order(tmp_path: Path, ending
     assert back["chosen"][:3] == [message("r5"), message("r0"), message("r3")]
 
 
+def test_a_batch_is_smaller_where_rows_are_large(tmp_path: Path, monkeypatch: Any) -> None:
+    sizes, exchange = [], output.exchange_sides
+
+    def counted(table: Any, *more: Any) -> Any:
+        sizes.append(len(table))
+        return exchange(table, *more)
+
+    monkeypatch.setattr(output, "exchange_sides", counted)
+    monkeypatch.setattr(output, "_BATCH_BYTES", 2 * nested().data.nbytes // 6 + 1)
+    write(tmp_path / "s.parquet", six(), relabel="dpo_margin < 0")
+    assert sizes == [2, 2, 2]
+
+
 def test_a_dataset_with_a_format_is_written_whole(tmp_path: Path) -> None:
     rows = nested().with_format("numpy", columns=["margin"])
     write(tmp_path / "s.jsonl", six(rows))
@@ -273,6 +286,37 @@ def test_all_problems_are_listed_before_anything_is_computed(tmp_path: Path) -> 
     problems = output_problems(tmp_path / "s.txt", rows, selection)
     assert len(problems) == 6
     assert "'z_chosen' and 'z_rejected', but the one holds list" in problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("given_flags", "match"),
+    [
+        ({"keep": "topic > 3"}, "topic and 3 cannot be compared"),
+        ({"keep": "dpo_margin"}, "a condition is needed"),
+        ({"keep": "prompt == 'x'"}, "Column 'prompt' holds list"),
+        ({"keep": "number > 3"}, "integers beyond 2"),
+        ({"relabel": "status > 3"}, "status and 3 cannot be compared"),
+        ({"weigh": "topic"}, "a number is needed"),
+        ({"relabel": "dpo_margin < 0", "signed_columns": ["topic"]}, "'topic' holds string; numbers are needed"),
+        ({"relabel": "dpo_margin < 0", "signed_columns": ["small"]}, "'small' holds uint8, which has no negative"),
+    ],
+)
+def test_types_are_checked_before_a_model_is_loaded(tmp_path: Path, given_flags: Any, match: str) -> None:
+    more = {"number": [2**60] * 6, "small": np.ones(6, np.uint8)}
+    rows = datasets.concatenate_datasets([nested(), Dataset.from_dict(more)], axis=1)
+    (problem,) = output_problems(tmp_path / "s.parquet", rows, Selection(**given_flags))
+    assert match in problem
+
+
+def test_values_that_a_model_has_still_to_find_are_no_problem(tmp_path: Path) -> None:
+    selection = Selection(
+        relabel="margin < -1 and status == 'ok'",
+        keep="relabeled or p_chosen > quantile(p_chosen, 0.5) and chosen_tokens < 2000",
+        weigh="-margin",
+    )
+    rows = nested().remove_columns(["margin", "p_chosen"])
+    assert output_problems(tmp_path / "s.parquet", rows, selection) == []
+    assert output_problems(tmp_path / "s.parquet", rows.select([]), selection) == []
 
 
 def test_a_file_is_replaced_when_it_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:

@@ -259,16 +259,27 @@ def test_subsets_are_those_of_the_column_and_make_the_whole() -> None:
     [
         ({}, SummaryOptions(subset_column="topic"), "--subset_column topic: no such column; the dataset has prompt"),
         ({}, SummaryOptions(score_columns=("a", "b")), "--score_columns a: no such column"),
-        ({"a": ["x"] * 4}, SummaryOptions(score_columns=("a", "a")), "column 'a' holds texts"),
+        (
+            {"a": ["x"] * 4},
+            SummaryOptions(score_columns=("a", "a")),
+            "--score_columns: column 'a' holds string; numbers are needed",
+        ),
         ({"a": [[1]] * 4}, SummaryOptions(score_columns=("a", "a")), "'a' holds list"),
     ],
 )
 def test_columns_that_cannot_be_used_are_named(columns: Any, options: SummaryOptions, match: str) -> None:
     scores = scored([1.0] * 4, [0.0] * 4, columns=columns)
     missing = options.problems(scores.columns)
-    assert not missing or match in missing[0]
+    assert match in missing[0]
     with pytest.raises(InputError, match=match):
         summarize(scores, options)
+
+
+def test_score_columns_that_hold_no_numbers_are_used_only_if_they_are_named() -> None:
+    scores = scored([1.0] * 4, [0.0] * 4, columns={"score_chosen": ["good"] * 4, "score_rejected": [1.0] * 4})
+    assert summarize(scores)["scores"] is None
+    large = {"score_chosen": [2**60, 0, 1, None], "score_rejected": [0] * 4}
+    assert summarize(scored([1.0] * 4, [0.0] * 4, columns=large))["scores"]["n"] == 3
 
 
 def test_a_reference_that_is_not_the_start_is_asked_about() -> None:
