@@ -13,6 +13,7 @@ from datasets import load_dataset
 
 from tests.support import scoring
 from trl_dpo_ext import score_preferences
+from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.reference.precompute import stored
 
 
@@ -53,3 +54,10 @@ def score_and_die(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     stored.sequence_logps = deadly
     return score(folder, {name: value for name, value in settings.items() if name != "die_at"})
+
+
+def command(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run a command line; its process group is taken down at the end, so that nothing of a trainer is recorded."""
+    status = cli.main(settings["argv"])
+    sys.modules["__main__"].TRAINERS.clear()
+    return {"status": status}

@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tiny.saved_model(str(folder / "base"), seed=2)
     tiny.saved_model(str(folder / "policy"), seed=1)
     scoring.saved_adapter(folder / "adapter", base)
-    rows = [*tiny.preferences(7)]
+    rows: list[Any] = tiny.preferences(7).to_list()
     rows[2] = {**rows[2], "prompt": "well let me think about that it is a very good question say yes"}
     Dataset.from_list(rows).to_json(str(folder / "pairs.jsonl"))
     return folder
@@ -80,10 +80,10 @@ def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
 
 def test_a_killed_score_goes_on_where_it_was(tmp_path, files, by_one):
     folder = job(tmp_path, files)
-    small = {"max_length": 14, "precompute_ref_max_tokens": 8}
+    small = {"max_length": 14, "precompute_ref_max_tokens": 8, "precompute_ref_log_probs": True}
     with pytest.raises(engines.JobFailed):
         engines.launch(
-            folder, "multi_gpu", "tests.distributed.scoring:score_and_die", {**small, "die_at": 4}, flags=FLAGS
+            folder, "multi_gpu", "tests.distributed.scoring:score_and_die", {**small, "die_at": 3}, flags=FLAGS
         )
     kept = len(Store.read_only(folder / "work" / "adapter" / "policy"))
     assert 0 < kept < 12
@@ -96,3 +96,26 @@ def test_a_killed_score_goes_on_where_it_was(tmp_path, files, by_one):
         assert again["scores"][name]["passes"]["policy"]["computed"] == 0
         assert again["scores"][name]["passes"]["reference"]["computed"] == 0
         assert again["scores"][name]["ran"] == []
+
+
+def test_the_command_writes_and_prints_once(tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    flags = [
+        "--model_name_or_path",
+        "adapter",
+        "--dataset_name",
+        "pairs.jsonl",
+        "--max_length",
+        "14",
+        "--bf16",
+        "false",
+    ]
+    flags += ["--output", "scored.parquet", "--report_to", "none", "--disable_tqdm", "true", "--beta", "0.5"]
+    argv = {"argv": ["score", *flags]}
+    record = engines.launch(folder, "multi_gpu", "tests.distributed.scoring:command", argv, flags=FLAGS)
+    assert record.printed.count("Wrote scored.parquet: 7 rows") == 1
+    assert record.printed.count("Policy     adapter") == 1
+    written = Dataset.from_parquet(str(folder / "scored.parquet"))
+    found = np.array([written[f"dpo_policy_{side}_logps"][:] for side in ("chosen", "rejected")], dtype=float).T
+    np.testing.assert_allclose(found, by_one["adapter"]["policy"], atol=scoring.ATOL, rtol=0)
+    assert not (folder / "scored.parquet.work").exists()

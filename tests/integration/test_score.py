@@ -58,7 +58,7 @@ def test_prompts_are_not_scored(tmp_path, models):
     data = tiny.preferences(3).map(lambda row: {"prompt": f"{words} {row['prompt']}"})
     scored = score_preferences(models["policy"], data, args=scoring.config(tmp_path), reference=models["base"]).pairs
     policy, base = loaded(models, "policy"), loaded(models, "base")
-    for row, found in zip(data, scored.chosen.policy - scored.chosen.ref, strict=True):
+    for row, found in zip(data.to_list(), scored.chosen.policy - scored.chosen.ref, strict=True):
         right, wrong = (
             scoring.by_hand(policy, row["prompt"], row["chosen"], start)
             - scoring.by_hand(base, row["prompt"], row["chosen"], start)

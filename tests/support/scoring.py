@@ -50,7 +50,7 @@ def by_trl(folder: Path, model: Any, dataset: Any, **settings: Any) -> np.ndarra
 
 def by_hand(model: Any, prompt: str, answer: str, scored_from: int | None = None) -> float:
     """Sum of the log-probs of an answer and its EOS, from the logits; of the tokens from a place on, if that is given."""
-    tokenizer = tiny.tokenizer()
+    tokenizer: Any = tiny.tokenizer()
     ids = tokenizer(prompt + answer + tokenizer.eos_token)["input_ids"]
     start = len(tokenizer(prompt)["input_ids"]) if scored_from is None else scored_from
     with torch.no_grad():

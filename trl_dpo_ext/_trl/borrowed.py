@@ -40,7 +40,7 @@ def borrowed(model: Any) -> Iterator[None]:
 
 
 def _text(causal: Any) -> Any:
-    config = getattr(causal, "config", None)
+    config: Any = getattr(causal, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else None
 
 

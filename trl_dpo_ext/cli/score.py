@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from trl import get_quantization_config
 
 from .. import __version__
@@ -46,7 +47,10 @@ def run(argv: Sequence[str], prog: str) -> int:
         result = job.scored(folder)
         if job.is_first:
             job.show(result)
-    return job.finished(result)
+    status = job.finished(result)
+    if job.rows.plan.args.world_size > 1:
+        PartialState().destroy_process_group()
+    return status
 
 
 def _count(ours: argparse.Namespace, arguments: Arguments) -> int:

@@ -80,12 +80,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--model_name_or_path is the policy, a model or an adapter.",
     )
     add: Callable[..., Any] = parser.add_argument
-    add(
-        "--split",
-        choices=("train", "test"),
-        default="train",
-        help="which of the two splits to score",
-    )
+    for name, settings in _REFERENCE.items():
+        add(f"--{name}", **settings)
+    _add_outputs(add)
+    _add_selection(add)
+    _add_scores(add)
+    return parser
+
+
+def _add_outputs(add: Callable[..., Any]) -> None:
+    """Add the flags of what is read and written."""
+    splits = "score the split that --dataset_train_split names, or --dataset_test_split (default: train)"
+    add("--split", choices=("train", "test"), default="train", help=splits)
     add("--output", metavar="FILE", help="write the rows with their scores (.parquet or .jsonl)")
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--json", metavar="FILE", help="write everything as JSON; - for standard output")
@@ -98,12 +104,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar=("CHOSEN", "REJECTED"),
         help="columns to compare margins with (default: score_chosen score_rejected, if there are)",
     )
+
+
+def _add_selection(add: Callable[..., Any]) -> None:
+    """Add the flags of expressions over rows."""
     add("--keep", metavar="EXPR", help='which rows to write, such as "margin > 0"')
     add("--relabel", metavar="EXPR", help='where to exchange the sides, such as "margin < -1"')
     add("--signed_columns", nargs="+", metavar="COLUMN", help="columns that --relabel negates (default: margin)")
     add("--weigh", metavar="EXPR", help="a weight for each row")
     add("--weight_column", default="weight", metavar="COLUMN", help="where weights are written (default: weight)")
     add("--dry_run", action="store_true", help="count what the expressions do with an existing output; loads no model")
+
+
+def _add_scores(add: Callable[..., Any]) -> None:
+    """Add the flags of how rows are scored."""
     add(
         "--normalize",
         choices=("sum", "mean"),
@@ -124,6 +138,3 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--beta", type=float, metavar="X", help="scale of the rewards (default: the run's, 0.1)")
     add("--max_tokens", type=int, metavar="N", help="token positions per batch (default: by free memory)")
     add("--ref_adapter", metavar="DIR", help="the adapter that the run started from, as the reference")
-    for name, settings in _REFERENCE.items():
-        add(f"--{name}", **settings)
-    return parser

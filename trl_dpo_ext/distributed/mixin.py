@@ -69,7 +69,7 @@ class DistributedTrainerMixin(Trainer):
 
     def _described_run(self) -> dict[str, Any]:
         described = resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
-        models = {"start": self.started_from, "reference": self.args.ref_model_name_or_path}
+        models = {"start": self.started_from, "reference": getattr(self.args, "ref_model_name_or_path", None)}
         return {**described, **resumption.reached_from(Path(str(self.args.output_dir)), models)}
 
     def load_extra_state(self, checkpoint: Path) -> None:

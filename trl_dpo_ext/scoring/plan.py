@@ -131,7 +131,8 @@ def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -
     """The model to score, and its tokenizer."""
     if not isinstance(given, str):
         return Model(given), tokenizer
-    load = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    loading: Any = args.model_init_kwargs or {}
+    load = {"trust_remote_code": args.trust_remote_code, **loading}
     if quantization is not None:
         load["quantization_config"] = quantization
     adapter = SavedAdapter.find(given, load)
@@ -210,17 +211,17 @@ def _pairs(raw: Dataset, rows: Tokenized, policy: LogProbs, reference: LogProbs 
         array[numbers] = values
         return array
 
-    found = policy.of_rows(rows.keys)
-    theirs = reference.of_rows(rows.keys) if reference is not None else [np.full_like(each, np.nan) for each in found]
-    sides = [
-        SideScores(
-            *(placed(each[:, side], np.nan, np.float32) for each in (found[0], theirs[0], found[1], theirs[1])),
-            placed(rows.keys.scored[:, side], 0, np.int32),
+    ours = policy.of_rows(rows.keys)
+    theirs = reference.of_rows(rows.keys) if reference is not None else (ours[0] * np.nan, ours[1] * np.nan)
+
+    def side(at: int) -> SideScores:
+        sums, ref_sums, norms, ref_norms = (
+            placed(each[:, at], np.nan, np.float32) for each in (ours[0], theirs[0], ours[1], theirs[1])
         )
-        for side in (0, 1)
-    ]
+        return SideScores(sums, ref_sums, norms, ref_norms, placed(rows.keys.scored[:, at], 0, np.int32))
+
+    chosen, rejected = side(0), side(1)
     same = (rows.keys.keys[:, 0] == rows.keys.keys[:, 1]).all(axis=1)
-    status = status_of(
-        *sides, placed(rows.keys.cut.any(axis=1), False, bool), placed(same, False, bool), reference is not None
-    )
-    return PairScores(np.arange(total), status, *sides, beta=beta, columns=raw)
+    cut, same = (placed(each, False, bool) for each in (rows.keys.cut.any(axis=1), same))
+    status = status_of(chosen, rejected, cut, same, reference is not None)
+    return PairScores(np.arange(total), status, chosen, rejected, beta=beta, columns=raw)
