@@ -16,9 +16,9 @@ from ..problems import RowError, RowProblems, rows_of
 from .agreement import PairCounts
 from .groups import Groups
 
-_LISTS = {"scores": 1.0, "rewards": 1.0, "ranks": -1.0}
+LISTS = {"scores": 1.0, "rewards": 1.0, "ranks": -1.0}
 """Columns of lists beside `completions`; a higher score is better, a higher rank is worse."""
-_SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
+SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
 _UNKNOWN = (
     "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
@@ -49,7 +49,7 @@ def read_completions(dataset: Dataset) -> Completions:
     """
     names = set(dataset.column_names)
     if "completions" in names:
-        return _of_rows(dataset, _listed, ("prompt", "completions", *_LISTS, *_SINGLE))
+        return _of_rows(dataset, _listed, ("prompt", "completions", *LISTS, *SINGLE))
     if "completion" in names:
         return _of_several_rows(dataset)
     if {"chosen", "rejected"} <= names and _is_list_of_texts(dataset.features["chosen"]):
@@ -82,9 +82,9 @@ def _of_several_rows(dataset: Dataset) -> Completions:
     """One completion per row; rows with one prompt belong together, wherever they stand."""
     members: dict[str, list[int]] = {}
     prompts, texts, given, problems = {}, [], [], RowProblems()
-    for at, row in rows_of(dataset, ("prompt", "completion", *_SINGLE)):
+    for at, row in rows_of(dataset, ("prompt", "completion", *SINGLE)):
         try:
-            prompt, text, score = _prompt(row), _text(row["completion"]), _given(row, _SINGLE)
+            prompt, text, score = _prompt(row), _text(row["completion"]), _given(row, SINGLE)
         except RowError as error:
             problems.add(at, error)
             continue
@@ -119,16 +119,16 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     items = row["completions"]
     if not isinstance(items, list):
         raise RowError("completions is not a list", _shown(items))
-    beside = {name: row[name] for name in (*_LISTS, *_SINGLE) if row.get(name) is not None}
+    beside = {name: row[name] for name in (*LISTS, *SINGLE) if row.get(name) is not None}
     for name, values in beside.items():
         if not isinstance(values, list) or len(values) != len(items):
             raise RowError(f"{name} has not one value for each completion", _shown(values))
     texts, given = [], []
     for place, item in enumerate(items):
         inside = item if isinstance(item, Mapping) and "completion" in item else {}
-        values = {name: inside.get(name) for name in _SINGLE} | {name: each[place] for name, each in beside.items()}
+        values = {name: inside.get(name) for name in SINGLE} | {name: each[place] for name, each in beside.items()}
         texts.append(_text(inside.get("completion", item)))
-        given.append(_given(values, _SINGLE | _LISTS))
+        given.append(_given(values, SINGLE | LISTS))
     return texts, _one_order(given)
 
 
