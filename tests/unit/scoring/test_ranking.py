@@ -189,7 +189,7 @@ class TestLayouts:
             ({"prompt": "a", "completions": "x"}, "completions is not a list"),
             ({"prompt": "a", "completions": [["x"]]}, "neither a text nor messages"),
             ({"prompt": "a", "completions": ["x", None]}, "neither a text nor messages"),
-            ({"prompt": "a", "completions": ["x", "y"], "scores": [1.0]}, "scores has not one value for each"),
+            ({"prompt": "a", "completions": ["x", "y"], "scores": [1.0]}, "scores does not have one value for each"),
             (
                 {"prompt": "a", "completions": ["x", "y"], "ranks": ["first", "second"]},
                 "ranks is not a number.*'first'",

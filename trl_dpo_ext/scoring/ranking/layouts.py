@@ -122,7 +122,7 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     beside = {name: row[name] for name in (*LISTS, *SINGLE) if row.get(name) is not None}
     for name, values in beside.items():
         if not isinstance(values, list) or len(values) != len(items):
-            raise RowError(f"{name} has not one value for each completion", _shown(values))
+            raise RowError(f"{name} does not have one value for each completion", _shown(values))
     texts, given = [], []
     for place, item in enumerate(items):
         inside = item if isinstance(item, Mapping) and "completion" in item else {}
@@ -171,9 +171,9 @@ def _one_order(given: list[tuple[float, float]]) -> list[float]:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowError(f"{name} is not a number", _shown(value))
+        raise RowError(f"a value of {name} is not a number", _shown(value))
     if name.startswith("rank") and not math.isfinite(value):
-        raise RowError(f"{name} is not finite", _shown(value))
+        raise RowError(f"a value of {name} is not finite", _shown(value))
     return float(value)
 
 
