@@ -189,6 +189,22 @@ def test_another_vocabulary_is_refused_before_a_model_is_loaded(tmp_path, models
         score_preferences(models["policy"], tiny.preferences(2), args=scoring.config(tmp_path), reference=str(other))
 
 
+@pytest.mark.parametrize("broken", ["policy", "adapter", "base"])
+def test_broken_or_missing_weights_are_named_before_anything_is_loaded(tmp_path, models, broken):
+    for name in ("policy", "base", "adapter"):
+        shutil.copytree(models[name], tmp_path / name)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(tmp_path / "base")}))
+    file = next((tmp_path / broken).glob("*.safetensors"))
+    policy, reference = ("policy", str(tmp_path / "base")) if broken == "policy" else ("adapter", None)
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:100]), file.unlink):
+        damage()
+        with pytest.raises(InputError, match=f"{broken}.*(cannot be read|holds no weights|not its weights)"):
+            score_preferences(
+                str(tmp_path / policy), tiny.preferences(2), args=scoring.config(tmp_path / "s"), reference=reference
+            )
+
+
 def test_two_references_are_refused(tmp_path, models):
     args = scoring.config(tmp_path, ref_model_name_or_path=models["base"])
     with pytest.raises(InputError, match="--ref_model_name_or_path and --ref_adapter name two references"):

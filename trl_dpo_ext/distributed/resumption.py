@@ -148,6 +148,14 @@ def check_weights(policy: Any, checkpoint: Path, by_engine: bool) -> None:
         raise InputError(*problems)
 
 
+def weight_problems(folder: Path) -> list[str]:
+    """Return why the weights in a folder cannot be loaded, from the heads of its files alone."""
+    problems = _unreadable(folder)
+    if not problems and not any(True for kind in ("*.safetensors", "*.bin") for _ in folder.glob(kind)):
+        problems = [f"{folder} holds no weights ({_WHOLE[0]} or {_ADAPTER[0]}). Choose another one."]
+    return problems
+
+
 def _unreadable(checkpoint: Path) -> list[str]:
     missing: set[str] = set()
     for index in checkpoint.glob("*.index.json"):

@@ -17,6 +17,7 @@ from ..checks.models import policy_config
 from ..checks.tokenizers import load_processing_class
 from ..config import DPOExtConfig
 from ..data.findings import ROW
+from ..distributed.resumption import weight_problems
 from ..errors import InputError, collecting
 from ..inspection.pair_table import numbered
 from ..policy.adapter import SavedAdapter
@@ -74,6 +75,8 @@ class ScorePlan:
         with collecting(problems):
             model, tokenizer = _policy(policy, args, tokenizer, quantization)
             reference = find_reference(model, args, wanted, tokenizer)
+        for name in _names(model, reference):
+            problems += weight_problems(Path(name)) if Path(name).is_dir() else []
         if problems or model is None or reference is None:
             raise InputError(*problems)
         return cls(model, reference, dataset, args, tokenizer)
@@ -114,6 +117,13 @@ class ScorePlan:
             "reference_identity": reference and reference.described_identity,
             "passes": {"policy": vars(policy.stats), "reference": reference and vars(reference.stats)},
         }
+
+
+def _names(model: Model | None, reference: Reference | None) -> list[str]:
+    """The names of what would be loaded."""
+    models = [each for each in (model, reference and reference.model) if each is not None]
+    bases = [each.adapter.base for each in models if each.adapter is not None]
+    return list(dict.fromkeys([*(each.given for each in models if isinstance(each.given, str)), *bases]))
 
 
 def _notes(policy: LogProbs, reference: LogProbs | None) -> list[str]:
