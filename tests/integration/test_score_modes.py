@@ -67,7 +67,16 @@ class TestRewardBench:
         assert "tokenized as RewardBench does" in printed
         assert "RewardBench (ties are wrong) Chat Hard" in printed
         assert "overall - without Chat, Safety" in printed
-        assert "RewardBench (ties are wrong)" in Path("s.html").read_text()
+        page = Path("s.html").read_text()
+        assert "RewardBench (ties are wrong)" in page
+        shown = json.loads(page.split('<script type="application/json"')[1].split(">", 1)[1].split("</script>")[0])
+        assert "".join(shown["rows"][0]["chosen"]).split() == [
+            "<assistant>",
+            "yes",
+            "<eos>",
+            "<eos>",
+        ]  # what was scored
+        assert len(shown["rows"][0]["ratios"]["chosen"]) == len(shown["rows"][0]["chosen"])
         written = Dataset.from_parquet("s.parquet")
         for row in written.to_list():
             margin = row["dpo_policy_chosen_logps"] - row["dpo_ref_chosen_logps"]

@@ -20,11 +20,9 @@ def texts_of(scored: Scored, places: Sequence[int]) -> dict[int, RowTexts | None
         places: numbers of loaded rows.
 
     Returns:
-        None for a row that was dropped, and for rows that were not tokenized as training does.
+        None for a row that was dropped.
     """
     found: dict[int, RowTexts | None] = dict.fromkeys(places)
-    if scored.described.get("protocol", "train") != "train":
-        return found
     kinds, rows = TokenKinds(scored.rows.processing_class), scored.rows
     at = {number: place for place, number in enumerate(rows.numbers) if number in found}
     numbers = [number for number in places if number in at]
