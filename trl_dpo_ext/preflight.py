@@ -23,7 +23,7 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
-from .data.prepare import checked_datasets, named_parts, with_fitting_tool_calls
+from .data.prepare import Kept, checked_datasets, named_parts, with_fitting_tool_calls
 from .data.streams import StreamReport
 from .distributed.launch import check_launch
 from .errors import InputError
@@ -97,8 +97,9 @@ class RunSpec:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
         datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        kept: dict[str, Kept] = {}
         with _collecting(problems):
-            datasets = checked_datasets(columns, args, **datasets)
+            datasets = checked_datasets(columns, args, kept=kept, **datasets)
         problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)
         policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
@@ -111,7 +112,7 @@ class RunSpec:
                 config = None if policy.adds_tokens else config
                 live = ref_model if mixture.needs_reference and isinstance(ref_model, torch.nn.Module) else None
                 processing_class = check_tokenizer(args, policy.described, config, given, named_parts(datasets), live)
-                datasets = with_fitting_tool_calls(datasets, processing_class)
+                datasets = with_fitting_tool_calls(datasets, processing_class, kept)
         if (is_readable or isinstance(model, str)) and not policy.converts:
             loaded: Any = args.model_init_kwargs or {}
             quantized = quantization_config or loaded.get("quantization_config")
@@ -139,7 +140,7 @@ class RunSpec:
         ignored += trainable.no_step_warnings(args, datasets["train_dataset"])
         for warning in [*ignored, *unused_options(args), *_trl.initialization_warnings(peft_config)]:
             warnings.warn(warning, stacklevel=3)
-        preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args))
+        preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args), kept)
         if tokenizes and processing_class is not None:
             preparation.prepare_early(datasets, processing_class, args)
         data = (datasets["train_dataset"], datasets["eval_dataset"])

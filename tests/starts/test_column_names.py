@@ -119,7 +119,7 @@ def test_ties_are_dropped_and_counted() -> None:
     ]
     found, told = prepared(rows, **columns)
     assert list(found) == [TEXTS]
-    assert told == ["train_dataset: 1 of 2 rows are ties and are dropped."]
+    assert told == ["train_dataset: 1 of 2 rows are ties and are dropped. (ignore_findings: ties)"]
     assert "names one of the answers in none of 1 rows" in problems(rows[1:], **columns)
 
 

@@ -32,8 +32,8 @@ def test_dropped_rows_are_counted(tmp_path: Any) -> None:
     trainer, told = construct(tmp_path, LONG * 2 + SHORT * 6, max_length=5)
     assert len(trainer.train_dataset) == 6
     assert named(told, "dropped") == [
-        "train dataset: 2 of 8 rows dropped: the prompt alone fills max_length=5. Raise max_length, or filter these rows. "
-        "(ignore_findings: dropped)"
+        "train dataset: 2 of 8 rows dropped: the prompt alone fills max_length=5. Raise max_length to 64, or filter these "
+        "rows. (ignore_findings: dropped)"
     ]
     assert [line for line in told if line not in named(told, "dropped")] == named(told, "duplicate_row")
 

@@ -57,7 +57,18 @@ from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
 from .patching import evaluation_mode, temporarily
-from .preparation import kept_rows, pair_collator, preparation, prompt_tokens, tokenizer_of, tokens_kept
+from .preparation import (
+    is_template_error,
+    kept_rows,
+    pair_collator,
+    preparation,
+    prints_date,
+    prompt_tokens,
+    refused_rows,
+    tokenized_with_images,
+    tokenizer_of,
+    tokens_kept,
+)
 from .reference import free_memory
 from .refusals import late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
@@ -105,6 +116,7 @@ __all__ = [
     "initialization_warnings",
     "is_copied",
     "is_peft_model",
+    "is_template_error",
     "is_tokenized",
     "keeps_end",
     "kept_rows",
@@ -123,11 +135,13 @@ __all__ = [
     "placed_reference",
     "planned_engine",
     "preparation",
+    "prints_date",
     "prompt_tokens",
     "quick_start",
     "raise_flex_limit",
     "reads_token_ids",
     "reference_entropy",
+    "refused_rows",
     "rename_checkpointing",
     "renamed_in_peft",
     "replace_attention",
@@ -138,6 +152,7 @@ __all__ = [
     "start_kept",
     "stub_policy",
     "temporarily",
+    "tokenized_with_images",
     "tokenizer_of",
     "tokens_kept",
     "trackers",

@@ -10,13 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import ProcessorMixin
 from trl.trainer import dpo_trainer
 
-from .batch import is_tokenized
+from .batch import COMPLETION_MASK, image_columns, is_tokenized
 from .patching import temporarily
 
-_TEXTS_AT_ONCE = 256
+_TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 256, 16
+_DATE = "<the date>"
+_FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
 
 
 def tokenizer_of(processing_class: Any) -> Any:
@@ -81,14 +84,94 @@ def prompt_tokens(processing_class: Any, rows: Iterable[Mapping[str, Any]]) -> I
                 yield from processing_class(text=texts)["input_ids"]
                 texts = []
             continue
-        options = {}
-        if isinstance(prompt, list):
-            tools = row.get("tools")
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-            options = {"tools": tools, **(row.get("chat_template_kwargs") or {}), "add_generation_prompt": True}
+        options = {**_template_options(row), "add_generation_prompt": True} if isinstance(prompt, list) else {}
         yield dpo_trainer._tokenize(processing_class, prompt, **options)["input_ids"]
     if texts:
         yield from processing_class(text=texts)["input_ids"]
+
+
+def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What TRL gives a chat template beside the messages."""
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools, **(row.get("chat_template_kwargs") or {})}
+
+
+def refused_rows(dataset: Iterable[Mapping[str, Any]], processing_class: Any) -> list[int]:
+    """Return the places of rows whose messages the chat template refuses to print.
+
+    Seam: `_prepare_dataset` gives the template the prompt alone, and with each answer behind it; `tools` and
+    `chat_template_kwargs` go with them.
+    """
+    return [place for place, row in enumerate(dataset) if _is_refused(row, processing_class)]
+
+
+def _is_refused(row: Mapping[str, Any], processing_class: Any) -> bool:
+    prompt = row.get("prompt") or []
+    try:
+        for side in (row["chosen"], row["rejected"]):
+            processing_class.apply_chat_template(prompt + side, tokenize=False, **_template_options(row))
+        if prompt:
+            options = {"tokenize": False, "add_generation_prompt": True, **_template_options(row)}
+            processing_class.apply_chat_template(prompt, **options)
+    except Exception as error:
+        if not is_template_error(error):
+            raise
+        return True
+    return False
+
+
+def is_template_error(error: BaseException) -> bool:
+    """Whether a chat template has raised an error.
+
+    Seam: transformers renders templates by jinja2, whose errors, those that templates raise themselves included, are
+    kinds of `TemplateError`.
+    """
+    return any(
+        (kind.__module__, kind.__name__) == ("jinja2.exceptions", "TemplateError") for kind in type(error).__mro__
+    )
+
+
+def prints_date(processing_class: Any, row: Mapping[str, Any]) -> bool:
+    """Whether the chat template prints today's date in a row of messages.
+
+    Seam: a template asks for the date by `strftime_now(format)`, a global of transformers' environment, which a macro
+    of that name hides.
+    """
+    template = getattr(processing_class, "chat_template", None)
+    if not isinstance(template, str) or "strftime_now" not in template or isinstance(row["chosen"], str):
+        return False
+    messages = [*(row.get("prompt") or []), *row["chosen"]]
+    options = {"chat_template": _FIXED_DATE + template, **_template_options(row)}
+    return _DATE in str(processing_class.apply_chat_template(messages, tokenize=False, **options))
+
+
+def tokenized_with_images(dataset: Dataset, processing_class: Any, name: str) -> Dataset:
+    """Tokenize rows with images as the collator does, image tokens included, in place of the columns of images.
+
+    Seam: `DataCollatorForVisionPreference(processor)` without `max_length` builds whole sequences, the chosen ones in
+    front of the rejected ones; `attention_mask` and `completion_mask` mark their tokens.
+    """
+    columns = image_columns(dataset.column_names)
+    collator = dpo_trainer.DataCollatorForVisionPreference(processing_class)
+
+    def tokenize(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        batch = collator([dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+        fed, scored = batch["attention_mask"].bool(), batch[COMPLETION_MASK].bool()
+        half, ids = len(fed) // 2, batch["input_ids"]
+        return {
+            "prompt_ids": [ids[row][fed[row] & ~scored[row]].tolist() for row in range(half)],
+            "chosen_ids": [ids[row][scored[row]].tolist() for row in range(half)],
+            "rejected_ids": [ids[row][scored[row]].tolist() for row in range(half, 2 * half)],
+        }
+
+    return dataset.map(
+        tokenize,
+        batched=True,
+        batch_size=_IMAGES_AT_ONCE,
+        remove_columns=columns,
+        desc=f"Tokenizing {name} dataset with images",
+    )
 
 
 def kept_rows(filtered: Any) -> Any:

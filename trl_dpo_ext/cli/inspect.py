@@ -9,18 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import Dataset, IterableDataset
 
-from .. import __version__
+from .. import __version__, _trl
 from ..checks.tokenizers import eos_ids, load_processing_class
 from ..data.findings import LEVELS, WARNING, unknown_findings
 from ..data.loading import load_splits
 from ..errors import InputError, collecting
 from ..inspection.page import page
 from ..inspection.preferences import inspect_preferences
-from ..inspection.result import Inspection, write_rows
+from ..inspection.result import ROW_FILES, Inspection, write_rows
 from ..inspection.terminal import make_console, show
 from ..inspection.terminal_rows import show_row
 from .adapters import saved_adapter
@@ -38,6 +38,8 @@ def run(argv: Sequence[str], prog: str) -> int:
     result = _inspect(ours, arguments)
     result.data["versions"]["trl_dpo_ext"] = __version__
     rows = _rows(ours, result)
+    if rows is not None:
+        result.data["examples"] = rows
     if ours.json:
         write_output(ours.json, result.json())
     if ours.html:
@@ -47,16 +49,18 @@ def run(argv: Sequence[str], prog: str) -> int:
         print(f"Wrote {ours.write_rows}: {count} rows.", file=sys.stderr)
     if ours.json != "-":
         console = make_console()
-        if ours.row:
-            for row in rows or ():
+        if ours.row and rows is not None:
+            for row in rows:
                 show_row(row, console, ids=True)
         else:
-            show(result.data, console, rows)
+            show(result.data, console)
+            if ours.problem and not rows:
+                console.print(result.without_rows(ours.problem), markup=False)
     return _status(ours, result)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog,
         allow_abbrev=False,
         description="Show preference data as `train` will see it: converted, tokenized, truncated, dropped. Loads the "
@@ -81,26 +85,40 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help=f"exit with status 1 if there is a finding of this level or a graver one: {levels} (default: warning)",
     )
     add("--ignore", nargs="+", default=[], metavar="NAME", help="findings that are intended")
-    add("--max_rows", type=_count, metavar="N", help="inspect the first N rows of each split")
+    add("--max_rows", type=_positive, metavar="N", help="inspect the first N rows of each split")
     add("--splits", choices=("both", "train", "test"), default="both", help="which splits (default: both)")
+    add(
+        "--images",
+        nargs="?",
+        const="true",
+        default="false",
+        choices=("true", "false"),
+        help="process every image to count its tokens; otherwise the texts alone are counted (default: false)",
+    )
     add("--subset_column", metavar="COLUMN", help="give the length bias for each value of this column, too")
     return parser
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more; got {number}")
-    return number
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise the error as every other command does."""
+        raise InputError(f"{message} (see --help).")
+
+
+def _count(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more; got {text}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    return _count(text, 1)
 
 
 def _inspect(ours: argparse.Namespace, arguments: Arguments) -> Inspection:
-    problems = [*arguments.problems, *unknown_findings(ours.ignore)]
+    problems = [*arguments.problems, *unknown_findings(ours.ignore, "--ignore"), *_file_problems(ours)]
     if ours.problem:
-        problems += unknown_findings([ours.problem])
-    for flag, file, endings in (("write_rows", ours.write_rows, (".jsonl", ".parquet")),):
-        if file and not file.endswith(endings):
-            problems.append(f"--{flag} {file}: a file of rows must end in {' or '.join(endings)}.")
+        problems += unknown_findings([ours.problem], "--problem")
     tokenizer, dataset = None, {}
     name = arguments.model.model_name_or_path or ours.tokenizer_name_or_path
     if name is None:
@@ -112,12 +130,13 @@ def _inspect(ours: argparse.Namespace, arguments: Arguments) -> Inspection:
             tokenizer, ends = _tokenizer(args, arguments.model, name)
     with collecting(problems):
         dataset = _datasets(ours, arguments)
+    problems += _subset_problems(ours.subset_column, dataset)
     if problems:
         raise InputError(*problems)
     if args.dataset_num_proc is None and any(len(part) > _MANY_ROWS for part in dataset.values()):
         args = copy.copy(args)
         args.dataset_num_proc = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    described = {"dataset": arguments.script.dataset_name, "model": name}
+    described = {"dataset": arguments.script.dataset_name, "model": name, "max_rows": ours.max_rows}
     return inspect_preferences(
         dataset,
         tokenizer,
@@ -126,8 +145,34 @@ def _inspect(ours: argparse.Namespace, arguments: Arguments) -> Inspection:
         ignore=ours.ignore,
         examples=ours.examples,
         eos_ids=ends,
+        images=ours.images == "true",
         described=described,
     )
+
+
+def _file_problems(ours: argparse.Namespace) -> list[str]:
+    """Why files cannot be written, before anything is computed for them."""
+    files = {
+        flag: getattr(ours, flag) for flag in ("json", "html", "write_rows") if getattr(ours, flag) not in (None, "-")
+    }
+    problems = [
+        f"--{flag} {file}: there is no folder {Path(file).parent}."
+        for flag, file in files.items()
+        if not Path(file).parent.is_dir()
+    ]
+    problems += [f"--{flag} {file}: this is a folder." for flag, file in files.items() if Path(file).is_dir()]
+    if ours.write_rows and not ours.write_rows.endswith(ROW_FILES):
+        problems.append(f"--write_rows {ours.write_rows}: a file of rows must end in {' or '.join(ROW_FILES)}.")
+    return problems
+
+
+def _subset_problems(column: str | None, splits: Mapping[str, Any]) -> list[str]:
+    names = {name: _trl.column_names(part) for name, part in splits.items()}
+    return [
+        f"--subset_column {column}: the {split} split has no such column; it has {', '.join(columns)}."
+        for split, columns in names.items()
+        if column is not None and column not in columns
+    ]
 
 
 def _tokenizer(args: Any, model: Any, name: str) -> tuple[Any, list[int]]:
@@ -149,11 +194,15 @@ def _datasets(ours: argparse.Namespace, arguments: Arguments) -> dict[str, Any]:
     wanted = {"train": script.dataset_train_split, "test": script.dataset_test_split}
     if ours.splits != "both":
         wanted = {ours.splits: wanted[ours.splits]}
-    missing = [split for name, split in wanted.items() if split not in splits and (name == "train" or len(wanted) == 1)]
+    asked = {"train", ours.splits} | ({"test"} if wanted.get("test") != type(script)().dataset_test_split else set())
+    missing = [name for name, split in wanted.items() if split not in splits and name in asked]
     if missing:
         raise InputError(
-            f"The dataset has no split {missing[0]!r}; it has {', '.join(splits)}. Set --dataset_train_split or "
-            "--splits."
+            *(
+                f"The dataset has no split {wanted[name]!r}; it has {', '.join(splits)}. Set --dataset_{name}_split or "
+                "--splits."
+                for name in missing
+            )
         )
     return {name: _first_rows(splits[split], ours.max_rows, name) for name, split in wanted.items() if split in splits}
 
@@ -169,10 +218,8 @@ def _first_rows(dataset: Any, most: int | None, name: str) -> Dataset:
 def _rows(ours: argparse.Namespace, result: Inspection) -> list[dict[str, Any]] | None:
     """The rows that the flags ask for; None for the examples."""
     if ours.row:
-        split = "train" if "train" in result.tables else next(iter(result.tables), "train")
-        if split not in result.tables:
-            return []
-        return result.rows(ours.row, split)
+        split = "train" if "train" in result.data["splits"] else "test"
+        return result.rows(ours.row, split) if split in result.tables else None
     return result.rows_with(ours.problem, ours.examples) if ours.problem else None
 
 

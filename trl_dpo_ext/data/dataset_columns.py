@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
@@ -69,6 +68,20 @@ def _columns(source: str, first: Mapping[str, Any]) -> list[str]:
     return [part if part in first else part.split(".")[0] for part in source.split(",")]
 
 
+def loaded_columns(columns: Sequence[str], mapping: Mapping[str, str], loaded: Collection[str]) -> tuple[str, ...]:
+    """Return what a dataset called its columns before they were mapped.
+
+    Args:
+        columns: as they are called now.
+        mapping: from our names to the dataset's.
+        loaded: the dataset's names.
+    """
+    names = dict.fromkeys(loaded, None)
+    sources = {ours: source for ours, source in mapping.items() if ours != "winner_is_b"}
+    of_sources = [name for source in sources.values() for name in _columns(source, names)]
+    return tuple(dict.fromkeys([*of_sources, *(name for name in columns if name not in sources and name in names)]))
+
+
 def _missing(source: str, first: Mapping[str, Any]) -> str | None:
     for part in [] if source in first else source.split(","):
         column = part if part in first else part.split(".")[0]
@@ -100,15 +113,9 @@ def _computed(
         if "winner" not in computed:
             return dataset
         decided = dataset.filter(_is_decided, desc=f"Dropping ties of {name}")
-    _tell_ties(len(dataset), len(decided), name)
+    if not len(decided):
+        raise InputError(f"{name}: the winner column names one of the answers in none of {len(dataset)} rows.")
     return decided
-
-
-def _tell_ties(before: int, after: int, name: str) -> None:
-    if not after:
-        raise InputError(f"{name}: the winner column names one of the answers in none of {before} rows.")
-    if after < before:
-        warnings.warn(f"{name}: {before - after} of {before} rows are ties and are dropped.", stacklevel=9)
 
 
 def _compute(row: Mapping[str, Any], sources: Mapping[str, str], winner_is_b: str | None, version: int) -> dict:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-ROW = "__row__"
-"""Column of a dataset with each row's number in the split that was loaded; `train` has none."""
+EVERY_ROW: Sequence[int] = range(1 << 62)
+"""The numbers of the rows of a dataset none of which was dropped."""
 LEVELS = (NOTE, WARNING, ERROR)
 """From the least to the gravest: an error would stop `train`, a warning changes what is learned."""
 
@@ -18,6 +18,7 @@ NAMES = MappingProxyType(
         "layout": "columns or messages that are not read as they look",
         "empty_answer": "an answer without a scored token but EOS and whitespace",
         "all_dropped": "no row is left",
+        "ties": "rows whose winner column names neither answer, which are dropped",
         "torn": "no prompt, and one side is the start of the other, so that the row is dropped",
         "dropped": "the prompt alone fills max_length",
         "prompt_lost": "truncation from the left leaves less than half of the prompt",
@@ -47,6 +48,7 @@ NAMES = MappingProxyType(
         "unicode": "damaged or invisible characters",
         "script_differs": "answers in different scripts",
         "long_tail": "a few rows that are much longer than the others",
+        "dated_template": "a chat template that prints today's date",
         "template_drops": "answers in a field that the chat template does not print",
     }
 )
@@ -96,14 +98,6 @@ def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=gravity)
 
 
-def by_number(finding: Finding, dataset: Any) -> Finding:
-    """Return a finding with the numbers that rows have in the loaded split, in place of those in `dataset`."""
-    if ROW not in (dataset.column_names or ()) or not len(finding.rows):
-        return finding
-    numbers = dataset.with_format(None)[ROW][:]
-    return replace(finding, rows=[numbers[row] for row in finding.rows])
-
-
 def told(findings: Iterable[Finding], dataset: str, args: Any) -> list[str]:
     """Return the lines that `train` prints: findings that are no notes, and that the run does not ignore.
 
@@ -116,7 +110,7 @@ def told(findings: Iterable[Finding], dataset: str, args: Any) -> list[str]:
     return [finding.line(dataset) for finding in findings if finding.level != NOTE and finding.name not in ignored]
 
 
-def unknown_findings(names: Sequence[str]) -> list[str]:
-    """Return one problem listing the names that no finding has, or an empty list."""
+def unknown_findings(names: Sequence[str], option: str = "ignore_findings") -> list[str]:
+    """Return one problem listing the names that no finding has, or an empty list; `option` is where they stand."""
     unknown = [name for name in names if name not in NAMES]
-    return [f"ignore_findings: unknown {', '.join(unknown)}; one of {', '.join(NAMES)}."] if unknown else []
+    return [f"{option}: unknown {', '.join(unknown)}; one of {', '.join(NAMES)}."] if unknown else []

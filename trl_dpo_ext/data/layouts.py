@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from ..errors import InputError
 from .batches import DatasetBatch, on_main_process, read_batches
-from .findings import WARNING, Finding
+from .findings import EVERY_ROW, WARNING, Finding
 from .layout_columns import find_layout
 from .plain_rows import READ, WITHOUT_PROMPT, row_codes
 from .rows import (
@@ -56,6 +56,8 @@ _NAMES = {
 class Survey:
     """What the rows of a dataset are like."""
 
+    numbers: Sequence[int] = EVERY_ROW
+    """The number of each row in the dataset that was loaded."""
     total: int = 0
     texts: int = 0
     messages: int = 0
@@ -114,7 +116,8 @@ class Survey:
             what, stop, remedy = text.partition(". ")
             shown = f" ({detail})" if detail else ""
             fix = f" {remedy}." if stop else ""
-            lines.append(f"{name}: {what}; wrong in {count} of {self.total} rows, first in row {first}{shown}.{fix}")
+            which = f"{count} of {self.total} rows, first in row {self.numbers[first]}"
+            lines.append(f"{name}: {what}; wrong in {which}{shown}.{fix}")
         return lines
 
     def all_unusable(self, name: str) -> list[str]:
@@ -138,9 +141,9 @@ class Survey:
                 WARNING,
                 len(rows),
                 self.total,
-                f"{len(rows)} of {self.total} rows are dropped, first row {rows[0]}: {text}",
+                f"{len(rows)} of {self.total} rows are dropped, first row {self.numbers[rows[0]]}: {text}",
                 "Add a column 'prompt' to keep them.",
-                rows,
+                [self.numbers[row] for row in rows],
             )
             for text, rows in self.unusable.items()
         ] + [
@@ -149,9 +152,9 @@ class Survey:
                 WARNING,
                 len(rows),
                 self.total,
-                f"{text}, in {len(rows)} of {self.total} rows, first in row {rows[0]}",
+                f"{text}, in {len(rows)} of {self.total} rows, first in row {self.numbers[rows[0]]}",
                 "Change or filter these rows.",
-                rows,
+                [self.numbers[row] for row in rows],
             )
             for text, rows in sorted(self.doubts.items(), key=lambda item: (item[1][0], len(item[1])))
         ]
@@ -178,7 +181,7 @@ class Plan:
         return [finding.sentence for finding in self.findings]
 
 
-def plan_layout(dataset: AnyDataset, name: str) -> Plan:
+def plan_layout(dataset: AnyDataset, name: str, numbers: Sequence[int] = EVERY_ROW) -> Plan:
     """Look at every row of a dataset, or at the first one of a stream, and decide what is done with it.
 
     Every process has to call this; the main process reads the rows.
@@ -186,23 +189,24 @@ def plan_layout(dataset: AnyDataset, name: str) -> Plan:
     Args:
         dataset: with the columns `chosen` and `rejected`, or those of another layout that is known.
         name: what messages call it.
+        numbers: the number that messages give each row.
     """
-    return on_main_process(lambda: _plan(dataset, name))
+    return on_main_process(lambda: _plan(dataset, name, numbers))
 
 
-def _plan(dataset: AnyDataset, name: str) -> Plan:
+def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int]) -> Plan:
     first = next(iter(dataset), None)
     if first is None:
         return Plan(Layout(()), [], [])  # reported by check_preferences
     layout, problems, suspects = find_layout(dataset, first)
     if problems:
         return Plan(layout, [f"{name} {problem}" for problem in problems], [])
-    survey = Survey()
+    survey = Survey(numbers)
     if isinstance(dataset, Dataset):
         for batch in read_batches(dataset, layout.columns):
             survey.add_batch(batch, layout)
         if survey.texts and survey.messages:  # once more, with what texts are turned into
-            layout, survey = replace(layout, conversational=True), Survey()
+            layout, survey = replace(layout, conversational=True), Survey(numbers)
             for batch in read_batches(dataset, layout.columns):
                 survey.add_batch(batch, layout)
     else:

@@ -12,6 +12,11 @@ from .. import _trl
 _BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
+def samples_by_length(args: Any) -> bool:
+    """Whether a run reads the column of lengths, to make batches of rows of similar length."""
+    return args.train_sampling_strategy in _BY_LENGTH
+
+
 def length_column(dataset: Any, args: Any) -> Any:
     """Add the number of tokens that each row feeds to a tokenized preference dataset, if the run samples by length.
 
@@ -25,7 +30,7 @@ def length_column(dataset: Any, args: Any) -> Any:
         args: the run's configuration.
     """
     name = args.length_column_name
-    wanted = args.train_sampling_strategy in _BY_LENGTH and isinstance(dataset, Dataset)
+    wanted = samples_by_length(args) and isinstance(dataset, Dataset)
     if not wanted or name in dataset.column_names or not _trl.is_tokenized(dataset):
         return dataset
     limit = args.max_length if args.max_length is not None else float("inf")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
 from ..core.columns import Column
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
-from .dataset_columns import map_columns
-from .findings import Finding, by_number, told
+from .dataset_columns import loaded_columns, map_columns
+from .findings import EVERY_ROW, WARNING, Finding, told
 from .layouts import apply_layout, plan_layout
 from .tool_calls import fit_tool_calls
 from .validation import check_preferences
@@ -21,8 +23,28 @@ from .validation import check_preferences
 Tell = Callable[[str, Finding], None]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What `checked_datasets` read and kept of one dataset."""
+
+    numbers: Sequence[int] = EVERY_ROW
+    """The number that each row had when the dataset was loaded, counted from 0."""
+    columns: tuple[str, ...] = ()
+    """Columns that were read for prompt and answers, as the loaded dataset calls them."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What was converted, and in how many rows."""
+
+
+KEPT_WHOLE = Kept()
+
+
 def checked_datasets(
-    columns: Mapping[str, Column], args: Any, *, tell: Tell | None = None, **datasets: Any
+    columns: Mapping[str, Column],
+    args: Any,
+    *,
+    tell: Tell | None = None,
+    kept: dict[str, Kept] | None = None,
+    **datasets: Any,
 ) -> dict[str, Any]:
     """Return each dataset, or dictionary of evaluation datasets, in a layout that TRL takes.
 
@@ -30,16 +52,19 @@ def checked_datasets(
         columns: extra columns that the losses read, with the values they may take.
         args: the run's configuration; `dataset_columns` names columns that are called otherwise.
         tell: takes each finding and the name of its dataset; by default it becomes a warning, unless it is ignored.
+        kept: is filled with what was kept of each dataset, by its name.
         **datasets: by the name that messages call them.
 
     Raises:
         InputError: listing the problems of all datasets.
     """
     problems: list[str] = []
+    of_each: dict[str, Kept] = {} if kept is None else kept
 
     def checked(dataset: Any, name: str) -> Any:
         try:
-            return _checked(dataset, name, columns, args, tell or _warn(args))
+            dataset, of_each[name] = _checked(dataset, name, columns, args, tell or _warn(args))
+            return dataset
         except InputError as error:
             problems.extend(error.problems)
 
@@ -68,8 +93,15 @@ def named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) -> dict[str, Any]:
+def with_fitting_tool_calls(
+    datasets: Mapping[str, Any], processing_class: Any, kept: Mapping[str, Kept] | None = None
+) -> dict[str, Any]:
     """Return checked datasets with the arguments of tool calls as the chat template prints them.
+
+    Args:
+        datasets: by the name that messages call them.
+        processing_class: with the chat template.
+        kept: of each dataset, as `checked_datasets` fills it in.
 
     Raises:
         InputError: listing the problems of all datasets.
@@ -80,7 +112,7 @@ def with_fitting_tool_calls(datasets: Mapping[str, Any], processing_class: Any) 
         if isinstance(dataset, dict):
             return {key: fitted(part, f"{name}[{key!r}]") for key, part in dataset.items()}
         try:
-            return fit_tool_calls(dataset, processing_class, name)
+            return fit_tool_calls(dataset, processing_class, name, (kept or {}).get(name, KEPT_WHOLE).numbers)
         except InputError as error:
             problems.extend(error.problems)
 
@@ -98,25 +130,40 @@ def _warn(args: Any) -> Tell:
     return warn
 
 
-def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, tell: Tell) -> Any:
+def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, tell: Tell) -> tuple[Any, Kept]:
+    """A dataset in a layout that TRL takes, and what was kept of it."""
+    numbers, mapping = EVERY_ROW, args.dataset_columns or {}
+    loaded = dataset
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
     dataset = _without_format(dataset, name)
     if not _trl.is_tokenized(dataset):  # what is, has been here before
-        dataset = map_columns(dataset, name, args.dataset_columns or {})
+        dataset = map_columns(dataset, name, mapping)
+        if isinstance(loaded, Dataset) and len(dataset) < len(loaded):
+            numbers = _trl.kept_rows(dataset).tolist()
+            tell(name, _ties(len(loaded), numbers))
         columns = {**columns, **_own_reference(dataset, name, args)}
-    plan = plan_layout(dataset, name)
+    plan = plan_layout(dataset, name, numbers)
     for finding in plan.findings:
-        tell(name, by_number(finding, dataset))
+        tell(name, finding)
     if plan.problems:
-        raise InputError(*plan.problems, *check_preferences(dataset, name, columns, sides=()).problems)
+        others = check_preferences(dataset, name, columns, sides=(), numbers=numbers).problems
+        raise InputError(*plan.problems, *others)
+    if plan.without:
+        numbers = np.delete(np.asarray(numbers[: len(dataset)]), plan.without).tolist()
     dataset = apply_layout(dataset, plan, name)
-    report = check_preferences(dataset, name, columns)
+    report = check_preferences(dataset, name, columns, numbers=numbers)
     for finding in report.findings:
-        tell(name, by_number(finding, dataset))
+        tell(name, finding)
     if report.problems:
         raise InputError(*report.problems)
-    return dataset
+    return dataset, Kept(numbers, loaded_columns(plan.layout.columns, mapping, _trl.column_names(loaded)), plan.notes)
+
+
+def _ties(total: int, decided: Sequence[int]) -> Finding:
+    rows = np.setdiff1d(np.arange(total), decided).tolist()
+    sentence = f"{len(rows)} of {total} rows are ties and are dropped"
+    return Finding("ties", WARNING, len(rows), total, sentence, "", rows)
 
 
 def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from .. import _trl
 from ..errors import InputError
 from . import columnar
 from .batches import on_main_process, read_batches
-from .findings import WARNING, Finding, gravest_first, told
+from .findings import EVERY_ROW, WARNING, Finding, gravest_first, told
 from .lengths import length_column
 from .messages import ANSWER_FIELDS, is_set
 from .rows import SIDES
@@ -29,7 +29,8 @@ def tokenized(
     args: Any,
     name: str,
     streams: StreamReport,
-    find: Callable[[Dataset, Dataset, Any, Any], list[Finding]],
+    find: Callable[[Dataset, Dataset], list[Finding]],
+    numbers: Sequence[int] = EVERY_ROW,
 ) -> Any:
     """Tokenize a dataset as TRL does, warn of what is found in it, and add the column of lengths.
 
@@ -37,16 +38,17 @@ def tokenized(
         prepare: TRL's `_prepare_dataset`.
         dataset, processing_class, args, name: its arguments.
         streams: counts streamed datasets while they are read.
-        find: what is wrong with the rows, given the dataset before and after, the processing class and `args`.
+        find: what is wrong with the rows, given the dataset before and after.
+        numbers: the number that messages give each row of `dataset`.
 
     Raises:
         InputError: no row is left, because the prompts alone fill `max_length`.
     """
     if not _trl.is_tokenized(dataset):
-        dataset = fit_tool_calls(dataset, processing_class, f"{name} dataset")
+        dataset = fit_tool_calls(dataset, processing_class, f"{name} dataset", numbers)
     if isinstance(dataset, IterableDataset):
         return streams.prepared(prepare, dataset, processing_class, args, name)
-    prepared = prepare(dataset, processing_class, args, name)
+    prepared = _or_refused(prepare, dataset, processing_class, args, name, numbers)
     if isinstance(prepared, Dataset) and not _trl.is_tokenized(dataset):
         if not len(prepared) and len(dataset):
             whole = prepare(dataset, processing_class, without_limit(args), name)
@@ -54,7 +56,7 @@ def tokenized(
             raise InputError(f"{name} dataset: {finding.sentence}. {finding.remedy}")
 
         def lines() -> list[str]:
-            found = [*find(dataset, prepared, processing_class, args), *unprinted(dataset, processing_class)]
+            found = [*find(dataset, prepared), *unprinted(dataset, processing_class, numbers)]
             return told(gravest_first(found), f"{name} dataset", args)
 
         for line in on_main_process(lines):
@@ -62,12 +64,49 @@ def tokenized(
     return length_column(prepared, args)
 
 
-def unprinted(dataset: Dataset, processing_class: Any) -> list[Finding]:
+def tokenized_as_trl(
+    dataset: Dataset, processing_class: Any, args: Any, name: str, numbers: Sequence[int] = EVERY_ROW
+) -> Dataset:
+    """Tokenize a dataset as TRL does, without a trainer.
+
+    Args:
+        dataset: in a layout that TRL takes.
+        processing_class: the tokenizer or processor.
+        args: the run's configuration.
+        name: what TRL calls the dataset.
+        numbers: the number that messages give each row.
+
+    Raises:
+        InputError: the chat template refuses rows.
+    """
+    return _or_refused(_trl.preparation(processing_class), dataset, processing_class, args, name, numbers)
+
+
+def _or_refused(
+    prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str, numbers: Sequence[int]
+) -> Any:
+    try:
+        return prepare(dataset, processing_class, args, name)
+    except Exception as error:
+        if not _trl.is_template_error(error):
+            raise
+        refused = [numbers[row] for row in _trl.refused_rows(dataset, processing_class)]
+        which = f"{len(refused)} of {len(dataset)} rows, first row {refused[0]}" if refused else "a row"
+        why = str(error).strip()
+        why += "" if why.endswith((".", "!", "?")) else "."
+        raise InputError(
+            f"{name} dataset: the chat template refuses {which}: {why} Change or filter these rows, or set another "
+            "chat_template."
+        ) from error
+
+
+def unprinted(dataset: Dataset, processing_class: Any, numbers: Sequence[int] = EVERY_ROW) -> list[Finding]:
     """Return a finding for answers whose text is in a field that the chat template does not print.
 
     Args:
         dataset: in a layout that TRL takes.
         processing_class: whose template is looked at.
+        numbers: the number of each row in the dataset that was loaded.
     """
     template = getattr(processing_class, "chat_template", None)
     candidates = ["reasoning_content", "reasoning", "thinking"]
@@ -91,7 +130,9 @@ def unprinted(dataset: Dataset, processing_class: Any) -> list[Finding]:
         "does not print, so that the answer is empty"
     )
     remedy = "Write it into 'content', or use another template."
-    return [Finding("template_drops", WARNING, len(only), len(dataset), sentence, remedy, only)]
+    return [
+        Finding("template_drops", WARNING, len(only), len(dataset), sentence, remedy, [numbers[row] for row in only])
+    ]
 
 
 def _only_in(side: Any, fields: list[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from datasets import Dataset, Features, IterableDataset, Json
 
 from ..errors import InputError
 from .batches import on_main_process, read_batches
+from .findings import EVERY_ROW
 from .rows import SIDES
 
 logger = logging.getLogger(__name__)
@@ -53,14 +54,14 @@ class _Found:
     problems: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     """By text: the first row, the number of rows, and what the first row has."""
 
-    def lines(self, name: str, total: int) -> list[str]:
+    def lines(self, name: str, total: int, numbers: Sequence[int]) -> list[str]:
         return [
-            f"{name}: {text}; wrong in {count} of {total} rows, first in row {first} ({shown})."
+            f"{name}: {text}; wrong in {count} of {total} rows, first in row {numbers[first]} ({shown})."
             for text, (first, count, shown) in self.problems.items()
         ]
 
 
-def fit_tool_calls(dataset: Any, processing_class: Any, name: str) -> Any:
+def fit_tool_calls(dataset: Any, processing_class: Any, name: str, numbers: Sequence[int] = EVERY_ROW) -> Any:
     """Return a dataset whose tool calls the chat template prints as they are meant; the same object if it does already.
 
     Arguments that are JSON text become mappings where the template prints mappings, and the reverse. Of arguments in a
@@ -70,6 +71,7 @@ def fit_tool_calls(dataset: Any, processing_class: Any, name: str) -> Any:
         dataset: with prompt and sides in messages, not tokenized; anything else is returned.
         processing_class: with the chat template.
         name: what messages call the dataset.
+        numbers: the number that messages give each row.
 
     Raises:
         InputError: with the count of rows whose arguments are no JSON object.
@@ -83,7 +85,7 @@ def fit_tool_calls(dataset: Any, processing_class: Any, name: str) -> Any:
     form = argument_form(processing_class)
     found: _Found = on_main_process(lambda: _survey(dataset, columns, form))
     if found.problems:
-        raise InputError(*found.lines(name, len(dataset)))
+        raise InputError(*found.lines(name, len(dataset), numbers))
     if not found.to_convert:
         return dataset
     logger.info("%s: arguments of tool calls -> %s (%d rows)", name, form or "mapping", found.to_convert)

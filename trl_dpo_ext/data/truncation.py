@@ -119,14 +119,15 @@ def all_dropped(whole: Dataset, limit: int) -> Finding:
         whole: the rows, tokenized without a limit.
         limit: `max_length`.
     """
+    lengths = prompt_lengths(whole)
     return Finding(
         "all_dropped",
         ERROR,
         len(whole),
         len(whole),
         f"all {len(whole)} rows dropped: the prompt alone fills max_length={limit} in every row, and the shortest "
-        f"prompt has {prompt_lengths(whole).min()} tokens",
-        "Raise max_length, or set truncation_mode='keep_end'.",
+        f"prompt has {lengths.min()} tokens",
+        f"Raise max_length to {lengths.max() + 1} to keep all rows, or set truncation_mode='keep_end'.",
     )
 
 

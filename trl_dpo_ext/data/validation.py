@@ -13,7 +13,7 @@ from ..core.columns import Column
 from . import columnar
 from .batches import DatasetBatch, on_main_process, read_batches
 from .columns import column_problem
-from .findings import WARNING, Finding
+from .findings import EVERY_ROW, WARNING, Finding
 from .messages import ANSWER_FIELDS, is_set
 from .public_layouts import missing_sides
 from .rows import SIDES, no_answer
@@ -33,7 +33,11 @@ class DataReport:
 
 
 def check_preferences(
-    dataset: Any, name: str, columns: Mapping[str, Column], sides: Sequence[str] = SIDES
+    dataset: Any,
+    name: str,
+    columns: Mapping[str, Column],
+    sides: Sequence[str] = SIDES,
+    numbers: Sequence[int] = EVERY_ROW,
 ) -> DataReport:
     """Check every row of a preference dataset before a model is loaded; of a streamed one, the first row.
 
@@ -45,15 +49,20 @@ def check_preferences(
         columns: extra columns that the losses read, with the values they may take.
         sides: the columns `chosen` and `rejected`; nothing where they cannot be read, and the extra columns alone are
             checked.
+        numbers: the number that messages give each row.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         problem = f"{name} must be a datasets.Dataset or IterableDataset; got {type(dataset).__name__}."
         return DataReport([problem], [])
-    return on_main_process(lambda: _check(dataset, name, columns, sides))
+    return on_main_process(lambda: _check(dataset, name, columns, sides, numbers))
 
 
 def _check(
-    dataset: Dataset | IterableDataset, name: str, columns: Mapping[str, Column], sides: Sequence[str]
+    dataset: Dataset | IterableDataset,
+    name: str,
+    columns: Mapping[str, Column],
+    sides: Sequence[str],
+    numbers: Sequence[int],
 ) -> DataReport:
     first = next(iter(dataset), None)
     if first is None:
@@ -68,6 +77,7 @@ def _check(
     findings = _Findings(
         {column: meaning for column, meaning in columns.items() if column in first},
         sides if set(sides) <= set(first) else (),
+        numbers,
     )
     if isinstance(dataset, IterableDataset):
         findings.add_rows([first], 0)
@@ -84,6 +94,8 @@ class _Findings:
     columns: Mapping[str, Column]
     sides: Sequence[str]
     """Both sides, or neither where one is missing."""
+    numbers: Sequence[int]
+    """The number of each row in the dataset that was loaded."""
     total: int = 0
     identical: list[int] = field(default_factory=list)
     """Rows whose sides are the same."""
@@ -140,20 +152,21 @@ class _Findings:
     def problems(self, name: str) -> list[str]:
         """One line per kind of problem, by the first row that has it."""
         return [
-            f"{name}: {text}; wrong in {count} of {self.total} rows, first in row {first}."
+            f"{name}: {text}; wrong in {count} of {self.total} rows, first in row {self.numbers[first]}."
             for text, (first, _, count) in sorted(self.found.items(), key=lambda item: item[1][:2])
         ]
 
     def findings(self) -> list[Finding]:
         """Likely mistakes."""
-        number = len(self.identical)
+        rows = [self.numbers[row] for row in self.identical]
+        number = len(rows)
         if not number:
             return []
         sentence = (
             f"chosen and rejected are identical in {number} of {self.total} rows; these teach nothing about preference"
         )
         remedy = 'Filter them out: dataset.filter(lambda row: row["chosen"] != row["rejected"]).'
-        return [Finding("identical", WARNING, number, self.total, sentence, remedy, self.identical)]
+        return [Finding("identical", WARNING, number, self.total, sentence, remedy, rows)]
 
 
 def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import statistics
 from ..data.rows import SIDES
-from .contents import SCRIPTS
+from .contents import SCRIPTS, scripts_differ
 from .pair_measures import Rows
 from .pair_rules import MANY
 from .pair_table import PairTable
@@ -66,13 +66,11 @@ def _by_side(values: npt.NDArray) -> dict[str, npt.NDArray]:
 
 
 def _limit(table: PairTable) -> dict[str, Any] | None:
-    rows, limit = table.rows, table.truncation.max_length
+    rows, limit, every = table.rows, table.truncation.max_length, table.measured
     if limit is None or not len(rows):
         return None
-    pair = rows.prompt.astype(np.int64) + rows.sides.max(axis=1)
-    longest_prompt = max(int(rows.prompt.max()), int(table.dropped_prompts.max(initial=0)))
-    all_pairs = np.concatenate([pair, table.dropped_prompts + 1])
-    ordered = np.sort(all_pairs)
+    longest_prompt = int(every.prompt.max())
+    ordered = np.sort(table.whole_pairs)
     allowed = int(np.ceil(_FEW_CUT * len(ordered))) - 1  # fewer than 1 % are cut
     needed = max(int(ordered[len(ordered) - 1 - max(allowed, 0)]), longest_prompt + 1)
     suggested = -(-needed // _STEP) * _STEP
@@ -81,8 +79,8 @@ def _limit(table: PairTable) -> dict[str, Any] | None:
         "value": limit,
         "truncation_mode": "keep_end" if table.truncation.keeps_end else "keep_start",
         "uncut_share": float((rows.cut == 0).all(axis=1).mean()),
-        "suggested": {"value": suggested, **positions_at(rows, suggested)},
-        "keeps_all": {"value": whole, **positions_at(rows, whole)},
+        "suggested": {"value": suggested, **positions_at(every, suggested)},
+        "keeps_all": {"value": whole, **positions_at(every, whole)},
     }
 
 
@@ -246,7 +244,7 @@ def _text(table: PairTable) -> dict[str, Any]:
     return {
         **{name: int(mask.sum()) for name, mask in table.characters.items()},
         "scripts": {side: _named(found) for side, found in counts.items()},
-        "script_differs": int(((left != right) & (left > 0) & (right > 0)).sum()),
+        "script_differs": int(scripts_differ(left, right).sum()),
     }
 
 

@@ -169,6 +169,15 @@ _RANGES = {
     # other alphabets: Greek, Armenian, Hebrew, scripts of India and South-East Asia, Georgian, Ethiopic, ...
     "other": [(0x370, 0x3FF), (0x531, 0x587), (0x5D0, 0x5F2), (0x710, 0x74F), (0x980, 0x10FF), (0x1200, 0x1C7F)],
 }
+_JAPANESE = (SCRIPTS.index("Han"), SCRIPTS.index("Kana"))
+
+
+def scripts_differ(left: npt.NDArray, right: npt.NDArray) -> Mask:
+    """Whether two texts have different main scripts, by their places in `SCRIPTS`; Japanese is written in two."""
+    japanese = np.isin(left, _JAPANESE) & np.isin(right, _JAPANESE)
+    return (left != right) & (left > 0) & (right > 0) & ~japanese
+
+
 DAMAGE = {"replacement": [(0xFFFD, 0xFFFD)], "nul": [(0, 0)]}
 """Characters that stand where a text was damaged."""
 INVISIBLE = {

@@ -35,12 +35,17 @@ def overlap(test: PairTable, train: PairTable) -> tuple[dict[str, Any], list[Fin
             block.setdefault(name, {})[how] = int(inside.sum())
             if name == "prompts" and not fold:
                 seen = inside
-    return block, [*_finding(test, seen, len(train))]
+    return block, [*_finding(test, seen, train)]
 
 
-def _finding(test: PairTable, seen: npt.NDArray[np.bool_], training: int) -> Iterator[Finding]:
-    sentence = f"the prompts of {{rows}} are also among the {training} of the training set"
-    yield from found(test, "train_test_overlap", WARNING, seen, sentence, "Hold out by prompt.")
+def _finding(test: PairTable, seen: npt.NDArray[np.bool_], train: PairTable) -> Iterator[Finding]:
+    sentence = f"the prompts of {{rows}} are also among the {len(train)} of the training set"
+    names = {table.columns or COLUMNS for table in (test, train)}
+    remedy = "Hold out by prompt."
+    if all("prompt" in each for each in names):
+        remedy = "Remove them: held = {*map(str, test['prompt'])}; "
+        remedy += "train = train.filter(lambda row: str(row['prompt']) not in held)."
+    yield from found(test, "train_test_overlap", WARNING, seen, sentence, remedy)
 
 
 def _keys(table: PairTable, fold: bool) -> Keys:

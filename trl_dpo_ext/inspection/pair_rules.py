@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from .. import statistics
 from ..data.findings import NOTE, WARNING, Finding
-from .contents import SCRIPTS
-from .pair_table import PairTable
-from .rule import Mask, found, often, percent, rule, same_answers
+from .contents import SCRIPTS, scripts_differ
+from .pair_table import COLUMNS, PairTable
+from .rule import Mask, found, often, percent, plural, rule, same_answers
 
+_MOST_SMOOTHED = 0.4
+"""Label smoothing that is advised, at most: at 0.5 a label says nothing."""
 MANY = 8
 """Rows with one prompt, beyond which it is pointed out."""
 _NEAR, _COPIES, _SURE = 0.1, 0.01, 100
@@ -42,19 +44,21 @@ def contradictory(table: PairTable) -> Iterator[Finding]:
     pairs = _groups(table.keys[:, 0], table.keys[:, 1], table.keys[:, 2])
     swapped = _groups(table.keys[:, 0], table.keys[:, 2], table.keys[:, 1])
     mask = np.isin(pairs, swapped) & ~same_answers(table)
+    smoothing = min(mask.mean() / 2, _MOST_SMOOTHED)
     yield from found(
         table,
         "contradictory",
         WARNING,
         mask,
         "{rows} have a counterpart with the same prompt and the same answers swapped",
-        f"Decide which is right, or use loss_type cdpo or robust with label_smoothing near {mask.mean() / 2:.3f}.",
+        f"Decide which is right, or use loss_type cdpo or robust with label_smoothing={smoothing:.2g}.",
     )
 
 
 @rule
 def duplicate_row(table: PairTable) -> Iterator[Finding]:
     """Second and later copies of a row."""
+    names = [*(table.columns or (name for name in COLUMNS if name in table.dataset.column_names))]
     mask = _repeated(_groups(*table.keys.T))
     yield from found(
         table,
@@ -62,7 +66,7 @@ def duplicate_row(table: PairTable) -> Iterator[Finding]:
         often(mask, _COPIES),
         mask,
         "{rows} are copies of rows before them",
-        "Remove them: dataset.to_pandas().astype(str).drop_duplicates() lists the rows to keep.",
+        f"Remove them: dataset.select(dataset.to_pandas()[{names}].astype(str).drop_duplicates().index).",
     )
 
 
@@ -76,7 +80,8 @@ def many_per_prompt(table: PairTable) -> Iterator[Finding]:
         "many_per_prompt",
         NOTE,
         mask,
-        f"{int((counts > MANY).sum())} prompts are in more than {MANY} rows each, at most in {counts.max(initial=0)}",
+        f"{{rows}} share their prompt with at least {MANY} others "
+        f"({plural(int((counts > MANY).sum()), 'prompt')}, at most {counts.max(initial=0)} rows each)",
         "A weight_column can balance them.",
     )
 
@@ -118,7 +123,7 @@ def _distance(bias: dict[str, Any]) -> float:
 def script_differs(table: PairTable) -> Iterator[Finding]:
     """The answers are in different scripts."""
     left, right = table.scripts.T
-    mask = (left != right) & (left > 0) & (right > 0)
+    mask = scripts_differ(left, right)
     if not mask.any():
         return
     names = sorted({SCRIPTS[place] for place in {*left[mask].tolist(), *right[mask].tolist()}})

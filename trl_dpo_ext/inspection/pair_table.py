@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from .. import _trl
 from ..data.batches import DatasetBatch, read_batches
-from ..data.findings import ROW, Finding
+from ..data.findings import Finding
 from ..data.rows import SIDES
 from .contents import CHARACTERS, Characters, Contents, Keys
 from .pair_measures import PairMeasurer, Rows, Truncation
@@ -23,14 +23,8 @@ from .token_kinds import TokenKinds
 Mask = npt.NDArray[np.bool_]
 COLUMNS = ("prompt", *SIDES)
 PROMPTS_TOKENIZED = 20_000
+_PROMPT_COLUMNS = ("prompt", "tools", "chat_template_kwargs")
 _ROWS_AT_ONCE = 1000
-
-
-def numbered(dataset: Dataset) -> Dataset:
-    """Add the column `ROW`, unless the dataset has it."""
-    if ROW in dataset.column_names:
-        return dataset
-    return dataset.add_column(ROW, np.arange(len(dataset)))  # type: ignore[return-value, arg-type]
 
 
 @dataclass
@@ -69,11 +63,26 @@ class PairTable:
     left_out_texts: Counter[str] = field(default_factory=Counter)
     dropped_prompts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Tokens of the prompts of dropped rows; empty where they were not counted."""
+    dropped_rows: Rows | None = None
+    """Measures of the dropped rows, whole; None where they were not tokenized."""
+    columns: tuple[str, ...] = ()
+    """Columns of the loaded split that hold prompt and sides; empty where they are not known."""
     findings: list[Finding] = field(default_factory=list)
     """By what the rules say of the table."""
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def whole_pairs(self) -> npt.NDArray[np.int64]:
+        """Tokens of the longer sequence of each row, before truncation: of rows that are kept, and of dropped ones."""
+        every = self.measured
+        return every.prompt.astype(np.int64) + every.sides.max(axis=1) if len(every) else np.zeros(0, dtype=np.int64)
+
+    @property
+    def measured(self) -> Rows:
+        """Measures of the rows that are kept, and of dropped ones where they were tokenized."""
+        return self.rows if self.dropped_rows is None else Rows.joined([self.rows, self.dropped_rows])
 
     def spread(self, places: npt.NDArray) -> Mask:
         """Mark some places, (rows,)."""
@@ -170,7 +179,7 @@ def _left_out(
     total = len(prepared)
     places = _even(np.arange(total), most)
     kept = np.concatenate([part.prompt for part in parts])[places]
-    columns = [name for name in ("prompt", "tools", "chat_template_kwargs") if name in prepared.column_names]
+    columns = [name for name in _PROMPT_COLUMNS if name in prepared.column_names]
     plain = prepared.select_columns(columns).with_format(None)
     texts: Counter[str] = Counter()
     lengths = np.zeros(len(places), dtype=np.int64)
@@ -181,6 +190,25 @@ def _left_out(
         if lengths[at]:
             texts[tokenizer.decode(ids[kept[at] :])] += 1
     return places, lengths, texts
+
+
+def whole_rows(prepared: Dataset, kinds: TokenKinds) -> Rows:
+    """Measure a dataset that was tokenized without a limit."""
+    measurer = PairMeasurer(kinds, Truncation(None, False))
+    return Rows.joined([measurer.measure(batch) for batch in read_batches(prepared, _trl.TOKEN_IDS)])
+
+
+def alone_lengths(dataset: Dataset, places: npt.NDArray, processing_class: Any) -> npt.NDArray[np.int64]:
+    """Count the tokens of some prompts, tokenized alone, (places,).
+
+    Args:
+        dataset: with a column `prompt`, not tokenized.
+        places: of the rows.
+        processing_class: the run's.
+    """
+    columns = [name for name in _PROMPT_COLUMNS if name in dataset.column_names]
+    rows = _rows_at(dataset.select_columns(columns).with_format(None), places)
+    return np.array([len(ids) for ids in _trl.prompt_tokens(processing_class, rows)], dtype=np.int64)
 
 
 def _rows_at(dataset: Dataset, places: npt.NDArray) -> Iterator[dict[str, Any]]:

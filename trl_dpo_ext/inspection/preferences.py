@@ -29,6 +29,7 @@ def inspect_preferences(
     ignore: Iterable[str] = (),
     examples: int = 3,
     eos_ids: Iterable[int] = (),
+    images: bool = False,
     described: Mapping[str, Any] | None = None,
 ) -> Inspection:
     """Convert, tokenize and truncate preference data as a run does, and say what comes of it.
@@ -41,6 +42,7 @@ def inspect_preferences(
         ignore: names of findings that are intended.
         examples: how many rows are shown: the first one, and one of each of the gravest findings.
         eos_ids: further tokens that end a sequence, such as those of the model's generation configuration.
+        images: whether every image is processed to count its tokens; otherwise the texts beside images are counted.
         described: what else the result says about its `arguments`, such as names.
 
     Raises:
@@ -54,7 +56,7 @@ def inspect_preferences(
     ignored = {*ignore, *args.ignore_findings}
     inspected: dict[str, InspectedSplit] = {}
     for name, part in splits.items():
-        inspected[name] = InspectedSplit.of(name, part, tokenizer, args, TokenKinds(tokenizer, eos_ids))
+        inspected[name] = InspectedSplit.of(name, part, tokenizer, args, TokenKinds(tokenizer, eos_ids), images)
     tables = {name: split.table for name, split in inspected.items() if split.table is not None}
     found = {name: split.findings for name, split in inspected.items()}
     shared = None

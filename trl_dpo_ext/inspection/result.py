@@ -18,6 +18,10 @@ from ..statistics import finite
 from .pair_table import PairTable
 from .row_view import even_sample, row_views
 
+ROW_FILES = (".jsonl", ".parquet")
+"""Endings of files that `write_rows` writes."""
+_LISTED = 10
+
 
 @dataclass
 class Inspection:
@@ -56,7 +60,8 @@ class Inspection:
         for number in numbers:
             if number in places:
                 continue
-            why = f"does not exist; there are {table.loaded}" if number >= table.loaded else "was dropped"
+            exists = 0 <= number < table.loaded
+            why = "was dropped" if exists else f"does not exist; there are {table.loaded}"
             why += ": its prompt alone fills max_length" if np.isin(number, table.dropped) else ""
             problems.append(f"Row {number} of the {split} split {why}.")
         if problems:
@@ -76,6 +81,23 @@ class Inspection:
             of_split = [number for f in self.found[split] if f.name == name for number in f.rows if number in kept]
             rows += self.rows(of_split[: most - len(rows)], split)
         return rows
+
+    def without_rows(self, name: str) -> str:
+        """Say why `rows_with` returns nothing.
+
+        Args:
+            name: of the finding.
+        """
+        found = [
+            (split, finding) for split, findings in self.found.items() for finding in findings if finding.name == name
+        ]
+        if not found:
+            return f"Nothing has the finding {name}."
+        numbered = [(split, finding.rows) for split, finding in found if len(finding.rows)]
+        if not numbered:
+            return f"{name} is a finding of the dataset, and not of single rows."
+        listed = "; ".join(f"{split} {', '.join(map(str, rows[:_LISTED]))}" for split, rows in numbered)
+        return f"{name} is a finding of rows that are not trained, and have no sequences to show: {listed}."
 
     def sample(self, most: int) -> list[dict[str, Any]]:
         """Return rows for a page: first those with findings, at most half of them for one finding, then others.
@@ -112,7 +134,7 @@ def write_rows(result: Inspection, file: Path) -> int:
     Raises:
         InputError: it ends in anything else.
     """
-    if file.suffix not in (".jsonl", ".parquet"):
+    if file.suffix not in ROW_FILES:
         raise InputError(f"--write_rows {file}: a file of rows must end in .jsonl or .parquet.")
     parts = [_row_lines(table, split, result.found[split]) for split, table in result.tables.items()]
     lines = Dataset.from_list([line for part in parts for line in part])

@@ -10,10 +10,10 @@ import numpy as np
 
 from .. import _trl
 from ..data.rows import SIDES
-from .pair_table import COLUMNS, ROW, PairTable
+from .pair_table import COLUMNS, PairTable
 
 _LONGEST_VALUE = 4000
-_HIDDEN = {*COLUMNS, *_trl.TOKEN_IDS, ROW, *_trl.IMAGE_COLUMNS}
+_HIDDEN = {*COLUMNS, *_trl.TOKEN_IDS, *_trl.IMAGE_COLUMNS}
 
 
 def row_views(table: PairTable, split: str, places: Sequence[int], findings: Sequence[Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.findings import NOTE, WARNING, Finding
-from .pair_measures import Rows
 from .pair_table import PairTable
 
 Mask = npt.NDArray[np.bool_]
@@ -26,9 +25,9 @@ def rule(function: Rule) -> Rule:
     return function
 
 
-def enough(rows: Rows) -> int | None:
-    """Return the smallest multiple of 64 at which no sequence is cut; None without rows."""
-    longest = rows.prompt.astype(np.int64) + rows.sides.max(axis=1) if len(rows) else np.zeros(0)
+def enough(table: PairTable) -> int | None:
+    """Return the smallest multiple of 64 at which no sequence is cut, as far as rows were tokenized; None without."""
+    longest = table.whole_pairs
     return next_step(int(longest.max())) if len(longest) else None
 
 
@@ -40,6 +39,15 @@ def percent(share: float) -> str:
     """
     digits = 0 if share in (0, 1) else 1 if share >= 0.001 else 2
     return f"{100 * share:.{digits}f}".removesuffix(".0") + " %"
+
+
+def plural(count: int, word: str) -> str:
+    """Return a number with the word for what it counts.
+
+    >>> plural(1, "row"), plural(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def next_step(tokens: int) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import html
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .rule import percent
+from .rule import percent, plural
 from .terminal_rows import show_row
 
 _COLORS = {"error": "bold red", "warning": "bold yellow", "note": "cyan"}
@@ -28,6 +29,8 @@ _QUANTILES = (
 )
 _BARS = " ▁▂▃▄▅▆▇█"
 _PIPED_WIDTH = 120
+_BESIDE = 50
+"""Columns that a finding's sentence needs beside its name; with fewer it goes below."""
 
 
 def make_console(file: Any = None) -> Console:
@@ -69,9 +72,20 @@ def _header(data: Mapping[str, Any], console: Console) -> None:
     parts = [str(name)] if name else []
     parts += [f"tokenizer {tokenizer} ({template})", f"{limit}, {arguments['truncation_mode']}"]
     console.print(Text("   ".join(parts), style="bold"))
-    counts = ", ".join(f"{name} {_number(split['rows']['loaded'])} rows" for name, split in splits.items())
+    first = "the first " if arguments.get("max_rows") else ""
+    counts = ", ".join(f"{name} {first}{plural(split['rows']['loaded'], 'row')}" for name, split in splits.items())
     layouts = sorted({split["layout"] for split in splits.values() if "layout" in split})
     console.print(f"{counts}; layout: {' / '.join(layouts)}" if layouts else counts, markup=False)
+    if first:
+        console.print("duplicates, contradictions and overlap are looked for among these rows alone", markup=False)
+    notes = {note: count for split in splits.values() for note, count in split.get("converted", {}).items()}
+    for note in notes:
+        counted = ", ".join(
+            f"{name} {plural(split['converted'][note], 'row')}"
+            for name, split in splits.items()
+            if note in split.get("converted", {})
+        )
+        console.print(f"converted: {note} ({counted})", markup=False)
     for text in sorted({split["images"] for split in splits.values() if "images" in split}):
         console.print(f"images: {text}", markup=False)
     console.print()
@@ -129,7 +143,7 @@ def _facts(split: Mapping[str, Any], console: Console) -> None:
     console.print(_fact("Which is longer", _bias(bias["before"])))
     if bias["after"] != bias["before"]:
         console.print(_fact("  as trained", _bias(bias["after"])))
-    if bias.get("scores"):
+    if bias.get("scores") and bias["scores"]["n"]:
         scores = bias["scores"]
         words = f"Pearson {_decimal(scores['pearson'])}, Spearman {_decimal(scores['spearman'])}"
         console.print(_fact("  and scores", f"length and score differences: {words}"))
@@ -138,18 +152,14 @@ def _facts(split: Mapping[str, Any], console: Console) -> None:
     first = split["difference"]
     if first["rows"]:
         quantiles = first["first"]
-        text = f"token {quantiles['p50']} (median), {quantiles['p95']} (95 %) in {_number(first['rows'])} pairs"
+        text = f"token {quantiles['p50']} (median), {quantiles['p95']} (95 %) in {plural(first['rows'], 'pair')}"
         console.print(_fact("First difference", text))
     fed, scored = split["tokens"]["fed"], sum(split["tokens"]["scored"].values())
     share = percent(scored / fed["plain"]) if fed["plain"] else ""
-    console.print(
-        _fact(
-            "Fed per epoch",
-            f"{_number(fed['plain'])} positions ({_number(fed['padded'])} padded, {fed['batch_size']} pairs each), "
-            f"share_prompt {_number(fed['share_prompt'])} ({_decimal(fed['ratio'])} x fewer); {_number(scored)} scored "
-            f"({share})",
-        )
-    )
+    padded = f"{_number(fed['padded'])} padded, {plural(fed['batch_size'], 'pair')} each"
+    shared = f"share_prompt {_number(fed['share_prompt'])} ({_decimal(fed['ratio'])} x fewer)"
+    text = f"{_number(fed['plain'])} positions ({padded}), {shared}; {_number(scored)} scored ({share})"
+    console.print(_fact("Fed per epoch", text))
     duplicates = split["duplicates"]
     if duplicates["largest_group"] > 1:
         text = (
@@ -182,40 +192,57 @@ def _overlap(block: Mapping[str, Any]) -> str:
     return ", ".join(f"{block[name]['exact']} of {block['n']} {words}" for name, words in names.items())
 
 
-def _findings(findings: Iterable[Mapping[str, Any]], console: Console) -> None:
+def _findings(findings: Sequence[Mapping[str, Any]], console: Console) -> None:
     splits = {finding["split"] for finding in findings}
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for finding in findings:
-        label = Text(_LABELS[finding["level"]], style="dim" if finding["ignored"] else _COLORS[finding["level"]])
-        name = finding["name"] + (f" ({finding['split']})" if len(splits) > 1 else "")
-        share = f"{_number(finding['count'])} ({percent(finding['share'])})" if finding["count"] else ""
-        text = Text(finding["sentence"])
-        if finding["ignored"]:
-            text.append(" [ignored]")
-        elif finding["rows"] and finding["share"] < 1:
-            text.append(f"; rows {', '.join(map(str, finding['rows']))}", style="dim")
-        if finding["remedy"] and not finding["ignored"]:
-            text.append(f"\n-> {finding['remedy']}")
-        grid.add_row(label, name, share, text)
-    console.print(grid)
+    heads = [_head(finding, len(splits) > 1) for finding in findings]
+    widths = [max(map(len, column)) for column in zip(*heads, strict=True)]
+    beside = console.width - sum(widths) - 2 * len(widths) >= _BESIDE
+    for finding, head in zip(findings, heads, strict=True):
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for width in widths:
+            grid.add_column(width=width if beside else None, no_wrap=True)
+        style = "dim" if finding["ignored"] else _COLORS[finding["level"]]
+        cells = [Text(head[0], style=style), *map(Text, head[1:])]
+        if beside:
+            grid.add_column(overflow="fold")
+            grid.add_row(*cells, _said(finding))
+            console.print(grid)
+        else:
+            grid.add_row(*cells)
+            console.print(grid)
+            console.print(Padding(_said(finding), (0, 0, 0, 2)))
+
+
+def _head(finding: Mapping[str, Any], several: bool) -> tuple[str, str, str]:
+    """Level, name and count of a finding."""
+    name = finding["name"] + (f" ({finding['split']})" if several else "")
+    share = f"{_number(finding['count'])} ({percent(finding['share'])})" if finding["count"] else ""
+    return _LABELS[finding["level"]], name, share
+
+
+def _said(finding: Mapping[str, Any]) -> Text:
+    text = Text(finding["sentence"])
+    if finding["ignored"]:
+        return text.append(" [ignored]")
+    if finding["rows"] and finding["share"] < 1:
+        text.append(f"; rows {', '.join(map(str, finding['rows']))}", style="dim")
+    if finding["remedy"]:
+        text.append(f"\n-> {finding['remedy']}")
+    return text
 
 
 def _summary(findings: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print()
     levels = [finding["level"] for finding in findings if not finding["ignored"]]
-    parts = [_plural(levels.count(level), level) for level in ("error", "warning", "note") if level in levels]
+    parts = [plural(levels.count(level), level) for level in ("error", "warning", "note") if level in levels]
     ignored = sum(finding["ignored"] for finding in findings)
     parts += [f"{ignored} ignored"] if ignored else []
     counts = ", ".join(parts) or "No findings"
-    console.print(f"{counts}. --problem NAME shows rows of one, --row N one row, --html page.html all.", markup=False)
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    text = (
+        f"{counts}. --problem NAME shows rows of one, --row N one row, --html page.html all, --write_rows "
+        "rows.jsonl lists the findings of every row."
+    )
+    console.print(text, markup=False)
 
 
 def _number(value: Any) -> str:

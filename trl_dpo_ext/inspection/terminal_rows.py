@@ -12,6 +12,8 @@ from rich.text import Text
 
 _SIDE_STYLES = {"chosen": ("green", "bright_green"), "rejected": ("red", "bright_red")}
 _SPECIAL = "reverse"
+_SHOWN = " \N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""Not printable by themselves; the joiners make up emoji, and words of Persian or Hindi."""
 
 
 def show_row(row: Mapping[str, Any], console: Console, ids: bool = False) -> None:
@@ -76,7 +78,7 @@ def _append(
 def visible(pieces: Iterable[str | None]) -> str:
     """Join token texts, with signs for newlines, tabs, and other characters that a terminal would not show."""
     joined = "".join(piece or "" for piece in pieces).replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    return "".join(f"<U+{ord(each):04X}>" if not each.isprintable() and each != " " else each for each in joined)
+    return "".join(each if each.isprintable() or each in _SHOWN else f"<U+{ord(each):04X}>" for each in joined)
 
 
 def _of(kept: Sequence[int], whole: int) -> str:

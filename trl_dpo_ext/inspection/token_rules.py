@@ -9,7 +9,7 @@ import numpy as np
 from ..data.findings import NOTE, WARNING, Finding
 from .contents import DAMAGE, INVISIBLE
 from .pair_table import PairTable
-from .rule import found, rule
+from .rule import enough, found, rule
 
 
 @rule
@@ -85,9 +85,13 @@ def tail_counts(table: PairTable) -> list[tuple[str, int]]:
 @rule
 def empty_answer(table: PairTable) -> Iterator[Finding]:
     """An answer has no scored token but EOS and whitespace."""
-    mask = (table.rows.content == 0).any(axis=1)
+    empty = table.rows.content == 0
+    mask, cut = empty.any(axis=1), (empty & (table.rows.cut > 0)).any(axis=1)
     sentence = "an answer has no token but EOS and whitespace in {rows}, as trained"
-    yield from found(table, "empty_answer", WARNING, mask, sentence, "Filter these rows, or raise max_length.")
+    remedy = "Filter these rows."
+    if cut.any():
+        remedy = f"Raise max_length to {enough(table)}, or filter these rows."
+    yield from found(table, "empty_answer", WARNING, mask, sentence, remedy)
 
 
 @rule
@@ -124,7 +128,7 @@ def prompt_not_prefix(table: PairTable) -> Iterator[Finding]:
         mask,
         f"the end of the prompt is left out of {{rows}}{looked}, because it is tokenized otherwise with an answer "
         f"behind it: {shown}",
-        "End the prompt on a token boundary, not in a blank, or use a chat template that renders it the same."
+        "Move the blanks from the end of the prompt to the start of the answers, or begin the answers with a blank."
         if table.are_texts
         else "Use a chat template that renders the prompt the same with and without an answer.",
     )
@@ -134,8 +138,9 @@ def prompt_not_prefix(table: PairTable) -> Iterator[Finding]:
 def first_token_unscored(table: PairTable) -> Iterator[Finding]:
     """There is no prompt and no BOS, so that an answer's first token is not scored."""
     mask = (table.rows.prompt_kept == 0).any(axis=1) & (table.rows.prompt == 0)
-    sentence = "there is no prompt and no BOS token in {rows}, so that the first token of the answers is not scored"
-    yield from found(table, "first_token_unscored", NOTE, mask, sentence, "Give a prompt.")
+    sentence = "no token stands before the answers of {rows}, so that their first token is not scored"
+    remedy = "Give a prompt, or a tokenizer with a BOS token."
+    yield from found(table, "first_token_unscored", NOTE, mask, sentence, remedy)
 
 
 @rule

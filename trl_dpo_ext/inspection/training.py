@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ from datasets import Dataset
 
 from .. import _trl
 from ..data.findings import NOTE, Finding
+from ..data.prepare import KEPT_WHOLE, Kept
 from ..data.streams import StreamReport
 from ..data.tokenized import tokenized
-from .pair_table import pair_table
+from .pair_table import alone_lengths, pair_table
 from .rules import find
 from .token_kinds import TokenKinds
 
 _PROMPTS = 1000
-"""How many prompts are tokenized alone, at most."""
+"""How many prompts are tokenized alone, at most: of rows that are kept, and of those that are dropped."""
 
 
 class DatasetPreparation:
@@ -26,10 +27,13 @@ class DatasetPreparation:
     Args:
         streams: counts streamed datasets while they are read.
         eos_ids: further tokens that end a sequence, such as those of the model's generation configuration.
+        kept: what was kept of `train_dataset`, `eval_dataset`, or each part of the latter.
     """
 
-    def __init__(self, streams: StreamReport, eos_ids: Iterable[int] = ()) -> None:
-        self.streams, self.eos_ids = streams, tuple(eos_ids)
+    def __init__(
+        self, streams: StreamReport, eos_ids: Iterable[int] = (), kept: Mapping[str, Kept] | None = None
+    ) -> None:
+        self.streams, self.eos_ids, self._kept = streams, tuple(eos_ids), dict(kept or {})
         self._early: list[tuple[Any, Any, Any]] = []
 
     def prepare_early(self, datasets: Mapping[str, Any], processing_class: Any, args: Any) -> None:
@@ -68,15 +72,30 @@ class DatasetPreparation:
 
     def forget(self) -> None:
         """Let go of the datasets that were tokenized early."""
-        self._early = []
+        self._early, self._kept = [], {}
 
     def _prepared(self, prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
-        return tokenized(prepare, dataset, processing_class, args, name, self.streams, self._found)
+        numbers = self._numbers(name)
 
-    def _found(self, dataset: Dataset, prepared: Dataset, processing_class: Any, args: Any) -> list[Finding]:
+        def find_in(dataset: Dataset, prepared: Dataset) -> list[Finding]:
+            return self._found(dataset, prepared, processing_class, args, numbers)
+
+        return tokenized(prepare, dataset, processing_class, args, name, self.streams, find_in, numbers)
+
+    def _numbers(self, name: str) -> Sequence[int]:
+        """The numbers of the rows of a dataset, by the name that TRL gives it."""
+        labels = ["train_dataset"] if name == "train" else [f"eval_dataset[{name!r}]", "eval_dataset"]
+        return next((self._kept[label].numbers for label in labels if label in self._kept), KEPT_WHOLE.numbers)
+
+    def _found(
+        self, dataset: Dataset, prepared: Dataset, processing_class: Any, args: Any, numbers: Sequence[int]
+    ) -> list[Finding]:
         if not _trl.is_tokenized(prepared) or not len(prepared):
             return []
-        loaded = np.arange(len(dataset))
-        kinds = TokenKinds(processing_class, self.eos_ids)
-        table = pair_table(prepared, kinds, processing_class, args, loaded, _trl.kept_rows(prepared), _PROMPTS)
+        loaded, kinds = np.asarray(numbers[: len(dataset)]), TokenKinds(processing_class, self.eos_ids)
+        places = _trl.kept_rows(prepared)
+        table = pair_table(prepared, kinds, processing_class, args, loaded, loaded[places], _PROMPTS)
+        gone = np.setdiff1d(np.arange(len(dataset)), places)
+        if "prompt" in dataset.column_names and len(gone) <= _PROMPTS:
+            table.dropped_prompts = alone_lengths(dataset, gone, processing_class)
         return [finding for finding in find(table) if finding.level != NOTE]

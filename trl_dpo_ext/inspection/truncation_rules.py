@@ -25,7 +25,7 @@ def dropped(table: PairTable) -> Iterator[Finding]:
         f"{count} of {table.loaded} rows dropped: the prompt alone fills max_length={table.truncation.max_length}"
     )
     fits = f" to {next_step(int(table.dropped_prompts.max()) + 1)}" if len(table.dropped_prompts) else ""
-    remedy = f"Raise max_length{fits}, or filter these rows."
+    remedy = f"Raise max_length{fits or ' (inspect says to what)'}, or filter these rows."
     yield Finding("dropped", WARNING, count, table.loaded, sentence, remedy, table.dropped.tolist())
 
 
@@ -43,7 +43,7 @@ def prompt_lost(table: PairTable) -> Iterator[Finding]:
         (2 * left < table.rows.prompt) | nothing,
         f"truncation_mode='keep_end' leaves less than half of the prompt in {{rows}}, and leaves nothing of the prompt "
         f"in {int(nothing.sum())} of {len(table)} rows",
-        f"Raise max_length to {enough(table.rows)}, or set truncation_mode='keep_start'.",
+        f"Raise max_length to {enough(table)}, or set truncation_mode='keep_start'.",
     )
 
 
@@ -53,8 +53,11 @@ def identical_after_truncation(table: PairTable) -> Iterator[Finding]:
     mask = table.rows.same & ~same_answers(table)
     cut = mask & (table.rows.cut > 0).any(axis=1)
     limit = table.truncation.max_length
-    remedy = "Raise max_length."
-    if cut.any() and not table.truncation.keeps_end:
+    remedy = ""
+    if cut.any() and table.truncation.keeps_end:
+        whole = int(table.rows.sides[cut].max())
+        remedy = f"Raise max_length to {whole}, which keeps these answers whole."
+    elif cut.any():
         apart = int((table.rows.prompt[cut].astype(np.int64) + table.rows.common_whole[cut] + 1).max())
         remedy = f"Raise max_length to {apart}, which tells all of them apart."
     yield from found(
@@ -89,7 +92,7 @@ def answer_cut(table: PairTable) -> Iterator[Finding]:
         mask,
         f"max_length={table.truncation.max_length} cuts the answers of {{rows}} (chosen in {chosen}, rejected in "
         f"{rejected})",
-        f"Raise max_length to {enough(table.rows)}, or filter these rows.",
+        f"Raise max_length to {enough(table)}, or filter these rows.",
     )
 
 
@@ -118,7 +121,7 @@ def eos_cut(table: PairTable) -> Iterator[Finding]:
         more, less = ("rejected", "chosen") if rejected > chosen else ("chosen", "rejected")
         taught = "stopping is what is preferred" if more == "rejected" else "not to stop is what is preferred"
         sentence += f": the {more} side goes on without end more often than the {less} one, which teaches that {taught}"
-    remedy = f"Raise max_length to {enough(table.rows)}, which keeps every answer whole."
+    remedy = f"Raise max_length to {enough(table)}, which keeps these answers whole."
     yield from found(table, "eos_cut", WARNING if apart else often(mask), mask, sentence, remedy)
 
 

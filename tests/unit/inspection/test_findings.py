@@ -68,8 +68,14 @@ class Case:
     test: list[dict] | None = None
     near_test: list[dict] | None = None
     says: str = ""
+    token: dict = field(default_factory=dict)
+    near_token: dict | None = None
 
 
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ date_string + ' ' }}" + tiny.CHAT_TEMPLATE
+)
 KEEP_END = {"truncation_mode": "keep_end"}
 SWAPPED = row(chosen="no", rejected="yes it is")
 TEN = "what is the capital of france paris well let me"
@@ -135,7 +141,7 @@ CASES = [
         [*range(9)],
         [row(chosen=word) for word in tiny.SENTENCE.split()[:8]],
         "note",
-        says="1 prompts are in more than 8 rows each",
+        says="9 of 9 rows share their prompt with at least 8 others (1 prompt, at most 9 rows each)",
     ),
     Case("train_test_overlap", [ROW], [1], [ROW], test=[*different(1), ROW], near_test=different(2)),
     Case(
@@ -212,6 +218,31 @@ CASES = [
         [MESSAGES, talk(chosen=[{**said("it"), "reasoning_content": "yes"}])],
     ),
     Case(
+        "dated_template",
+        [MESSAGES],
+        [],
+        [talk(chat_template_kwargs={"date_string": "26 Jul 2024"})],
+        "note",
+        says="change every day",
+        token={"chat_template": DATED},
+    ),
+    Case(
+        "dated_template",
+        [MESSAGES],
+        [],
+        [MESSAGES],
+        "note",
+        token={"chat_template": "{{ strftime_now('%Y') }}" + tiny.CHAT_TEMPLATE},
+        near_token={"chat_template": "{% set unused = strftime_now %}" + tiny.CHAT_TEMPLATE},
+    ),
+    Case(
+        "ties",
+        [{**ROW, "winner": "tie"}, {**ROW, "winner": "1"}],
+        [0],
+        [{**ROW, "winner": "0"}, {**ROW, "winner": "1"}],
+        settings={"dataset_columns": {"a": "chosen", "b": "rejected", "winner": "winner", "winner_is_b": "1"}},
+    ),
+    Case(
         "torn",
         [{"chosen": "say yes please", "rejected": "say yes"}, {"chosen": "say yes", "rejected": "say no"}],
         [0],
@@ -231,14 +262,15 @@ def has(result: Any, case: Case) -> list[dict]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_data_has_the_finding_and_its_near_miss_has_not(tmp_path: Any, case: Case) -> None:
-    result = inspect(case.rows, tmp_path, case.test, **case.settings)
+    result = inspect(case.rows, tmp_path, case.test, tokenizer(**case.token), **case.settings)
     (found,) = has(result, case)
     assert found["rows"] == case.at[:5]
     assert found["sentence"][-1] not in ".:;,"
     if case.at:
         assert found["count"] == len(case.at)
     settings = case.settings if case.near_settings is None else case.near_settings
-    near = inspect(case.near, tmp_path, case.near_test, **settings)
+    token = case.token if case.near_token is None else case.near_token
+    near = inspect(case.near, tmp_path, case.near_test, tokenizer(**token), **settings)
     assert not has(near, case)
 
 

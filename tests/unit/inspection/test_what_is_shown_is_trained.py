@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from tests.support import runs, tiny
 from trl_dpo_ext import InputError, inspect_preferences
-from trl_dpo_ext.data.findings import ROW
 from trl_dpo_ext.inspection import pair_table
 from trl_dpo_ext.inspection.pair_measures import Truncation
 
@@ -125,10 +124,10 @@ def test_another_truncation_than_trls_is_noticed(tmp_path: Any, monkeypatch: Any
 
 def test_data_is_not_changed(tmp_path: Any) -> None:
     data = tiny.preferences()
-    before = data[:]
+    before, columns = data[:], data.column_names
     inspect_preferences(data, tiny.tokenizer(), runs.config(tmp_path))
     assert data[:] == before
-    assert ROW not in data.column_names
+    assert data.column_names == columns
 
 
 def test_prompts_of_a_long_dataset_are_sampled_evenly(tmp_path: Any, monkeypatch: Any) -> None:
