@@ -21,7 +21,7 @@ from ..data.columnar import pc
 Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.void]
 
-_MOJIBAKE = "\N{LATIN CAPITAL LETTER A WITH TILDE}[\u0080-\u00bf]|\u00e2\u20ac"
+_MOJIBAKE = "[\u00c2\u00c3\u00d0\u00d1\u00e2\u00f0][^\\x00-\\x7f]"
 _SPACE = r"\s+"
 
 
@@ -252,15 +252,21 @@ class Characters:
             found["mojibake"][rows[place]] |= is_mojibake(text)
 
 
+_FOLLOWING = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
+"""What cp1252 reads the bytes behind the first of a character as."""
+_QUOTES = "\u2013\u2014\u2018-\u201e\u2022\u2026\u2030\u2039\u203a"
+"""Those of them that stand behind a word, too; a letter has to follow."""
 _SUSPECT = re.compile(
-    "[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]+"
+    rf"\u00c3(?:(?![{_QUOTES}])[{_FOLLOWING}]|[{_QUOTES}](?=\w))|\u00c2[\u00a0-\u00bf]|\u00e2[{_FOLLOWING}]{{2}}"
+    rf"|\u00f0[{_FOLLOWING}]{{3}}"
+    rf"|(?:[\u00d0\u00d1][{_FOLLOWING}]){{2,}}"
 )
 
 
 def is_mojibake(text: str) -> bool:
     """Whether some characters of a text are UTF-8 that was read as cp1252.
 
-    >>> is_mojibake("donâ€™t"), is_mojibake("NÃO")
+    >>> is_mojibake("don\u00e2\u20ac\u2122t"), is_mojibake("N\u00c3O")
     (True, False)
     """
     return any(_reread(piece) for piece in _SUSPECT.findall(text))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,10 +17,27 @@ Ids = npt.NDArray[np.int64]
 
 _CONTROL = re.compile(r"<\|.*\|>", re.DOTALL)
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_BROKEN_BYTES = "\u00ef\u00bf\u00bd"
 _LONGEST_CHARACTER = 8
 """Tokens that make up one character, at most."""
 _CONTEXT = 12
 """Tokens in front of another that tell how it looks."""
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + place): byte for place, byte in enumerate(sorted({*range(0x100)} - {*_PRINTABLE}))
+}
+"""What tokenizers of bytes write for each byte."""
+
+
+def _as_bytes(token: str) -> str:
+    """A token that is no text, as bytes.
+
+    >>> _as_bytes("<0xE2>"), _as_bytes("\u00e6\u0139")
+    ('<0xE2>', '<0xE6><0x97>')
+    """
+    if token.startswith("<0x") or not {*token} <= {*_BYTES}:
+        return f"<{token.strip('<>')}>"
+    return "".join(f"<0x{_BYTES[letter]:02X}>" for letter in token)
 
 
 class TokenKinds:
@@ -96,19 +115,28 @@ class TokenKinds:
             text = self._behind(context, list(ids[at : at + width]))
             if _BROKEN not in text or self._has_broken(ids[at]):
                 return text, width
-        return f"<{self.tokenizer.convert_ids_to_tokens(ids[at]).strip('<>')}>", 1
+        if list(ids[at : at + len(self._broken_ids)]) == self._broken_ids:
+            return _BROKEN, len(self._broken_ids)
+        return _as_bytes(str(self.tokenizer.convert_ids_to_tokens(ids[at]))), 1
 
     def _behind(self, context: list[int], ids: list[int]) -> str:
         """What tokens add to the text of others; decoders put blanks between words, and leave out the first."""
-        while context and _BROKEN in self._decode(context):  # it begins inside a character
+        while context and self._decode(context).startswith(_BROKEN):  # it begins inside a character
             context = context[1:]
         start = self._decode(context) if context else ""
         whole = self._decode([*context, *ids])
         return whole[len(start) :] if start and whole.startswith(start) else self._decode(ids)
 
     def _has_broken(self, index: int) -> bool:
-        """Whether a token stands for the replacement character itself."""
-        return _BROKEN in str(self.tokenizer.convert_ids_to_tokens(index))
+        """Whether a token has the replacement character itself, as such or as tokenizers of bytes write it."""
+        token = str(self.tokenizer.convert_ids_to_tokens(index))
+        return _BROKEN in token or _BROKEN_BYTES in token
+
+    @functools.cached_property
+    def _broken_ids(self) -> list[int]:
+        """The tokens of a replacement character that is made up of several."""
+        ids = self.tokenizer(_BROKEN, add_special_tokens=False)["input_ids"]
+        return list(itertools.dropwhile(lambda index: not self._decode([index]).strip(), ids))
 
     def _alone(self, index: int) -> str:
         if index not in self._texts:

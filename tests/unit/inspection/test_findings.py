@@ -196,12 +196,30 @@ CASES = [
     Case("unicode", [ROW, row(chosen="yes \ufffd it")], [1], [ROW, row(chosen="yes é it")]),
     Case("unicode", [row(chosen="donâ€™t it")], [0], [row(chosen="don’t it")], says="cp1252"),
     Case("unicode", [row(chosen="NÃ©e it")], [0], [row(chosen="NÃO it")], says="cp1252"),
+    *(
+        Case("unicode", [row(chosen=wrong)], [0], [row(chosen=right)], says="cp1252")
+        for wrong, right in (
+            ("Ãœber allem", "“AMANHÔ"),
+            ("Ã‰cole", "IRMÃ’s"[:4] + "”."),
+            ("ESPAÃ‘A", "âge pâle"),
+            ("10Â°", "10°"),
+            ("Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "ESPAÑ… SEÑOR"),
+            ("ðŸ˜€", "ð þ"),
+        )
+    ),
     Case("unicode", [row(chosen="a\x00b it")], [0], [row(chosen="ab it")], says="NUL"),
     Case("unicode", [row(chosen="a\u202eb it")], [0], [row(chosen="a\u200db it")], "note", says="bidirectional"),
     Case("unicode", [row(chosen="a\u200bb it")], [0], [row(chosen="مرحبا it")], "note", says="zero-width"),
     Case("unicode", [row(chosen="e\u0301 it")], [0], [row(chosen="é it")], "note", says="NFC"),
     Case(
         "script_differs", [row(chosen="да нет", rejected="yes no")], [0], [row(chosen="42 да", rejected="нет")], "note"
+    ),
+    Case(
+        "script_differs",
+        [row(chosen="日本語 です", rejected="yes no")],
+        [0],
+        [row(chosen="これは日本", rejected="日本語")],
+        "note",
     ),
     Case(
         "long_tail",

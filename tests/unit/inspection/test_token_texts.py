@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.support import tiny
+from trl_dpo_ext.inspection.terminal_rows import visible
 from trl_dpo_ext.inspection.token_kinds import TokenKinds
 
 TEXTS = ["yes it is", "über 👩‍👩‍👧 naïve", "日本語 のテキスト", "مرحبا بالعالم", "a\n\tb  c "]
@@ -70,7 +71,21 @@ def test_a_character_that_is_cut_is_shown_as_bytes() -> None:
     assert TokenKinds(token).texts(ids) == ["日", None, None]
     cut = TokenKinds(token).texts(ids[:2])
     assert len(cut) == 2
-    assert all(piece and piece.startswith("<") for piece in cut)
+    assert cut == ["<0xE6>", "<0x97>"]
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+@pytest.mark.parametrize("text", ["\ufffd", "yes \ufffd it", "\ufffd\ufffd", "日\ufffd"])
+def test_a_replacement_character_of_the_text_is_shown(make: Any, text: str) -> None:
+    token = make()
+    ids = token(text)["input_ids"]
+    shown = "".join(piece or "" for piece in TokenKinds(token).texts(ids))
+    assert shown == token.decode(ids)
+    assert shown.count("\ufffd") == text.count("\ufffd")
+
+
+def test_joiners_are_shown_as_they_are() -> None:
+    assert visible(["👩‍👧", " می‌روم", "\u202e"]) == "👩‍👧 می‌روم<U+202E>"
 
 
 def test_blanks_are_known_by_their_text() -> None:
