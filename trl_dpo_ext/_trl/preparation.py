@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,16 @@ _FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
 def tokenizer_of(processing_class: Any) -> Any:
     """The tokenizer itself, or that of a processor."""
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def text_tokenizer(processing_class: Any) -> Any:
+    """The tokenizer of a processor, with the processor's chat template; a tokenizer itself."""
+    tokenizer = tokenizer_of(processing_class)
+    if tokenizer is processing_class or not processing_class.chat_template:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = processing_class.chat_template
+    return tokenizer
 
 
 def preparation(processing_class: Any) -> Callable[..., Any]:

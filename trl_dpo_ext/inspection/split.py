@@ -93,8 +93,9 @@ class InspectedSplit:
         if columns and images:
             prepared = _trl.tokenized_with_images(data, tokenizer, name)
         else:
-            if columns:  # TRL truncates behind the images
+            if columns:  # TRL truncates behind the images, and a processor takes no text without them
                 data, own = data.remove_columns(columns), without_limit(args)
+                tokenizer = _trl.text_tokenizer(tokenizer)
             prepared = tokenized_as_trl(data, tokenizer, own, name, numbers.tolist())
         if not len(prepared):
             whole = tokenized_as_trl(data, tokenizer, without_limit(args), name)

@@ -87,6 +87,19 @@ def test_images_are_counted_as_a_run_feeds_them(tmp_path: Any, limit: int | None
     assert limit is None or cut
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_prompts_that_name_their_images_are_counted_without_them(tmp_path: Any, in_parts: bool) -> None:
+    """A processor refuses the text of an image without the image."""
+    data, processor = pictured(each=(1, 1)), vision_language.processor()
+    if in_parts:
+        parts = [{"type": "image", "text": f"{vision_language.IMAGE} "}, {"type": "text", "text": "say"}]
+        rows = [{**row, "prompt": [{"role": "user", "content": parts}]} for row in data.remove_columns("images")]
+        data = _beside(Dataset.from_list(rows), "images", (1, 1))
+    result = inspect_preferences(data, processor, runs.config(tmp_path))
+    assert result.data["splits"]["train"]["lengths"]["prompt"]["before"]["max"] == 4
+    assert processor.tokenizer.chat_template == vision_language.CHAT_TEMPLATE
+
+
 def test_the_images_of_all_rows_are_processed_once(tmp_path: Any) -> None:
     data = pictured(each=(1,) * 20)
     result = inspect_preferences(data, vision_language.processor(), runs.config(tmp_path), images=True)
