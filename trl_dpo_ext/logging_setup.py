@@ -38,6 +38,15 @@ def show_messages(args: Any) -> None:
     logger.setLevel(max(level, logging.WARNING) if args.disable_tqdm else level)
 
 
+def is_unicode(encoding: str | None) -> bool:
+    """Whether an encoding of a stream has every character; True where it is not known.
+
+    >>> is_unicode("UTF-8"), is_unicode("cp1252")
+    (True, False)
+    """
+    return not encoding or encoding.lower().startswith("utf")
+
+
 # Lines that other libraries log when they are imported, about parts that the run does not use: logger -> its start.
 _ABOUT_UNUSED_PARTS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",

@@ -23,6 +23,7 @@ from ..inspection.preferences import inspect_preferences
 from ..inspection.result import ROW_FILES, Inspection, write_rows
 from ..inspection.terminal import make_console, show
 from ..inspection.terminal_rows import show_row
+from ..logging_setup import is_unicode
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
 from .output import write_output
@@ -41,7 +42,8 @@ def run(argv: Sequence[str], prog: str) -> int:
     if rows is not None:
         result.data["examples"] = rows
     if ours.json:
-        write_output(ours.json, result.json())
+        as_escapes = ours.json == "-" and not is_unicode(getattr(sys.stdout, "encoding", None))
+        write_output(ours.json, result.json(as_escapes))
     if ours.html:
         write_output(ours.html, page(result.data, result.sample(ours.html_rows)))
     if ours.write_rows:

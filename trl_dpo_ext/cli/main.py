@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
 from ..errors import InputError, StoreWriteError
-from ..logging_setup import mute_import_messages
+from ..logging_setup import is_unicode, mute_import_messages
 
 PROG = "trl-dpo-ext"
 COMMANDS = {
@@ -41,12 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _parser().parse_args(argv[:1]).command  # everything behind it is for the command's own parser
     module, function, _ = COMMANDS[command]
     mute_import_messages()
+    _print_every_character()
     run = getattr(import_module(f".{module}", __package__), function)
     try:
         return run(argv[1:], prog=f"{PROG} {command}")
     except (InputError, StoreWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _print_every_character() -> None:
+    """Print what standard output cannot encode, on Windows or with LC_ALL=C, as escapes in place of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not is_unicode(sys.stdout.encoding):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,10 @@ _BESIDE = 50
 
 def make_console(file: Any = None) -> Console:
     """Return a console for a file, by default standard output; plain text of a fixed width if that is no terminal."""
-    console = Console(file=file, highlight=False, soft_wrap=False)
+    plain = False if os.environ.get("NO_COLOR") else None  # no other styles, either
+    console = Console(file=file, highlight=False, soft_wrap=False, force_terminal=plain)
+    if plain is False and (file or sys.stdout).isatty():
+        return console
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(file=file, highlight=False, width=_PIPED_WIDTH)
     return console

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,32 @@ def test_sentences_use_the_width_of_a_narrow_terminal(folder: Path, capsys: Any,
     assert "cuts the answers of 2 of 2 rows" in one_line(said)
     first = next(at for at, line in enumerate(lines) if "max_length=4 cuts" in line)
     assert len(lines[first].split()) >= 4
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_every_standard_output_is_printed_to(folder: Path, monkeypatch: Any, encoding: str) -> None:
+    write("emoji.jsonl", [{"prompt": "say \N{GRINNING FACE} ", "chosen": "yes ─ it", "rejected": "no", "é": "日"}])
+    texts = []
+    for flags in ([], ["--json", "-"], ["--row", "0"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert inspect(*flags, data="emoji.jsonl") == 0
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
+    assert "First difference" in texts[0]
+    assert [*json.loads(texts[1])["splits"]["train"]["columns"]["unused"].items()] == [("é", "日")]
+    assert ("█" in texts[0]) == (encoding == "utf-8")
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_no_color_is_plain_text_in_a_terminal_too(folder: Path, capsys: Any, monkeypatch: Any, value: str) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert inspect("--max_length", "4") == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", value)
+    assert inspect("--max_length", "4") == 0
+    assert capsys.readouterr().out == plain
 
 
 def test_conversions_are_told(folder: Path, capsys: Any) -> None:
