@@ -81,4 +81,4 @@ def test_answers_that_the_template_drops_are_counted(tmp_path: Any) -> None:
         tmp_path, [{**ROW, "chosen": [thought]}, {**ROW, "chosen": [{**YES, "reasoning_content": None}]}]
     )
     (line,) = named(told, "template_drops")
-    assert "in 1 of 2 rows an answer is in reasoning_content or reasoning or thinking alone" in line
+    assert "in 1 of 2 rows an answer is in reasoning_content alone" in line

@@ -165,7 +165,7 @@ def _read_texts(found: dict[str, Any], row: Mapping[str, Any], layout: Layout, r
         if layout.explicit or not as_trl:
             found |= {"prompt": chosen[:start], "chosen": chosen[start:], "rejected": rejected[start:]}
     elif prompt is None:
-        raise LayoutError("the prompt is missing (None)")
+        raise LayoutError("the prompt is missing (None). Filter these rows")
     elif prompt.strip() and chosen.startswith(prompt) and rejected.startswith(prompt):
         reading.doubts.add(TEXT_REPEATED)
     _keep_changes(found, row, reading)

@@ -151,8 +151,10 @@ class _Findings:
 
     def problems(self, name: str) -> list[str]:
         """One line per kind of problem, by the first row that has it."""
+        empty = {*map(no_answer, SIDES)}
         return [
             f"{name}: {text}; wrong in {count} of {self.total} rows, first in row {self.numbers[first]}."
+            + (" Filter these rows." if text in empty else "")
             for text, (first, _, count) in sorted(self.found.items(), key=lambda item: item[1][:2])
         ]
 

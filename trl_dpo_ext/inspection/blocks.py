@@ -214,7 +214,7 @@ def _roles(table: PairTable) -> dict[str, Any] | None:
 
 def _tokens(rows: Rows, args: Any) -> dict[str, Any]:
     plain = int(rows.fed.sum())
-    shared = int((rows.prompt_kept.max(axis=1) + rows.kept.sum(axis=1) - rows.common).sum())
+    shared = int((rows.fed.sum(axis=1) - rows.shared).sum())
     batch = args.per_device_train_batch_size
     longest = rows.fed.max(axis=1)
     starts = np.arange(0, len(rows), batch)

@@ -58,6 +58,8 @@ class Rows:
     """Tokens of the completions that are left, (rows, 2)."""
     common: Counts
     """Tokens with which both completions begin, as trained."""
+    shared: Counts
+    """Tokens with which both sequences begin, prompts included, as trained."""
     common_end: Counts
     """Tokens with which both end, as trained, not counting those in `common`."""
     common_whole: Counts
@@ -141,6 +143,7 @@ class PairMeasurer:
             _columns(part.lengths for part in prompts),
             _columns(part.lengths for part in trained),
             common,
+            self._shared(prompts, common),
             common_end,
             whole,
             _columns(ending[0] for ending in endings),
@@ -151,6 +154,16 @@ class PairMeasurer:
             _keys(prompts[0]),
             np.stack([_keys(first, second) for first, second in zip(prompts, trained, strict=True)], axis=1),
         )
+
+    @staticmethod
+    def _shared(prompts: list[_Lists], common: Counts) -> Counts:
+        """With how many equal tokens both sequences begin; prompts of different lengths have lost their starts."""
+        lengths = [prompt.lengths for prompt in prompts]
+        apart = np.flatnonzero(lengths[0] != lengths[1])
+        shared = (lengths[0] + common).astype(np.int32)
+        if len(apart):
+            shared[apart] = _common(*(prompt.rows(apart) for prompt in prompts))[0]
+        return shared
 
     def _ending(self, side: _Lists) -> tuple[npt.NDArray, npt.NDArray, Mask]:
         """Content tokens, tokens behind the last EOS, and whether there are two EOS in a row; each (rows,)."""
@@ -219,6 +232,10 @@ class _Lists:
     def cut(self, kept: npt.NDArray, keeps_end: bool) -> _Lists:
         """The first, or the last, `kept` items of each list."""
         return _Lists(self.values, self.starts + (self.lengths - kept) * keeps_end, kept)
+
+    def rows(self, places: npt.NDArray) -> _Lists:
+        """Some of the lists."""
+        return _Lists(self.values, self.starts[places], self.lengths[places])
 
     def at(self, place: int) -> Ids:
         """The item at a place of each list; -1 where the list is shorter."""

@@ -74,6 +74,7 @@ def plain_loop(rows: list[Mapping[str, Any]], columns: Mapping[str, Column]) -> 
                 found.setdefault(f"the {side} completion is empty", []).append(index)
     problems = [
         f"data: {text}; wrong in {len(where)} of {len(rows)} rows, first in row {where[0]}."
+        + " Filter these rows." * text.endswith("is empty")
         for text, where in found.items()
     ]
     return problems, sum(row["chosen"] == row["rejected"] for row in rows)

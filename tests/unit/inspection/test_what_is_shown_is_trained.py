@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from tests.support import runs, tiny
 from trl_dpo_ext import InputError, inspect_preferences
+from trl_dpo_ext.forward.packing import pack
 from trl_dpo_ext.inspection import pair_table
 from trl_dpo_ext.inspection.pair_measures import Truncation
 
@@ -66,6 +67,15 @@ def test_a_run_feeds_what_was_shown(tmp_path: Any, layout: str, settings: dict[s
     assert fed["plain"] == attended.sum()
     dropped = len(LAYOUTS[layout]) - len(rows)
     assert result.data["splits"]["train"]["rows"]["dropped"] == dropped
+
+
+@pytest.mark.parametrize("settings", [*TRUNCATIONS, {"max_length": 12, "truncation_mode": "keep_end"}], ids=str)
+def test_share_prompt_feeds_as_many_positions_as_are_shown(tmp_path: Any, settings: dict[str, Any]) -> None:
+    result = inspect_preferences(LAYOUTS["messages"], tiny.tokenizer(), runs.config(tmp_path, **settings))
+    rows = result.rows(result.tables["train"].numbers.tolist())
+    pairs = [[np.array(shown(row, side)[0]) for side in ("chosen", "rejected")] for row in rows]
+    fed = result.data["splits"]["train"]["tokens"]["fed"]["share_prompt"]
+    assert fed == sum(pack(pair, ["one", "one"]).input_ids.size for pair in pairs)
 
 
 def test_a_training_run_gets_the_same_batches(tmp_path: Any) -> None:
