@@ -125,7 +125,7 @@ def unprinted(dataset: Dataset, processing_class: Any, numbers: Sequence[int] = 
             only += [index for index, row in rows if any(_only_in(row[side], fields) for side in SIDES)]
     if not only:
         return []
-    said = next(iter(dataset.select(only[:1]).with_format(None)))
+    said: Any = next(iter(dataset.select(only[:1]).with_format(None)))
     fields = [field for field in fields if any(_only_in(said[side], [field]) for side in SIDES)] or fields
     sentence = (
         f"in {len(only)} of {len(dataset)} rows an answer is in {' or '.join(fields)} alone, which the chat template "

@@ -66,7 +66,8 @@ def columns_block(raw: Dataset, kept: Kept, checked: Dataset, args: Any) -> dict
 
 def dated_template(checked: Dataset, processing_class: Any) -> Finding | None:
     """A note that the chat template prints today's date."""
-    if not _trl.prints_date(processing_class, next(iter(checked.with_format(None)))):
+    first: Any = next(iter(checked.with_format(None)))
+    if not _trl.prints_date(processing_class, first):
         return None
     sentence = "the chat template prints the date, so that tokens, and with them the keys of a store, change every day"
     remedy = "Replace strftime_now in the chat template by a fixed date."
