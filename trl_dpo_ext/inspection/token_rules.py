@@ -16,6 +16,9 @@ from .rule import enough, found, rule
 def missing_eos(table: PairTable) -> Iterator[Finding]:
     """A whole answer ends with another token than EOS."""
     if not len(table.kinds.eos_ids):
+        sentence = "the tokenizer has no EOS token, so that the answers of {rows} do not end with one"
+        every = np.ones(len(table), dtype=bool)
+        yield from found(table, "missing_eos", WARNING, every, sentence, "Set the tokenizer's eos_token.")
         return
     mask = ((table.rows.cut == 0) & (table.rows.ending == 0) & (table.rows.sides > 0)).any(axis=1)
     yield from found(

@@ -307,6 +307,21 @@ def test_eos_that_the_tokenizer_does_not_know_is_missing(tmp_path: Any) -> None:
     assert "missing_eos" not in names(known)
 
 
+def test_a_tokenizer_without_eos_is_named(tmp_path: Any) -> None:
+    (found,) = [
+        each for each in inspect([MESSAGES] * 2, tmp_path, token=tokenizer(eos_token=None)).data["findings"]
+        if each["name"] == "missing_eos"
+    ]  # fmt: skip
+    assert (found["level"], found["count"]) == ("warning", 2)
+    assert "the tokenizer has no EOS token" in found["sentence"]
+    (refused,) = inspect([ROW], tmp_path, token=tokenizer(eos_token=None)).data["findings"]
+    assert refused["level"] == "error"
+    known = inspect_preferences(
+        Dataset.from_list([MESSAGES]), tokenizer(eos_token=None), runs.config(tmp_path), eos_ids=[2]
+    )
+    assert "missing_eos" not in names(known)
+
+
 def test_padding_with_eos_changes_nothing(tmp_path: Any) -> None:
     plain = inspect([MESSAGES, ROW and MESSAGES], tmp_path)
     padded = inspect([MESSAGES, MESSAGES], tmp_path, token=tokenizer(pad_token="<eos>"))
