@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer
 
 from trl_dpo_ext import DPOExtConfig, _trl
@@ -67,6 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a tokenizer: its name, or its folder")
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument(
+        "--copies", type=int, default=1, help="tokenize the rows once, and inspect so many copies of them"
+    )
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--messages", action="store_true", help="messages, and not texts")
@@ -86,10 +89,10 @@ def main() -> None:
             use_cpu=True,
             bf16=False,
         )
-        print(measured(data, AutoTokenizer.from_pretrained(given.model), args))
+        print(measured(data, AutoTokenizer.from_pretrained(given.model), args, given.copies))
 
 
-def measured(data: Dataset, tokenizer: Any, args: Any) -> str:
+def measured(data: Dataset, tokenizer: Any, args: Any, copies: int) -> str:
     """Inspect twice, the second time with the tokenization in the cache of `datasets`; return a table."""
     lines = [
         "| run | rows | tokens fed | TRL's tokenization | ours | of this, on the CPU | memory added |",
@@ -103,7 +106,7 @@ def measured(data: Dataset, tokenizer: Any, args: Any) -> str:
 
             def timed(*given: Any) -> Any:
                 start, began = time.perf_counter(), time.process_time()
-                result = prepare(*given)
+                result = concatenate_datasets([prepare(data, *given[1:])] * copies)
                 spent.append(time.perf_counter() - start)
                 worked.append(time.process_time() - began)
                 grown.append(memory())
@@ -113,11 +116,11 @@ def measured(data: Dataset, tokenizer: Any, args: Any) -> str:
 
         start, began = time.perf_counter(), time.process_time()
         with mock.patch.object(split._trl, "preparation", preparation):
-            result = inspect_preferences(data, tokenizer, args)
+            result = inspect_preferences(concatenate_datasets([data] * copies), tokenizer, args)
         seconds, cpu = time.perf_counter() - start, time.process_time() - began
         fed = result.data["splits"]["train"]["tokens"]["fed"]["plain"]
         lines.append(
-            f"| {run} | {len(data):,} | {fed:,} | {sum(spent):.0f} s | {seconds - sum(spent):.1f} s | "
+            f"| {run} | {copies * len(data):,} | {fed:,} | {sum(spent):.0f} s | {seconds - sum(spent):.1f} s | "
             f"{cpu - sum(worked):.1f} s | "
             f"{memory() - grown[0]:.2f} GiB |"
         )
