@@ -68,6 +68,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "reference options": lambda: options_as_markdown("ReferenceModelOptions"),
         "forward options": lambda: options_as_markdown("ForwardOptions"),
         "warning options": lambda: options_as_markdown("PitfallOptions"),
+        "watch options": lambda: options_as_markdown("WatchOptions"),
     },
     "recipes/README.md": {
         "recipes": recipe_registry.as_markdown,

@@ -29,6 +29,7 @@ from .option_docs import document_options
 from .policy.config import PolicyOptions
 from .reference.config import ReferenceModelOptions, StoreOptions, reference_model_problems, store_problems
 from .reference.moving.config import MovingReferenceOptions, moving_option_problems
+from .watch.config import WatchOptions, watch_problems
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(DPOConfig)}
 
@@ -77,6 +78,7 @@ class DPOExtConfig(
     ReferenceModelOptions,
     ForwardOptions,
     PitfallOptions,
+    WatchOptions,
     LossHyperparameters,
     PluginHyperparameters,
 ):
@@ -191,6 +193,7 @@ class DPOExtConfig(
             *forward_problems(self, mixture),
             *pitfall_problems(self),
             *dataset_column_problems(self),
+            *watch_problems(self),
         ]
 
 

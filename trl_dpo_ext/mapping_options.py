@@ -17,7 +17,8 @@ MAPPINGS = (
     *IN_FILES,
 )
 """Options of transformers and TRL that hold a mapping."""
-_TEXTS = ("loss_type", "dataset_columns", "optim_target_modules", "optim_args")
+_TEXTS = ("loss_type", "dataset_columns", "watch_thresholds", "stop_on", "ignore_alarms")
+_TEXTS += ("optim_target_modules", "optim_args")
 """Options that are plain text or a list of it, and may be given as JSON text too."""
 _PATTERN = "optim_target_modules"
 """May be a regular expression, which can begin as a list in JSON does."""

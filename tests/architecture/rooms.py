@@ -37,6 +37,7 @@ ROOMS = (
     Room("hyperparameter_fields.py", "Makes those fields: as source for ours, at run time for plug-ins'."),
     Room("mapping_options.py", "Reads options that hold a mapping, given as a mapping, JSON text, or a file."),
     Room("legacy_keys.py", "Renamed and removed keys, each with its replacement."),
+    Room("watch/", "Watches a run: samples on fixed prompts, drift, alarms that warn or stop."),
     Room("inspection/", "Says what preference data becomes and what is wrong with it, and shows that."),
     Room("data/", "Loads and validates datasets before they reach TRL."),
     Room("reference/moving/", "Moves a reference toward the policy during training (TR-DPO), and resumes that."),
