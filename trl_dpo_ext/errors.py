@@ -20,6 +20,10 @@ class InputError(ValueError):
         super().__init__(several if len(self.problems) > 1 else self.problems[0])
 
 
+class AlarmStop(InputError):
+    """Raised when a run is resumed from a checkpoint at which an alarm has stopped it, and would again."""
+
+
 @contextlib.contextmanager
 def collecting(problems: list[str], *others: type[Exception]) -> Iterator[None]:
     """Add the problems of an `InputError` raised inside to a list, instead of raising it.

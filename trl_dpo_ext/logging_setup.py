@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 
 class _StandardOutput(logging.StreamHandler):
     """A handler for whatever `sys.stdout` is when a message comes."""
@@ -20,6 +22,10 @@ class _StandardOutput(logging.StreamHandler):
     @property
     def stream(self) -> Any:
         return sys.stdout
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):  # progress bars make room, and are drawn again
+            super().emit(record)
 
 
 def show_messages(args: Any) -> None:

@@ -29,6 +29,7 @@ from .model_card import ModelCardMixin, RunLog
 from .preflight import RunSpec
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.source import ReferenceSource
+from .watch.mixin import WatchMixin
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @explain_trainer_arguments
-class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignore[misc]  # TRL's card, not transformers'
+class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  # type: ignore[misc]  # TRL's card, not transformers'
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
@@ -195,6 +196,7 @@ class DPOExtTrainer(ModelCardMixin, EvaluationMixin, DPOTrainer):  # type: ignor
         self._count_evaluated(counted, weights)
         self._log_terms(per_term, padding.share)
         self._log_rewards(pairs)
+        self.watch_batch(pairs, loss, batch, padding)
         loss = loss + host.loss
         return (loss, host.outputs) if return_outputs else loss
 

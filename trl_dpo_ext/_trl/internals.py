@@ -20,6 +20,7 @@ class TrainerInternals(Protocol):
     accelerator: Any
     processing_class: Any
     state: Any
+    callback_handler: Any
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
@@ -32,6 +33,10 @@ class TrainerInternals(Protocol):
     _signature_columns: Any
     _is_vision_dataset: bool
     _tokenizer: Any
+
+    def log(self, logs: dict[str, float]) -> None: ...
+
+    def evaluate(self, eval_dataset: Any = None, *, metric_key_prefix: str = "eval") -> Any: ...
 
     def add_callback(self, callback: Any) -> None: ...
 

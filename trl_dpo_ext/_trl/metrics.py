@@ -51,6 +51,15 @@ class MetricSeams(ModelSeams):
         """Log a value, averaged over the batches between two log lines."""
         self.trainer._metrics[self._mode][name].append(value)
 
+    def log_apart(self, values: dict[str, float]) -> None:
+        """Log a line of its own, and leave what training has not logged yet to the next line of training.
+
+        Seam: `log` takes and clears the metrics of evaluation where the policy's `training` flag is off; after an
+        evaluation there are none.
+        """
+        with temporarily(self.trainer.model, training=False):
+            self.trainer.log(values)
+
     def replace_metric(self, name: str, value: float) -> None:
         """Replace what TRL has just logged for this batch."""
         self.trainer._metrics[self._mode][name][-1] = value

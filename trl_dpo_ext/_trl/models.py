@@ -70,6 +70,29 @@ class ModelSeams:
         """Whether the policy is a PEFT model, whose base or frozen adapter is its reference."""
         return is_peft_model(self.unwrapped(self.trainer.model))
 
+    @contextlib.contextmanager
+    def kept_mode(self) -> Iterator[None]:
+        """Inside, models may be switched to evaluation; afterwards the policy trains or evaluates as before."""
+        modules = list(self.trainer.model.modules())
+        modes = [module.training for module in modules]
+        try:
+            yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+
+    def evaluate(self, name: str | None) -> None:
+        """Evaluate on the trainer's evaluation set, or on the one of that name if it has several, and log that."""
+        if name is None:
+            self.trainer.evaluate()
+        else:
+            self.trainer.evaluate(name, metric_key_prefix=f"eval_{name}")
+
+    @staticmethod
+    def from_main(value: Any) -> Any:
+        """What the first process gives, on every process."""
+        return gather_object(value)[0]
+
     @property
     def has_trained(self) -> bool:
         """Whether the policy has taken a step, so that it is not the initial policy any more."""

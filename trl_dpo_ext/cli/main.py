@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
-from ..errors import InputError, StoreWriteError
+from ..errors import AlarmStop, InputError, StoreWriteError
 from ..logging_setup import is_unicode, mute_import_messages
 
 PROG = "trl-dpo-ext"
@@ -37,7 +37,7 @@ arguments and the name to show in its help, and returns the exit status.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status, which is 2 for invalid input or an unwritable store."""
+    """Run a command and return its exit status: 2 for invalid input or an unwritable store, 3 where an alarm stops."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _parser().parse_args(argv[:1]).command  # everything behind it is for the command's own parser
     module, function, _ = COMMANDS[command]
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(argv[1:], prog=f"{PROG} {command}")
     except (InputError, StoreWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, AlarmStop) else 2
 
 
 def _print_every_character() -> None:

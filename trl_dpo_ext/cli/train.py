@@ -21,6 +21,9 @@ from ..trainer import DPOExtTrainer
 from .arguments import Arguments, TrainParser, adapter_config, with_loading
 from .run_summary import print_run_summary
 
+STOPPED_BY_ALARM = 3
+"""Exit status of a run that an alarm has ended."""
+
 
 def run(argv: Sequence[str], prog: str | None = None) -> int:
     """Train, save, and push to the hub if asked to."""
@@ -32,14 +35,27 @@ def run(argv: Sequence[str], prog: str | None = None) -> int:
     trainer.origin = Origin.of_command(argv, arguments, os.environ)
     print_run_summary(trainer, arguments.model, arguments.recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
+    usable = trainer.has_usable_weights
+    if usable:
+        trainer.save_model(args.output_dir)
     trainer.save_state()  # the log of the run, which `trl-dpo-ext report` reads
     if trainer.accelerator.is_main_process:  # one process of all machines, not one on each
-        print(f"Saved to {args.output_dir}.", flush=True)
-    if args.push_to_hub:
+        print(f"Saved to {args.output_dir}." if usable else "Not saved: the weights are not finite.", flush=True)
+    if args.push_to_hub and usable:
         trainer.push_to_hub()
     getattr(trainer, "end", trainer.accelerator.end_training)()  # older versions of transformers have no `end`
-    return 0
+    return _ended_by_alarm(trainer)
+
+
+def _ended_by_alarm(trainer: DPOExtTrainer) -> int:
+    """Print which alarm has ended the run; return the exit status."""
+    stopped = trainer.stopped_by
+    if stopped is None:
+        return 0
+    if trainer.accelerator.is_main_process:
+        where = f"step {stopped['step']} of {trainer.state.max_steps}"
+        print(f"Stopped at {where} by the alarm {stopped['name']}: {stopped['message']}", flush=True)
+    return STOPPED_BY_ALARM
 
 
 def run_precompute(argv: Sequence[str], prog: str | None = None) -> int:

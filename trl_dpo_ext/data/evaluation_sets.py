@@ -62,7 +62,7 @@ def _unknown_metric(args: Any, names: list[str]) -> str:
     metric = args.metric_for_best_model
     if metric is None or args.eval_strategy == "no":
         return ""
-    if _watched(metric, names) is not None:
+    if watched_set(metric, names) is not None:
         return ""
     return (
         f"metric_for_best_model={metric!r} does not name one of the evaluation datasets ({', '.join(names)}), each of "
@@ -90,11 +90,13 @@ def is_unwatched(metric: str | None, eval_dataset: Any, prefix: str) -> bool:
         prefix: of the evaluation's metrics, such as `eval_easy`.
     """
     names = list(eval_dataset) if isinstance(eval_dataset, Mapping) and metric is not None else []
-    watched = _watched(metric, names) if metric is not None else None
+    watched = watched_set(metric, names)
     return watched is not None and prefix in [f"eval_{name}" for name in names if name != watched]
 
 
-def _watched(metric: str, names: list[str]) -> str | None:
-    """The dataset that a metric is of."""
+def watched_set(metric: str | None, names: list[str]) -> str | None:
+    """The dataset that a metric is of; None if it names none of them."""
+    if metric is None:
+        return None
     full = metric if metric.startswith("eval_") else f"eval_{metric}"
     return max((name for name in names if full.startswith(f"eval_{name}_")), key=len, default=None)

@@ -44,6 +44,20 @@ def _value(term: Term, batch: dict[str, list[float]]) -> float:
     return float(term.variant.make()(pairs, **term.hyper).mean())
 
 
+def announced_loss(mixture: LossMixture) -> float | None:
+    """Return the whole loss of the first step, or None if a part of it depends on the model or on the data.
+
+    Example:
+        >>> from trl_dpo_ext import DPOExtConfig
+        >>> announced_loss(DPOExtConfig(output_dir="out", loss_type="sigmoid", bf16=False).loss_mixture())
+        0.6931471805599453
+    """
+    values = [None if mixture.reference_free else expected_initial_loss(term) for term in mixture.terms]
+    if mixture.host_names or not values or any(value is None for value in values):
+        return None
+    return sum(term.weight * value for term, value in zip(mixture.terms, values, strict=True) if value is not None)
+
+
 def describe_initial_loss(mixture: LossMixture) -> str:
     """Describe the loss of the first step: a number, plus the terms that cannot be computed in advance.
 

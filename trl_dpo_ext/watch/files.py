@@ -21,7 +21,7 @@ def watch_folder(output_dir: str | Path) -> Path:
 def append(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write lines to the end of a file, which is created with its folder; NaN becomes null."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as out:
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
         for line in lines:
             out.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
         out.flush()

@@ -1,0 +1,136 @@
+"""`WatchMixin`: the overrides by which a trainer is watched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from .. import _trl
+from ..core.mixture import LossMixture
+from ..core.pairs import Pairs
+from ..distributed.eval_padding import EvalPadding
+from ..errors import AlarmStop
+from ..estimate.initial_loss import announced_loss
+from ..forward.outputs import PairBatch
+from ..reference.consistency_check import policy_is_noisy
+from ..reference.source import ReferenceSource
+from .callback import STATE_FILE, Watch
+
+
+class WatchMixin(Trainer):
+    """Overrides of a trainer, to inherit from in front of those that evaluate and save."""
+
+    args: Any
+    optimizer: Any
+    host: _trl.Host
+    mixture: LossMixture
+    reference: ReferenceSource
+    watch: Watch | None = None
+    """Watches the run that trains, or was trained last; None without the options of watching."""
+
+    def train(self, *positional: Any, **keywords: Any) -> Any:
+        """Train as transformers' `Trainer.train` does, watched if the options ask for it.
+
+        Raises:
+            AlarmStop: an alarm has stopped the run that wrote the checkpoint, and would stop it again.
+        """
+        if self.watch is not None:
+            self.remove_callback(self.watch)
+            self.watch = None
+        if self.args.is_watched:
+            self.watch = self._new_watch()
+            self.add_callback(self.watch)
+        return super().train(*positional, **keywords)
+
+    @property
+    def stopped_by(self) -> dict[str, Any] | None:
+        """The alarm that ended the last run: its `name`, `step` and `message`; None if none has."""
+        return None if self.watch is None else self.watch.stopped
+
+    @property
+    def has_usable_weights(self) -> bool:
+        """Whether the last run was not ended by weights that are not finite, or has loaded its best ones since."""
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        return self.stopped_by is None or self.stopped_by["name"] != "nan" or best
+
+    def _new_watch(self) -> Watch:
+        args, policy = self.args, self.host.causal_model(self.model)
+        starts_equal = self.reference.is_initial_policy and self.mixture.needs_reference
+        weighted = args.use_weighting or args.weight_column
+        exact = starts_equal and not weighted and not policy_is_noisy(args, policy.config)
+        announced = announced_loss(self.mixture) if exact else None
+        fixed = starts_equal and not self.reference.moves and args.ld_alpha is None
+        return Watch(self.host, self._gather, announced, fixed)  # type: ignore[attr-defined]
+
+    def training_step(self, *positional: Any, **keywords: Any) -> torch.Tensor:
+        """One forward and backward pass, whose loss is read before transformers hides what is not finite."""
+        loss = super().training_step(*positional, **keywords)
+        if self.watch is not None:
+            self.watch.add_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, *positional: Any, **keywords: Any) -> Any:
+        """The gradient norm before clipping.
+
+        Seam: transformers calls this once for each optimizer step, right before it, on every process.
+        """
+        norm = super()._get_grad_norm(*positional, **keywords)
+        if self.watch is not None:
+            self.watch.grad_norm = norm
+            self.watch.learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
+        return norm
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Run an evaluation, and collect its pairs if it is the watched one."""
+        if self.watch is not None:
+            self.watch.evaluation_begins(metric_key_prefix)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.watch is not None:
+            self.watch.evaluation_ends()
+        return output
+
+    def watch_batch(self, pairs: Pairs, loss: torch.Tensor | float, batch: PairBatch, padding: EvalPadding) -> None:
+        """Take what was computed for a batch."""
+        if self.watch is None:
+            return
+        beta, sides = self.args.beta, (pairs.chosen, pairs.rejected)
+        rewards = self.mixture.rewards(pairs) or tuple(beta * side.logratio.detach() for side in sides)  # TRL's
+        self.watch.add_batch(pairs, rewards, loss, batch.inputs, padding.trim)
+
+    def save_extra_state(self, checkpoint: Path) -> None:
+        """Write our part of a checkpoint."""
+        super().save_extra_state(checkpoint)  # type: ignore[misc]
+        if self.watch is not None:
+            (checkpoint / STATE_FILE).write_text(json.dumps(self.watch.state_dict()))
+
+    def load_extra_state(self, checkpoint: Path) -> None:
+        """Read what `save_extra_state` wrote.
+
+        Raises:
+            AlarmStop: the alarm that has stopped the run would stop it again.
+        """
+        super().load_extra_state(checkpoint)  # type: ignore[misc]
+        if self.watch is None:
+            return
+        file = checkpoint / STATE_FILE
+        # That of the first process, so that all go on, or none.
+        state: Mapping[str, Any] | None = _trl.gather_object(json.loads(file.read_text()) if file.is_file() else None)[
+            0
+        ]
+        if state is not None:
+            self.watch.load_state_dict(state)
+            problem = self.watch.stops_again()
+            if problem:
+                raise AlarmStop(problem)
