@@ -32,7 +32,7 @@ class Noted(DPOTrainer):
     def _get_grad_norm(self, *args: Any, **keywords: Any) -> Any:
         norm = super()._get_grad_norm(*args, **keywords)
         self.events.append("norm")
-        self.norms.append(float(norm))
+        self.norms.append(torch.as_tensor(norm).item())
         return norm
 
 
@@ -45,7 +45,8 @@ class Order(TrainerCallback):
 
 
 def test_the_gradient_norm_is_asked_for_once_for_each_optimizer_step_before_it(tmp_path: Path) -> None:
-    Noted.events.clear(), Noted.norms.clear()
+    for noted in (Noted.events, Noted.norms):
+        noted.clear()
     settings = {"ref_model": tiny.model(), "max_steps": 2, "per_device_train_batch_size": 2}
     run = runs.trained(tmp_path, Noted, **settings, gradient_accumulation_steps=2, callbacks=[Order()])
     step = ["batch", "batch", "norm", "before the step", "end"]

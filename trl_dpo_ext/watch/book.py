@@ -56,6 +56,7 @@ class AlarmBook:
         first_norms: gradient norms of the first steps with a learning rate.
         not_finite, skipped: steps in a row that were not finite, and that the gradient scaler has skipped.
         last_step: the step of the last observation; -1 before the first.
+        may_stop: whether alarms may still end the run, which nothing else has ended.
     """
 
     start: dict[str, float] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class AlarmBook:
     not_finite: int = 0
     skipped: int = 0
     last_step: int = -1
+    may_stop: bool = True
 
     def observe(
         self,
@@ -162,7 +164,7 @@ class AlarmBook:
     ) -> list[Event]:
         before = self.told.get(name, 0)
         self.told[name] = before + 1
-        stops = ends_run(args, name)
+        stops = self.may_stop and ends_run(args, name)
         if stops and self.stopped is None:
             self.stopped = {"name": name, "step": step, "message": reading.message}
         elif before % REMINDER:

@@ -158,6 +158,7 @@ class Watch(TrainerCallback):
         step.grad_norm = None if self.grad_norm is None else float(self.grad_norm)
         step.learning_rate = self.learning_rate
         self._window.add(step.sums)
+        self._see_others(control)
         causal = self.host.causal_model(self.host.trainer.model)
         events = self.book.observe_step(
             args,
@@ -173,7 +174,7 @@ class Watch(TrainerCallback):
         self.journal.tell(events)
         self._stop(control, events)
         every = self._every(state)
-        if every and state.global_step % every == 0 and not control.should_training_stop | self._is_stopped:
+        if every and state.global_step % every == 0 and not self._is_stopped:
             with kept_random_state(), self.host.kept_mode():
                 values, start = ({}, {}) if self._evaluates else self._window.metrics()
                 self._observe(control, values, evaluated=False, samples=True, start=start)
@@ -188,7 +189,7 @@ class Watch(TrainerCallback):
         table, self._evaluated = self._evaluated, None
         if table is None or not self.running or state.global_step <= self.book.last_step:
             return
-        self._stopped_elsewhere |= control.should_training_stop and state.global_step < state.max_steps
+        self._see_others(control)
         if not self._start_pairs:
             self._start_pairs = table.chosen_by_pair()
         samples = not args.watch_steps or state.global_step == 0
@@ -237,13 +238,16 @@ class Watch(TrainerCallback):
         self.journal.tell(events)
         self._stop(control, events)
 
+    def _see_others(self, control: Any) -> None:
+        """Note whether another callback has ended the run, which no alarm does then."""
+        state = self.host.trainer.state
+        self._stopped_elsewhere |= control.should_training_stop and state.global_step < state.max_steps
+        self.book.may_stop = not self._stopped_elsewhere
+
     def _stop(self, control: Any, events: list[Event]) -> None:
-        """End the run if one of the alarms does, and nothing else has."""
+        """End the run if one of the alarms does."""
         stopping = [event for event in events if event.stopped]
         if not stopping:
-            return
-        if self._stopped_elsewhere:
-            self.book.stopped = None
             return
         control.should_training_stop = True
         saves = str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"

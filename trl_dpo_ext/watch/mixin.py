@@ -20,6 +20,7 @@ from ..forward.outputs import PairBatch
 from ..reference.consistency_check import policy_is_noisy
 from ..reference.source import ReferenceSource
 from .callback import STATE_FILE, Watch
+from .sampled import Sampler
 
 
 class WatchMixin(Trainer):
@@ -44,6 +45,7 @@ class WatchMixin(Trainer):
             self.watch = None
         if self.args.is_watched:
             self.watch = self._new_watch()
+            self.watch.sampler = self.new_sampler()
             self.add_callback(self.watch)
         return super().train(*positional, **keywords)
 
@@ -58,13 +60,17 @@ class WatchMixin(Trainer):
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         return self.stopped_by is None or self.stopped_by["name"] != "nan" or best
 
+    def new_sampler(self) -> Sampler | None:
+        """What samples answers while a run is watched; None for nothing."""
+        return None
+
     def _new_watch(self) -> Watch:
         args, policy = self.args, self.host.causal_model(self.model)
-        starts_equal = self.reference.is_initial_policy and self.mixture.needs_reference
-        weighted = args.use_weighting or args.weight_column
-        exact = starts_equal and not weighted and not policy_is_noisy(args, policy.config)
-        announced = announced_loss(self.mixture) if exact else None
-        fixed = starts_equal and not self.reference.moves and args.ld_alpha is None
+        noisy = args.use_weighting or args.weight_column or policy_is_noisy(args, policy.config)
+        meant = self.mixture.needs_reference and not args.describes_reference  # for the policy's start
+        announced = announced_loss(self.mixture) if meant and not noisy else None
+        fixed = self.mixture.needs_reference and self.reference.is_initial_policy and not self.reference.moves
+        fixed = fixed and args.ld_alpha is None
         return Watch(self.host, self._gather, announced, fixed)  # type: ignore[attr-defined]
 
     def training_step(self, *positional: Any, **keywords: Any) -> torch.Tensor:
