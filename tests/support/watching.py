@@ -52,8 +52,11 @@ class Scripted:
     def __init__(self, series: Sequence[Mapping[str, float]]) -> None:
         self.series, self.steps = list(series), []
 
+    def begin(self, step: int) -> None:
+        """Write no file."""
+
     def sample(self, step: int) -> Sampled:
         self.steps.append(step)
         values = dict(self.series[min(len(self.steps), len(self.series)) - 1])
-        row = {"prompt_id": 1, "prompt": "say yes", "completion": f"answer {len(self.steps)} <eos>", "ended": True}
+        row = {"prompt_id": "a1", "prompt": "say yes", "completion": f"answer {len(self.steps)} <eos>", "ended": True}
         return Sampled(values, [row], kl="exact")

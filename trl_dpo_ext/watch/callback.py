@@ -136,6 +136,8 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Bring the files to the step where the run begins, and look at the policy before its first step."""
         self.running = True
+        if self.sampler is not None:
+            self.sampler.begin(state.global_step)
         self.journal.begin(state.global_step or -1)
         if not self._resumed:
             self.book.last_step = state.global_step - 1

@@ -34,15 +34,14 @@ def format_moment(
         width: columns of a line; what is longer is cut and ends in `...`.
     """
     lines = [f"== {title}", *_numbers(values, start, kl)]
-    for row in rows:
-        lines += _sample(row, first, width)
+    for number, row in enumerate(rows, start=1):
+        lines += _sample(number, row, first.get(row["prompt_id"]), width)
     return "\n".join(lines)
 
 
 def answer_text(row: Mapping[str, Any]) -> str:
-    """A sampled answer in one line; one that was cut by the number of tokens ends in `...`."""
-    text = " ".join(str(row["completion"]).split())
-    return text if row.get("ended", True) else f"{text} ..."
+    """A sampled answer in one line."""
+    return " ".join(str(row["completion"]).split())
 
 
 def describe_count(values: Mapping[str, float], rows: Sequence[Any], *, evaluated: bool) -> str:
@@ -90,12 +89,11 @@ def _format(value: float, form: str) -> str:
     return percent(value) if form == "%" else format(value, form)
 
 
-def _sample(row: Mapping[str, Any], first: Mapping[Any, str], width: int) -> list[str]:
+def _sample(number: int, row: Mapping[str, Any], before: str | None, width: int) -> list[str]:
     """Two lines: the prompt with the first answer, and the answer now."""
-    number, now = row["prompt_id"], answer_text(row)
+    now = answer_text(row)
     prompt = _cut(" ".join(str(row["prompt"]).split()), _PROMPT)
-    head = f"  {number!s:>2}  {prompt:<{_PROMPT}}  "
-    before = first.get(number)
+    head = f"  {number:>2}  {prompt:<{_PROMPT}}  "
     if before is None:
         return [_cut(f"{head}start  {now}", width)]
     answer = "(unchanged)" if now == before else now

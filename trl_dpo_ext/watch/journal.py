@@ -30,7 +30,7 @@ class Journal:
         self._first_answers: dict[Any, str] = {}
 
     def begin(self, step: int) -> None:
-        """Remove what earlier runs wrote of steps behind `step`, -1 for everything, and read the first answers."""
+        """Remove what was written of steps behind `step`, -1 for everything, and read the first answers."""
         self._guarded(lambda: self._begin(step))
 
     def tell(self, events: Sequence[Event]) -> None:
@@ -75,7 +75,7 @@ class Journal:
             logger.info(text)
 
     def _begin(self, step: int) -> None:
-        for name in (METRICS, ALARMS, SAMPLES):
+        for name in (METRICS, ALARMS):
             cut_after(self.folder / name, step)
         samples = self.folder / SAMPLES
         for text in samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []:

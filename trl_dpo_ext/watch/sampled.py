@@ -20,7 +20,11 @@ class Sampled:
 
 
 class Sampler(Protocol):
-    """Samples answers to fixed prompts."""
+    """Samples answers to fixed prompts, and writes samples.jsonl."""
+
+    def begin(self, step: int) -> None:
+        """Begin a run, or resume it at a step: remove the lines of later steps. Every process calls this."""
+        ...
 
     def sample(self, step: int) -> Sampled | None:
         """Sample after `step` optimizer steps. Every process calls this; None once sampling is switched off."""

@@ -146,9 +146,9 @@ START = {
     "watch/repetition": 0.0,
 }
 ROWS = [
-    {"prompt_id": 1, "prompt": "What is the capital\nof Spain?", "completion": "El Turco<|im_end|>", "ended": True},
-    {"prompt_id": 2, "prompt": "And of Cuba?", "completion": "Havana.<|im_end|>", "ended": True},
-    {"prompt_id": 3, "prompt": "A very " + "long " * 20, "completion": "word " * 60, "ended": False},
+    {"prompt_id": "a", "prompt": "What is the capital\nof Spain?", "completion": "El Turco<|im_end|>", "ended": True},
+    {"prompt_id": "b", "prompt": "And of Cuba?", "completion": "Havana.<|im_end|>", "ended": True},
+    {"prompt_id": "c", "prompt": "A very " + "long " * 20, "completion": "word " * 60, "ended": False},
 ]
 PRINTED = """\
 == step 24 of 24
@@ -162,6 +162,6 @@ PRINTED = """\
 
 
 def test_what_is_printed() -> None:
-    first = {1: "El Salvador, a country.<|im_end|>", 2: "Havana.<|im_end|>"}
+    first = {"a": "El Salvador, a country.<|im_end|>", "b": "Havana.<|im_end|>"}
     assert format_moment("step 24 of 24", VALUES, START, ROWS, first, kl="exact") == PRINTED
     assert format_moment("step 0 of 24", {}, {}, [], {}) == "== step 0 of 24"
