@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,15 @@ def append(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines:
             out.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
         out.flush()
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file, without one that was cut off; none if there is no file."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def cut_after(file: Path, step: int) -> None:

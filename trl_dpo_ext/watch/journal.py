@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from .book import Event
 from .console import answer_text, describe_count, format_moment
-from .files import ALARMS, METRICS, SAMPLES, append, cut_after, watch_folder
+from .files import ALARMS, METRICS, SAMPLES, append, cut_after, read, watch_folder
 from .sampled import Sampled
 
 logger = logging.getLogger(__name__)
@@ -77,9 +76,7 @@ class Journal:
     def _begin(self, step: int) -> None:
         for name in (METRICS, ALARMS):
             cut_after(self.folder / name, step)
-        samples = self.folder / SAMPLES
-        for text in samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []:
-            row = json.loads(text)
+        for row in read(self.folder / SAMPLES):
             self._first_answers.setdefault(row["prompt_id"], answer_text(row))
 
     def _guarded(self, write: Callable[[], None]) -> None:
