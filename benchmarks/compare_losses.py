@@ -124,11 +124,20 @@ def with_columns(data: list[dict[str, str]], variant: LossVariant, tokenizer: An
     return dataset
 
 
-def train(variant: LossVariant, begin: LlamaForCausalLM, tokenizer: Any, data: Any, steps: int, rate: float) -> Any:
+def train(
+    variant: LossVariant,
+    begin: LlamaForCausalLM,
+    tokenizer: Any,
+    data: Any,
+    steps: int,
+    rate: float,
+    held_out: Any = None,
+    **settings: Any,
+) -> DPOExtTrainer:
+    """A trainer that has trained a copy of `begin`; `settings` are further ones of the configuration."""
     smoothing = {"label_smoothing": 0.1} if any(p.name == "label_smoothing" for p in variant.hyperparameters) else {}
     with tempfile.TemporaryDirectory() as folder:
         args = DPOExtConfig(
-            folder,
             loss_type=variant.name,
             **smoothing,
             max_steps=steps,
@@ -141,15 +150,16 @@ def train(variant: LossVariant, begin: LlamaForCausalLM, tokenizer: Any, data: A
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            logging_strategy="no",
+            **{"output_dir": folder, "logging_strategy": "no", **settings},
         )
         trainer = DPOExtTrainer(
             copy_of(begin), copy_of(begin), args, train_dataset=with_columns(data, variant, tokenizer),
+            eval_dataset=None if held_out is None else with_columns(held_out, variant, tokenizer),
             processing_class=tokenizer,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # the table is the output
         trainer.train()
-    return trainer.model
+    return trainer
 
 
 def copy_of(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -234,8 +244,8 @@ def main() -> None:
     for variant in list_losses():
         if options.losses and variant.name not in options.losses:
             continue
-        model = train(variant, begin, tokenizer, data, options.steps, options.learning_rate)
-        results.append(measure(variant.name, model, begin, tokenizer, held_out))
+        trainer = train(variant, begin, tokenizer, data, options.steps, options.learning_rate)
+        results.append(measure(variant.name, trainer.model, begin, tokenizer, held_out))
         print(results[-1], file=sys.stderr, flush=True)
     print(table(results))
     if options.plot:
