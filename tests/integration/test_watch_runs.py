@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tests.support import runs, tiny
 from tests.support.watching import Scripted, fired, lines, swapped, watched
@@ -27,7 +27,7 @@ class Drawing(Scripted):
     run: Any = None
 
     def sample(self, step: int) -> Any:
-        torch.rand(3), torch.manual_seed(step)
+        torch.manual_seed(step)
         if self.run is not None:
             self.run.model.eval()
         return super().sample(step)
@@ -60,6 +60,23 @@ def test_weights_and_logs_are_equal_with_and_without_watching(tmp_path: Path, se
     watched_lines = [line for line in runs.logs(run) if not any(name.startswith("watch/") for name in line)]
     extra = [line for line in watched_lines if line["step"] == 0 and not given.get("eval_on_start")]
     assert [line for line in watched_lines if line not in extra] == runs.logs(plain)
+
+
+def test_the_policy_trains_on_after_samples_as_before(tmp_path: Path) -> None:
+    modes: list[bool] = []
+
+    class AtSteps(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            modes.append(run.model.training)
+
+    settings = {"watch_steps": 2, "max_steps": 5, "callbacks": [AtSteps()]}
+    run = runs.trainer(tmp_path, **settings)
+    sampler = Drawing([{"watch/length": 1.0}])
+    sampler.run, run.new_sampler = run, lambda: sampler
+    run.model.train()
+    run.train()
+    assert sampler.steps == [0, 2, 4]
+    assert modes == [True] * 5
 
 
 def test_an_alarm_of_stop_on_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
