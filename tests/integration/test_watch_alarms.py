@@ -29,7 +29,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(tmp_path: Pat
     assert fired(tmp_path) == ["nan"]
     assert run.state.global_step < 20
     assert run.stopped_by["name"] == "nan"
-    assert "learning rate 9" in run.stopped_by["message"]
+    assert "is not finite (learning rate 8.5e+24, largest margin before " in run.stopped_by["message"]
     assert not run.has_usable_weights
     for folder in tmp_path.glob("checkpoint-*"):
         saved = torch.load(folder / "optimizer.pt", weights_only=False)["state"]
@@ -101,13 +101,10 @@ SAMPLED: dict[str, tuple[dict[str, float], dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLED)
-def test_alarms_of_sampled_answers(tmp_path: Path, name: str) -> None:
-    start, later = SAMPLED[name]
-    run = watched(tmp_path, Scripted([start, start, later]), max_steps=12, learning_rate=1e-4, stop_on=name)
-    (line,) = lines(tmp_path, "alarms")
-    assert (line["name"], line["step"], line["stopped"]) == (name, 6, True)
-    assert (run.stopped_by["name"], run.state.global_step) == (name, 6)
+def test_alarms_of_sampled_answers(tmp_path: Path) -> None:
+    start, later = ({name: value for each in SAMPLED.values() for name, value in each[when].items()} for when in (0, 1))
+    watched(tmp_path, Scripted([start, start, later]), max_steps=6, learning_rate=1e-4)
+    assert [(line["name"], line["step"]) for line in lines(tmp_path, "alarms")] == [(name, 6) for name in SAMPLED]
 
 
 def test_every_alarm_has_a_run_that_fires_it() -> None:

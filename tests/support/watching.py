@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from tests.support import runs, tiny
 from trl_dpo_ext.watch.sampled import Sampled
 
-EVERY_TWO = {"eval_strategy": "steps", "eval_steps": 2, "watch": True}
+EVERY_TWO = {"eval_strategy": "steps", "eval_steps": 2, "watch": True, "per_device_eval_batch_size": 80}
 
 
 def watched(folder: Path, sampler: Any = None, **settings: Any) -> Any:

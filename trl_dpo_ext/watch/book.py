@@ -55,6 +55,7 @@ class AlarmBook:
         norms: the last gradient norms.
         first_norms: gradient norms of the first steps with a learning rate.
         not_finite, skipped: steps in a row that were not finite, and that the gradient scaler has skipped.
+        largest_margin: of rewards, of the last step that was finite.
         last_step: the step of the last observation; -1 before the first.
         may_stop: whether alarms may still end the run, which nothing else has ended.
     """
@@ -67,6 +68,7 @@ class AlarmBook:
     first_norms: list[float] = field(default_factory=list)
     not_finite: int = 0
     skipped: int = 0
+    largest_margin: float = 0.0
     last_step: int = -1
     may_stop: bool = True
 
@@ -147,13 +149,15 @@ class AlarmBook:
 
     def _not_finite(self, args: Any, done: Step, dtype: str, was_skipped: bool) -> tuple[Reading, float]:
         self.skipped = self.skipped + 1 if was_skipped and not done.is_finite else 0
+        if done.is_finite:
+            self.largest_margin = done.largest_margin
         counts = not done.is_finite and (not was_skipped or not done.loss_is_finite)
         self.not_finite = self.not_finite + 1 if counts else 0
         limit = args.threshold("nan")
         what = "the loss" if not done.loss_is_finite else "the gradient norm"
         text = (
-            f"{what} is not finite (learning rate {done.learning_rate:.3g}, largest margin {done.largest_margin:.3g}, "
-            f"{dtype})"
+            f"{what} is not finite (learning rate {done.learning_rate:.3g}, largest margin before "
+            f"{self.largest_margin:.3g}, {dtype})"
         )
         if self.skipped > self.not_finite:
             return not_finite(self.skipped, SKIPPED * limit, text), SKIPPED * limit

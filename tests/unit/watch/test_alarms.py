@@ -172,7 +172,7 @@ def stepped(
 def test_three_steps_in_a_row_that_are_not_finite_end_every_run(broken: Step) -> None:
     events = stepped([step(), broken, broken, step(), broken, broken, broken], dtype="bfloat16")
     assert [(event.name, event.step, event.stopped) for event in events] == [("nan", 7, True)]
-    assert "largest margin 123, bfloat16" in events[0].message
+    assert "largest margin before 123, bfloat16" in events[0].message
     assert not stepped([broken] * 9, ignore_alarms=["nan"])
 
 
