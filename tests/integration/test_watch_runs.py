@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tests.support import runs, tiny
-from tests.support.watching import Scripted, fired, lines, swapped, watched
+from tests.support.watching import EVERY_TWO, Scripted, fired, lines, swapped, watched
 from trl_dpo_ext.errors import AlarmStop
 
 FALLS = {"learning_rate": 3e-2, "stop_on": ["chosen_falls"], "max_steps": 12}
@@ -143,7 +143,7 @@ def test_a_new_run_in_the_same_folder_begins_its_files_anew(tmp_path: Path) -> N
 def test_an_alarm_stops_the_run_again_unless_it_is_ignored(tmp_path: Path) -> None:
     settings = {"train_dataset": OPPOSITE, "save_strategy": "steps", "save_steps": 100, **FALLS}
     watched(tmp_path, **settings)
-    data = {"eval_dataset": tiny.preferences(8), "eval_strategy": "steps", "eval_steps": 2, "watch": True}
+    data = {"eval_dataset": tiny.preferences(8), **EVERY_TWO}
     again = runs.trainer(tmp_path, **data, **settings)
     with pytest.raises(AlarmStop, match=r"chosen_falls stopped this run at step 4 .* --ignore_alarms chosen_falls"):
         again.train(resume_from_checkpoint=True)
@@ -156,7 +156,7 @@ def test_an_alarm_stops_the_run_again_unless_it_is_ignored(tmp_path: Path) -> No
 def test_a_checkpoint_of_a_run_that_was_not_watched(tmp_path: Path) -> None:
     saved = {"save_strategy": "steps", "save_steps": 2}
     runs.trained(tmp_path, max_steps=4, eval_steps=2, **saved)
-    run = runs.trainer(tmp_path, watch=True, eval_strategy="steps", eval_steps=2, eval_dataset=tiny.preferences(8),
+    run = runs.trainer(tmp_path, **EVERY_TWO, eval_dataset=tiny.preferences(8),
                        max_steps=8, **saved)  # fmt: skip
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert [line["step"] for line in lines(tmp_path, "metrics")] == [4, 6, 8]

@@ -12,7 +12,13 @@ from datasets import Dataset, concatenate_datasets
 from tests.support import runs, tiny
 from trl_dpo_ext.watch.sampled import Sampled
 
-EVERY_TWO = {"eval_strategy": "steps", "eval_steps": 2, "watch": True, "per_device_eval_batch_size": 80}
+EVERY_TWO = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "watch": True,
+    "watch_prompts": 0,
+    "per_device_eval_batch_size": 80,
+}
 
 
 def watched(folder: Path, sampler: Any = None, **settings: Any) -> Any:
