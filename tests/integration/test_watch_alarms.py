@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import runs, tiny
+from tests.support import tiny
 from tests.support.watching import Scripted, fired, lines, swapped, undecided, watched
 from trl_dpo_ext.watch.alarm_table import ALARMS
 
@@ -133,7 +133,10 @@ def test_drift_in_training_is_that_of_the_same_pairs(tmp_path: Path) -> None:
     assert fired(tmp_path) == []  # although batches differ by much more
 
 
-def test_runs_without_a_reference_are_watched_too(tmp_path: Path) -> None:
-    watched(tmp_path, loss_type="simpo", max_steps=4, eval_dataset=MANY, learning_rate=1e-4)
-    assert [line["step"] for line in lines(tmp_path, "metrics")] == [0, 2, 4]
-    assert runs.QUIET["report_to"] == "none"
+@pytest.mark.parametrize(("loss", "ranks"), [("simpo", True), ("sft", False), (["trl:sft"], False)])
+def test_pairs_are_ranked_by_the_rewards_of_the_losses_if_any_prefers(tmp_path: Path, loss: Any, ranks: bool) -> None:
+    watched(tmp_path, loss_type=loss, max_steps=4, eval_dataset=MANY, learning_rate=1e-5)
+    values = lines(tmp_path, "metrics")
+    assert [line["step"] for line in values] == [0, 2, 4]
+    assert all(("accuracy" in line) is ("margin" in line) is ranks for line in values)
+    assert ranks or not fired(tmp_path)

@@ -128,7 +128,7 @@ def accuracy_stuck(m: Moment) -> Reading | None:
         return None
     interval = wilson(accuracy * pairs, round(pairs)) or [0.0, 1.0]
     return Reading(
-        pairs >= FEWEST_PAIRS and m.step >= m.threshold * m.max_steps and interval[0] <= 0.5 <= interval[1],
+        pairs >= FEWEST_PAIRS and m.step >= m.threshold * m.max_steps and interval[0] <= 0.5,
         accuracy,
         None,
         f"reward accuracy is {accuracy:.3f} (95 % interval {interval[0]:.2f} to {interval[1]:.2f}, {pairs:g} pairs) at "

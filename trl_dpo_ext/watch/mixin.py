@@ -111,9 +111,16 @@ class WatchMixin(Trainer):
         """Take what was computed for a batch."""
         if self.watch is None:
             return
-        beta, sides = self.args.beta, (pairs.chosen, pairs.rejected)
-        rewards = self.mixture.rewards(pairs) or tuple(beta * side.logratio.detach() for side in sides)  # TRL's
-        self.watch.add_batch(pairs, rewards, loss, batch.inputs, padding.trim)
+        self.watch.add_batch(pairs, self._rewards(pairs), loss, batch.inputs, padding.trim)
+
+    def _rewards(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rewards of both sides, each (pairs,); NaN where no loss prefers one side, as `sft` does not."""
+        losses = {term.variant.name for term in self.mixture.terms} | set(self.mixture.host_names)
+        own = self.mixture.rewards(pairs)
+        if own is None or losses == {"sft"}:
+            scale = self.args.beta if losses != {"sft"} else float("nan")
+            return scale * pairs.chosen.logratio.detach(), scale * pairs.rejected.logratio.detach()  # TRL's
+        return own
 
     def save_extra_state(self, checkpoint: Path) -> None:
         """Write our part of a checkpoint."""

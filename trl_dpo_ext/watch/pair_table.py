@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,16 +104,16 @@ def summary(
     Args:
         pairs: their number.
         right: pairs that are ranked right, ties as one half.
-        margin: sum of the margins of rewards.
+        margin: sum of the margins of rewards; NaN where there are none, and then no accuracy.
         chosen, rejected: sum of log-probs in nats, and number of tokens.
         longer, shorter: pairs whose chosen answer is the longer or the shorter one, in tokens.
     """
     if not pairs:
         return {}
+    ranked = {} if math.isnan(margin) else {"accuracy": right / pairs, "margin": margin / pairs}
     return {
         "pairs": pairs,
-        "accuracy": right / pairs,
-        "margin": margin / pairs,
+        **ranked,
         "watch/chosen_logp_per_token": chosen[0] / max(chosen[1], 1),
         "watch/rejected_logp_per_token": rejected[0] / max(rejected[1], 1),
         "longer_is_chosen": longer / pairs,

@@ -45,7 +45,7 @@ FIRES: dict[str, list[list[Values]]] = {
     "chosen_falls": [[sides(-1.0, -2.0), sides(-1.51, -2.0), sides(-1.51, -2.0)]],
     "rejected_collapses": [[sides(-1.0, -2.0), sides(-1.1, -5.01), sides(-1.1, -5.01)]],
     "accuracy_saturated": [[pairs(0.5), pairs(0.99), pairs(1.0)], [pairs(1.0), pairs(1.0)]],
-    "accuracy_stuck": [[pairs(0.9)] * 5 + [pairs(0.55)] * 2],
+    "accuracy_stuck": [[pairs(0.9)] * 5 + [pairs(0.55)] * 2, [pairs(0.9)] * 5 + [pairs(0.1)] * 2],
     "kl_high": [[{"watch/kl_per_token": 0.51}] * 2],
     "length_runaway": [
         [{"watch/length": 20.0}, {"watch/length": 41.0}, {"watch/length": 41.0}],
@@ -69,7 +69,6 @@ QUIET: dict[str, list[list[Values]]] = {
         [pairs(0.5)] * 5,  # before the half
         [pairs(0.9)] * 5 + [pairs(0.61)] * 2,
         [pairs(0.9)] * 5 + [pairs(0.55, number=63)] * 2,
-        [pairs(0.9)] * 5 + [pairs(0.39)] * 2,  # worse than chance, which is not stuck
     ],
     "kl_high": [[{"watch/kl_per_token": 0.49}] * 4, [{"watch/kl_per_token": math.nan}] * 4],
     "length_runaway": [
