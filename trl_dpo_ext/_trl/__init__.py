@@ -48,6 +48,7 @@ from .constructor import (
 from .engine import Engine, planned_engine
 from .flex_graphs import raise_flex_limit, warn_at_flex_limit
 from .frozen_copy import copied_by_us, is_copied, start_kept, without_frozen_copy
+from .generation import Speaker
 from .host import Host
 from .initializations import initialization_warnings
 from .internals import TrainerInternals
@@ -93,6 +94,7 @@ __all__ = [
     "HostLoss",
     "Recorder",
     "SecondAdapter",
+    "Speaker",
     "SyncRefModelCallback",
     "TrainerInternals",
     "adapter_kind",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .batch import BatchSeams
+from .generation import GenerationSeams
 from .loss import LossSeams
 from .metrics import MetricSeams
-from .reference import ReferenceSeams
 
 
-class Host(BatchSeams, LossSeams, MetricSeams, ReferenceSeams):
+class Host(BatchSeams, LossSeams, MetricSeams, GenerationSeams):
     """Everything that this package asks of TRL's trainer or does to it.
 
     Each method that rests on a fact that TRL's documentation does not promise names that *seam*, and has a test in

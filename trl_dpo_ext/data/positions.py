@@ -25,7 +25,7 @@ def position_problems(causal: Any, dataset: Any, label: str, args: Any) -> list[
         label: what messages call it.
         args: the run's configuration.
     """
-    limit = _learned_positions(causal)
+    limit = learned_positions(causal)
     if limit is None or not isinstance(dataset, Dataset) or not _trl.is_tokenized(dataset):
         return []
     if args.max_length is not None and args.max_length <= limit:
@@ -47,7 +47,7 @@ def _too_long(dataset: Dataset, label: str, limit: int) -> list[str]:
     ]
 
 
-def _learned_positions(causal: Any) -> int | None:
+def learned_positions(causal: Any) -> int | None:
     """Number of positions of a model that looks them up in a table; None for any other.
 
     Seam: OPT and others keep the first `offset` rows of the table free.

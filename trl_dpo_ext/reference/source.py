@@ -64,6 +64,8 @@ class ReferenceSource(CheckpointedReference, abc.ABC):
     """Whether the reference is meant to equal the policy before training."""
     is_stored: bool = False
     """Whether log-probs come from a store or dataset columns instead of a live model."""
+    is_live: bool = False
+    """Whether a model runs beside the policy, or as a part of it, and can score any answer."""
     switches_adapters: bool = False
     """Whether the reference is the policy with its adapter off, or with a frozen copy of it."""
 
@@ -163,6 +165,8 @@ class ProducedReference(ReferenceSource):
 
 class LiveReference(ProducedReference):
     """A reference that runs beside the policy: a model, or the policy itself with its adapter switched."""
+
+    is_live = True
 
     def _load(self, patches: contextlib.ExitStack) -> Any:
         if Need.REF_ENTROPY in self.settings.needs:
