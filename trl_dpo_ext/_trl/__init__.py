@@ -74,7 +74,7 @@ from .preparation import (
 from .reference import free_memory
 from .refusals import late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
-from .reporting import trackers
+from .reporting import tensorboard_writer, trackers
 from .second_adapter import SecondAdapter, SyncRefModelCallback, without_sync
 
 __all__ = [
@@ -155,6 +155,7 @@ __all__ = [
     "start_kept",
     "stub_policy",
     "temporarily",
+    "tensorboard_writer",
     "text_tokenizer",
     "tokenized_with_images",
     "tokenizer_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 from transformers import integrations
 
@@ -22,3 +23,14 @@ def trackers() -> dict[str, bool]:
         name: name in installed or (name in _PACKAGES and find_spec(_PACKAGES[name]) is not None)
         for name in integrations.INTEGRATION_TO_CALLBACK
     }
+
+
+def tensorboard_writer(trainer: Any) -> Any:
+    """The writer with which a trainer logs to TensorBoard; None while it has none.
+
+    Seam: transformers' callback keeps it as `tb_writer`, from the start of training to its end.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, integrations.TensorBoardCallback):
+            return callback.tb_writer
+    return None

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from .measures import Answer, summarize
 from .prompts import Prompt, visible_text, watched_prompts
 from .random_state import kept_random_state
 from .sampled import Sampled
+from .tables import SampleTables
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Sampler:
         self.agreement = Agreement(accelerator.device, accelerator.num_processes)
         self.file = watch_folder(args.output_dir) / SAMPLES
         self.batch_size: int = args.per_device_eval_batch_size
+        self.tables = SampleTables(host)
         self.estimator: str | None = None
         self.prompts: list[Prompt] = []
         self.source = ""
@@ -101,30 +103,35 @@ class Sampler:
         """Sample, measure, and append to samples.jsonl; None if sampling is off. Every process calls this."""
         if not self.is_on:
             return None
-        started = time.perf_counter()
         try:
             with kept_random_state():
-                sampled, divergence = self._sampled(step)
+                return self._sample_and_write(step)
         except SharedFailure as error:
             self.problem = str(error)
             self._tell(f"Watching: sampling failed at step {step} and is switched off; training goes on. {error}")
             return None
-        seconds = time.perf_counter() - started
-        metrics = summarize([Answer(each.ids, each.ended) for each in sampled])
+
+    def _sample_and_write(self, step: int) -> Sampled:
+        started = time.perf_counter()
+        answers, divergence = self._answers(step)
+        metrics = summarize([Answer(each.ids, each.ended) for each in answers])
         metrics |= divergence.metrics if divergence else {}
-        rows = [self._row(step, *each) for each in zip(self.prompts, sampled, strict=True)]
-        if self.host.is_main_process:
-            append(self.file, rows)
-            self._tell_time(step, seconds)
+        metrics["seconds"] = seconds = time.perf_counter() - started
+        rows = [self._row(step, *each) for each in zip(self.prompts, answers, strict=True)]
+        self.agreement.run(lambda: self._write(step, rows, seconds) if self.host.is_main_process else None)
         for row in rows:
             self._remember(row)
-        named = {f"watch/{name}": value for name, value in {**metrics, "seconds": seconds}.items()}
+        named = {f"watch/{name}": value for name, value in metrics.items()}
         return Sampled(named, rows, divergence.estimator if divergence else "")
 
-    def previous(self, name: str) -> str | None:
-        """The completion that was sampled last for a prompt, by its `prompt_id`."""
-        row = self._last.get(name)
-        return None if row is None else row["completion"]
+    def _write(self, step: int, rows: list[dict[str, Any]], seconds: float) -> None:
+        append(self.file, rows)
+        self.tables.log(step, [{**row, "previous": self._previous(row)} for row in rows])
+        self._tell_time(step, seconds)
+
+    def _previous(self, row: Mapping[str, Any]) -> str | None:
+        """The completion that was sampled for the same prompt before."""
+        return self._last.get(row["prompt_id"], {}).get("completion")
 
     def _remember(self, row: dict[str, Any]) -> None:
         self._first.setdefault(row["prompt_id"], row)
@@ -134,7 +141,7 @@ class Sampler:
     def _kl_tokens(self) -> int:
         return min(kl.TOKENS, self.args.watch_max_new_tokens) if self.args.watch_kl != "off" else 0
 
-    def _sampled(self, step: int) -> tuple[list[_Answered], kl.Kl | None]:
+    def _answers(self, step: int) -> tuple[list[_Answered], kl.Kl | None]:
         """Sample with the batch size of evaluations, and with half of it if memory runs out once."""
         try:
             return self._sample_together(step)
