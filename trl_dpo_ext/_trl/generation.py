@@ -45,7 +45,8 @@ class Speaker:
             **inputs: `input_ids` and `attention_mask`, each (rows, tokens), padded on the left.
 
         Seam: `generate` fills gaps in the settings that it is given from `generation_config` of the model, and calls
-        the model itself for each token.
+        the model itself for each token. FSDP2 puts a `generate` on the instance that runs the root's hooks once, around
+        all tokens.
         """
 
         def forward(*positional: Any, **keywords: Any) -> Any:
@@ -54,7 +55,8 @@ class Speaker:
 
         model = calling_through(self.causal, forward)
         with temporarily(self.causal, generation_config=settings):
-            return model.generate(
+            return type(model).generate(  # not the causal model's own, which FSDP2 has wrapped
+                model,
                 **inputs,
                 generation_config=settings,
                 logits_processor=LogitsProcessorList(processors),
