@@ -20,7 +20,7 @@ from ..forward.outputs import PairBatch
 from ..reference.consistency_check import policy_is_noisy
 from ..reference.source import ReferenceSource
 from .callback import STATE_FILE, Watch
-from .sampled import Sampler
+from .sampling import Sampler
 
 
 class WatchMixin(Trainer):
@@ -62,7 +62,7 @@ class WatchMixin(Trainer):
 
     def new_sampler(self) -> Sampler | None:
         """What samples answers while a run is watched; None for nothing."""
-        return None
+        return Sampler(self.host, self.args, self.reference) if self.args.is_sampled else None
 
     def _new_watch(self) -> Watch:
         args, policy = self.args, self.host.causal_model(self.model)

@@ -65,7 +65,6 @@ class Sampler:
         self.estimator: str | None = None
         self.prompts: list[Prompt] = []
         self.source = ""
-        self._first: dict[str, dict[str, Any]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._halved = self._told_slow = False
         self._ended: float | None = None
@@ -85,11 +84,6 @@ class Sampler:
         """Whether answers are sampled."""
         return self.problem is None
 
-    @property
-    def first_rows(self) -> list[dict[str, Any]]:
-        """The rows that were sampled first, of all prompts; those of the run that is resumed, if it is."""
-        return [self._first[prompt.name] for prompt in self.prompts if prompt.name in self._first]
-
     def begin(self, step: int) -> None:
         """Begin or resume a run: remove the lines of samples.jsonl beyond the step. Every process calls this."""
         kept: list[dict[str, Any]] = []
@@ -97,7 +91,7 @@ class Sampler:
             cut_after(self.file, step or -1)
             kept = read(self.file)
         for row in _trl.gather_object(kept)[0]:
-            self._remember(row)
+            self._last[row["prompt_id"]] = row
 
     def sample(self, step: int) -> Sampled | None:
         """Sample, measure, and append to samples.jsonl; None if sampling is off. Every process calls this."""
@@ -120,7 +114,7 @@ class Sampler:
         rows = [self._row(step, *each) for each in zip(self.prompts, answers, strict=True)]
         self.agreement.run(lambda: self._write(step, rows, seconds) if self.host.is_main_process else None)
         for row in rows:
-            self._remember(row)
+            self._last[row["prompt_id"]] = row
         named = {f"watch/{name}": value for name, value in metrics.items()}
         return Sampled(named, rows, divergence.estimator if divergence else "")
 
@@ -132,10 +126,6 @@ class Sampler:
     def _previous(self, row: Mapping[str, Any]) -> str | None:
         """The completion that was sampled for the same prompt before."""
         return self._last.get(row["prompt_id"], {}).get("completion")
-
-    def _remember(self, row: dict[str, Any]) -> None:
-        self._first.setdefault(row["prompt_id"], row)
-        self._last[row["prompt_id"]] = row
 
     @property
     def _kl_tokens(self) -> int:
