@@ -39,6 +39,13 @@ def test_sharded_parameters_are_gathered_by_a_context_manager() -> None:
         assert hasattr(deepspeed.zero.GatheredParameters, name), seam("it is a context manager", "reference/")
 
 
+def test_an_engine_can_be_asked_to_split_all_weights_again() -> None:
+    source = inspect.getsource(deepspeed.DeepSpeedEngine.empty_partition_cache)
+    assert "optimizer.empty_partition_cache()" in source, seam(
+        "engine.empty_partition_cache()", "_trl/generation.py (_reset_after_failure)"
+    )
+
+
 def test_a_process_keeps_its_part_of_a_parameter_in_ds_tensor() -> None:
     from deepspeed.runtime.zero import partition_parameters
 

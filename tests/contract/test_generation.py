@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig
-from trl.models import unwrap_model_for_generation, utils
+from trl.models import utils
+from trl.models.utils import unwrap_model_for_generation
 
 from tests.support import runs, tiny
 from tests.support.seams import moved
@@ -23,7 +24,8 @@ def seam(fact: str, mend: str) -> str:
 
 def test_trl_gathers_the_weights_of_zero3_and_puts_hooks_back_only_without_an_exception() -> None:
     source = inspect.getsource(utils)
-    for fact in ("GatheredParameters(model.parameters())", "remove_hooks(model)", "add_hooks(model)"):
+    facts = ("GatheredParameters(model.parameters())", "remove_hooks(model)", "add_hooks(model)", "_invalidate_trace()")
+    for fact in facts:
         assert fact in source, seam(fact, f"{GENERATION} (_gathered)")
     names = list(inspect.signature(unwrap_model_for_generation).parameters)
     assert names[:2] == ["model", "accelerator"], seam("unwrap_model_for_generation(model, accelerator)", GENERATION)

@@ -104,7 +104,7 @@ DEEP_IMPORTS = {
     "transformers.quantizers.quantizers_utils": "test_transformers.py::test_skipped_modules_are_the_start_or_the_end_of_a_name",
     "transformers.utils": "test_transformers.py::test_a_file_of_a_local_folder_is_found_under_its_name",
     "transformers.utils.generic": "test_transformers.py::test_flash_attention_is_told_by_the_configuration",
-    "trl.models": "test_generation.py::test_trl_gathers_the_weights_of_zero3_and_puts_hooks_back_only_without_an_exception",
+    "trl.models.utils": "test_generation.py::test_trl_gathers_the_weights_of_zero3_and_puts_hooks_back_only_without_an_exception",
     "trl.trainer": "test_trl_constructor.py::test_both_models_are_loaded_by_create_model_from_path_policy_first",
     "trl.trainer.utils": "test_trl_constructor.py::test_the_default_output_folder_is_named_like_trls",
 }

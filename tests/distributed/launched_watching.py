@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import LlamaForCausalLM, TrainerCallback
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from tests.distributed.launched import trainer
+from trl_dpo_ext._trl import Host
 from trl_dpo_ext.watch.sampling import Sampler
 
 
 class Sampling(TrainerCallback):
     """Samples before training and after each step, and keeps what was sampled."""
 
-    def __init__(self, run: Any) -> None:
-        self.sampler = Sampler(run.host, run.args, run.reference)
+    def __init__(self, run: Any, options: dict[str, Any]) -> None:
+        args = copy.copy(run.args)
+        vars(args).update(options)
+        self.sampler = Sampler(run.host, args, run.reference)
         self.sampled: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -34,13 +40,20 @@ class Sampling(TrainerCallback):
 
 
 def sample(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train while sampling; on the process `failing`, the `failing_call`-th token from then on cannot be prepared."""
-    failing, call = settings.pop("failing", None), settings.pop("failing_call", 0)
-    run = trainer(folder, settings)
-    sampling = Sampling(run)
+    """Train while sampling.
+
+    On the process `failing`, the `failing_call`-th call of `failing_at` (see `fail_at`) fails. With `ungathered`, the
+    weights of ZeRO-3 are split while answers are generated, as where they do not fit.
+    """
+    failing, call, at = (settings.pop(name, None) for name in ("failing", "failing_call", "failing_at"))
+    if settings.pop("ungathered", False):
+        Host._gathered_fits = lambda *_: False  # type: ignore[method-assign]
+    options = {name: settings.pop(name) for name in list(settings) if name.startswith("watch")}
+    run = trainer(folder, settings)  # does not watch itself
+    sampling = Sampling(run, options)
     run.add_callback(sampling)
     if run.accelerator.process_index == failing:
-        fail_at(call)
+        fail_at(call, at)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.train()
@@ -48,15 +61,23 @@ def sample(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {**sampling.record, "told": told}
 
 
-def fail_at(call: int) -> None:
-    """Let the preparation of a token fail: inside `generate`, between two forwards."""
-    prepare, calls = LlamaForCausalLM.prepare_inputs_for_generation, 0
+PLACES = {
+    "token": (LlamaForCausalLM, "prepare_inputs_for_generation"),  # between two forwards
+    "layer": (LlamaMLP, "forward"),  # inside a layer, whose weights all processes have gathered
+    "model": (LlamaModel, "forward"),  # before the first layer
+}
+
+
+def fail_at(call: int, at: str) -> None:
+    """Let one call of a place fail while no gradient is computed."""
+    owner, name = PLACES[at]
+    method, calls = getattr(owner, name), 0
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == call:
+        calls += not torch.is_grad_enabled()
+        if calls == call and not torch.is_grad_enabled():
             raise RuntimeError("no more tokens")
-        return prepare(*args, **kwargs)
+        return method(*args, **kwargs)
 
-    LlamaForCausalLM.prepare_inputs_for_generation = failing  # type: ignore[method-assign]
+    setattr(owner, name, failing)

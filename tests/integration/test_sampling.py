@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from trl_dpo_ext import InputError
 from trl_dpo_ext.watch import sampling
 from trl_dpo_ext.watch.sampling import Sampler
 
-WATCHED: dict[str, Any] = {"watch": True, "watch_prompts": 5, "watch_max_new_tokens": 8, "max_steps": 2}
+WATCHED: dict[str, Any] = {"watch": True, "watch_prompts": 5, "watch_max_new_tokens": 8}
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, init_lora_weights=False)
 
 
@@ -28,7 +29,7 @@ class Sampling(TrainerCallback):
     """Samples before training and after each step."""
 
     def __init__(self, run: Any, before: Callable[[int], None] = lambda step: None) -> None:
-        self.sampler, self.before = Sampler(run.host, run.args, run.reference), before
+        self.sampler, self.before = sampler(run), before
         self.sampled: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -44,8 +45,17 @@ class Sampling(TrainerCallback):
 
 
 def trainer(folder: Path, **settings: Any) -> Any:
-    settings = {"eval_dataset": tiny.preferences(8), **WATCHED, **settings}
-    return runs.trainer(folder, **settings)
+    """A trainer that does not watch itself, and the options of a sampler as `run.watched`."""
+    settings = {"eval_dataset": tiny.preferences(8), "max_steps": 2, **settings}
+    watched = {name: settings.pop(name) for name in list(settings) if name.startswith("watch")}
+    run = runs.trainer(folder, **settings)
+    run.watched = copy.copy(run.args)
+    vars(run.watched).update({**WATCHED, **watched})
+    return run
+
+
+def sampler(run: Any) -> Sampler:
+    return Sampler(run.host, run.watched, run.reference)
 
 
 def sampled(folder: Path, before: Callable[[int], None] = lambda step: None, **settings: Any) -> tuple[Any, Sampling]:
@@ -120,12 +130,12 @@ def test_weights_and_logs_are_the_same_bit_for_bit(tmp_path, name: str) -> None:
 def test_prompts_are_the_tokens_that_training_feeds(tmp_path, conversational: bool) -> None:
     data = tiny.preferences(8, conversational)
     run = trainer(tmp_path, train_dataset=data, eval_dataset=data, watch_prompts=8)
-    chosen = Sampler(run.host, run.args, run.reference).prompts
+    chosen = sampler(run).prompts
     assert {prompt.ids for prompt in chosen} == {tuple(ids) for ids in run.eval_dataset["prompt_ids"]}
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in data["prompt"]))
     run = trainer(tmp_path, train_dataset=data, eval_dataset=data, watch_prompts_file=str(file))
-    of_file = Sampler(run.host, run.args, run.reference)
+    of_file = sampler(run)
     assert {prompt.ids for prompt in of_file.prompts} == {prompt.ids for prompt in chosen}
     assert all(("<user>" in prompt.text) == conversational for prompt in of_file.prompts)  # special tokens can be seen
 
@@ -134,7 +144,7 @@ def test_a_text_in_a_file_of_prompts_is_a_message_where_training_has_messages(tm
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "say yes"}\n\n{"prompt": "say yes"}\n{"prompt": "is the sky blue"}\n')
     run = trainer(tmp_path, train_dataset=tiny.preferences(8, True), eval_dataset=None, watch_prompts_file=str(file))
-    texts = [prompt.text for prompt in Sampler(run.host, run.args, run.reference).prompts]
+    texts = [prompt.text for prompt in sampler(run).prompts]
     assert texts == ["<user> say yes <assistant>", "<user> is the sky blue <assistant>"]
 
 
@@ -144,7 +154,7 @@ def test_a_line_without_a_prompt_is_named(tmp_path, line: str) -> None:
     file.write_text('{"prompt": "say yes"}\n' * bool(line) + line + "\n")
     run = trainer(tmp_path, watch_prompts_file=str(file))
     with pytest.raises(InputError, match="line 2 has none" if line else "it is empty"):
-        Sampler(run.host, run.args, run.reference)
+        sampler(run)
 
 
 def test_the_same_prompts_are_chosen_in_any_order_of_the_rows(tmp_path) -> None:
@@ -157,15 +167,15 @@ def test_the_same_prompts_are_chosen_in_any_order_of_the_rows(tmp_path) -> None:
         {"first": rows.shuffle(seed=5), "b": rows},
     ):
         run = trainer(tmp_path, eval_dataset=data, watch_prompts=3)
-        sampler = Sampler(run.host, run.args, run.reference)
-        found.append([prompt.name for prompt in sampler.prompts])
+        chosen = sampler(run)
+        found.append([prompt.name for prompt in chosen.prompts])
     assert len(set(found[0])) == 3
     assert all(each == found[0] for each in found)
-    assert sampler.source == "of the evaluation set 'first'"
+    assert chosen.source == "of the evaluation set 'first'"
     run = trainer(tmp_path, eval_dataset=None, watch_prompts=3)
-    assert Sampler(run.host, run.args, run.reference).source == "of the training set"
+    assert sampler(run).source == "of the training set"
     run = trainer(tmp_path, eval_dataset=rows.to_iterable_dataset(), watch_prompts=3)
-    assert [prompt.name for prompt in Sampler(run.host, run.args, run.reference).prompts] == found[0]
+    assert [prompt.name for prompt in sampler(run).prompts] == found[0]
 
 
 def test_prompts_leave_room_for_the_answer_where_positions_are_learned(tmp_path) -> None:
@@ -174,12 +184,12 @@ def test_prompts_leave_room_for_the_answer_where_positions_are_learned(tmp_path)
     sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny.tokenizer()), **sizes))
     run = trainer(tmp_path, model=model, watch_prompts=8, watch_max_new_tokens=20, max_length=24)
-    prompts = Sampler(run.host, run.args, run.reference).prompts
+    prompts = sampler(run).prompts
     assert {len(prompt.ids) for prompt in prompts} == {2, 4}
     run = trainer(tmp_path, model=model, watch_max_new_tokens=23, max_length=24)
     with pytest.warns(UserWarning, match="no prompts of the evaluation set that leave room for 23 tokens"):
-        sampler = Sampler(run.host, run.args, run.reference)
-    assert not sampler.is_on
+        off = sampler(run)
+    assert not off.is_on
 
 
 def test_lines_are_appended_and_a_resumed_run_removes_those_of_later_steps(tmp_path) -> None:
@@ -189,10 +199,10 @@ def test_lines_are_appended_and_a_resumed_run_removes_those_of_later_steps(tmp_p
     assert [line["step"] for line in lines] == [0] * 5 + [1] * 5 + [2] * 5
     assert lines == [dict(row) for each in watched.sampled for row in each.rows]
     resumed = trainer(tmp_path)
-    sampler = Sampler(resumed.host, resumed.args, resumed.reference)
-    sampler.begin(1)
+    again = sampler(resumed)
+    again.begin(1)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0] * 5 + [1] * 5
-    sampler.begin(0)
+    again.begin(0)
     assert file.read_text() == ""
 
 
@@ -201,7 +211,7 @@ def test_text_shows_how_an_answer_ends(tmp_path) -> None:
     with torch.no_grad():
         model.lm_head.weight[2] = model.lm_head.weight[2] * 0 + 100 * model.model.norm.weight
     run = trainer(tmp_path, model=model)
-    rows = [row for step in (0,) for row in Sampler(run.host, run.args, run.reference).sample(step).rows]
+    rows = [row for step in (0,) for row in sampler(run).sample(step).rows]
     assert {row["ended"] for row in rows} == {True, False}
     for row in rows:
         assert row["completion"].endswith("<eos>" if row["ended"] else "...")
@@ -333,7 +343,7 @@ def test_a_compiled_policy_is_run_as_it_was(tmp_path) -> None:
     model = tiny.model()
     model.compile(backend=backend)
     run = trainer(tmp_path, model=model)
-    found = Sampler(run.host, run.args, run.reference).sample(0)
+    found = sampler(run).sample(0)
     assert compiled == []
     assert [row["completion_ids"] for row in found.rows] == [greedy(tiny.model(), row["prompt"]) for row in found.rows]
 
@@ -341,4 +351,4 @@ def test_a_compiled_policy_is_run_as_it_was(tmp_path) -> None:
 def test_data_with_one_row_is_enough(tmp_path) -> None:
     row = Dataset.from_dict({"prompt": ["say yes"], "chosen": [" yes"], "rejected": [" no"]})
     run = trainer(tmp_path, eval_dataset=row)
-    assert len(Sampler(run.host, run.args, run.reference).sample(0).rows) == 1
+    assert len(sampler(run).sample(0).rows) == 1

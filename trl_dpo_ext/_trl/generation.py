@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import add_hooks, remove_hooks, unwrap_model_for_generation
 
 from .compiled import uncompiled, without_compilation
 from .models import gather_object, is_peft_model, without_adapter
@@ -116,6 +116,8 @@ class GenerationSeams(ReferenceSeams):
         with contextlib.ExitStack() as stack:
             for context in (*quiet, trainer.accelerator.autocast()):
                 stack.enter_context(context)
+            if self.zero_stage == 3:
+                stack.enter_context(self._reset_after_failure())
             if self.zero_stage == 3 and self._gathered_fits(policy):
                 stack.enter_context(self._gathered())
                 yield Speaker(causal, policy, in_lockstep=False)
@@ -123,11 +125,12 @@ class GenerationSeams(ReferenceSeams):
                 wrapped = without_compilation(trainer.model_wrapped) if trainer.is_fsdp_enabled else policy
                 yield Speaker(causal, wrapped, in_lockstep=self.is_sharded)
 
-    def reference_forward(self, speaker: Speaker) -> Callable[..., Any]:
-        """What to call for a forward of the live reference, while the policy is `speaker`."""
-        reference = self.trainer.ref_model
-        model = speaker.forward if reference is None else without_compilation(reference)
-        return lambda **inputs: self.as_reference(lambda: model(**inputs))
+    def reference_apart(self) -> Any:
+        """The live reference, to call; None where it is the policy with its adapter switched.
+
+        Seam: `ref_model` is None there.
+        """
+        return None if self.trainer.ref_model is None else without_compilation(self.trainer.ref_model)
 
     @contextlib.contextmanager
     def _gathered(self) -> Iterator[None]:
@@ -144,6 +147,23 @@ class GenerationSeams(ReferenceSeams):
                 failure = error
         if failure is not None:
             raise failure
+
+    @contextlib.contextmanager
+    def _reset_after_failure(self) -> Iterator[None]:
+        """After an exception, bring engines of ZeRO-3 to one state on all processes: weights split, order forgotten.
+
+        Seam: an engine gathers ahead in the order of former forwards, which is another one where a forward was not
+        finished. `empty_partition_cache` splits what is gathered, and `add_hooks` of TRL forgets the order.
+        """
+        try:
+            yield
+        except BaseException:
+            for engine in (self.trainer.model_wrapped, self.trainer.ref_model):
+                if hasattr(engine, "empty_partition_cache"):
+                    remove_hooks(engine)
+                    engine.empty_partition_cache()
+                    add_hooks(engine)
+            raise
 
     def _gathered_fits(self, policy: nn.Module) -> bool:
         """Whether all weights of a policy that ZeRO-3 splits fit into the memory of every process.

@@ -7,13 +7,14 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from .. import _trl
 from ..checks.tokenizers import eos_ids
 from ..distributed.agreement import Agreement, SharedFailure
+from ..distributed.shield import Shield
 from ..reference.source import ReferenceSource
 from . import kl
 from .files import SAMPLES, append, cut_after, read, watch_folder
@@ -145,16 +146,30 @@ class Sampler:
     def _sample_together(self, step: int) -> tuple[list[_Answered], kl.Kl | None]:
         settings = Sampling(self.args.watch_temperature, self.args.watch_max_new_tokens, self.args.seed + step)
         with contextlib.ExitStack() as stack:
-            speaker = self.agreement.run(lambda: stack.enter_context(self.host.generating()))
-            mine = self._scored_answers(self._runner(speaker, self.prompts), settings)
-            divergence = self._divergence(speaker)
+            models = self._models(stack)
+            mine = self._scored_answers(self._runner(*models, self.prompts), settings)
+            divergence = self._divergence(*models)
         by_number = {number: each for part in _trl.gather_object(mine) for number, each in part.items()}
         return [by_number[number] for number in range(len(self.prompts))], divergence
 
-    def _runner(self, speaker: _trl.Speaker, prompts: list[Prompt]) -> Runner:
+    def _models(self, stack: contextlib.ExitStack) -> tuple[_trl.Speaker, Callable[..., Any] | None]:
+        """The policy and what to call for the live reference, if there is one, until the stack is left."""
+
+        def shielded(model: Any) -> Any:
+            return stack.enter_context(Shield(model).put_on()) if self.host.is_sharded else model
+
+        speaker = self.agreement.run(lambda: stack.enter_context(self.host.generating()))
+        if speaker.in_lockstep:
+            speaker = replace(speaker, forward=shielded(speaker.forward))
+        if not self.has_live_reference:
+            return speaker, None
+        apart = self.host.reference_apart()
+        model = speaker.forward if apart is None else shielded(apart)
+        return speaker, lambda **inputs: self.host.as_reference(lambda: model(**inputs))
+
+    def _runner(self, speaker: _trl.Speaker, reference: Callable[..., Any] | None, prompts: list[Prompt]) -> Runner:
         accelerator = self.host.trainer.accelerator
         share = Share.of([p.ids for p in prompts], accelerator.process_index, accelerator.num_processes)
-        reference = self.host.reference_forward(speaker) if self.has_live_reference else None
         size = 1 if getattr(speaker.causal, "_is_stateful", False) else self.batch_size
         return Runner(
             speaker, reference, self.agreement, share, size, self._eos_ids, self.host.pad_token_id, self.host.is_sharded
@@ -178,13 +193,15 @@ class Sampler:
         runner.each_batch({number: list(answer.ids) for number, answer in answers.items()}, score)
         return {number: found[number] for number in runner.share.numbers[: runner.share.real]}
 
-    def _divergence(self, speaker: _trl.Speaker) -> kl.Kl | None:
-        if self.args.watch_kl == "off" or not self.has_live_reference:
+    def _divergence(self, speaker: _trl.Speaker, reference: Callable[..., Any] | None) -> kl.Kl | None:
+        if self.args.watch_kl == "off" or reference is None:
             return None
         if self.estimator is None:
             vocabulary = self.host.vocabulary_size()
             self.estimator = kl.choose(self.args.watch_kl, vocabulary, self.batch_size, self.agreement.device)
-        return kl.estimate(self._runner(speaker, self.prompts[: kl.PROMPTS]), self.estimator, self._kl_tokens)
+        return kl.estimate(
+            self._runner(speaker, reference, self.prompts[: kl.PROMPTS]), self.estimator, self._kl_tokens
+        )
 
     @cached_property
     def _tokenizer(self) -> Any:
