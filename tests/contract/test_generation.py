@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.integrations import TensorBoardCallback
 from trl.models import utils
 from trl.models.utils import unwrap_model_for_generation
 
@@ -70,3 +71,9 @@ def test_an_adapter_says_whether_it_learns_a_prompt(tmp_path, name: str) -> None
     run = runs.trainer(tmp_path, peft_config=LoraConfig(task_type="CAUSAL_LM"))
     owner = run.model if name == "active_peft_config" else run.model.active_peft_config
     assert hasattr(owner, name), seam(name, f"{GENERATION} (generation_problem)")
+
+
+def test_the_callback_of_tensorboard_keeps_its_writer() -> None:
+    source = inspect.getsource(TensorBoardCallback)
+    for fact in ("self.tb_writer = tb_writer", "self.tb_writer.add_text(", "self.tb_writer = None"):
+        assert fact in source, seam(fact, "_trl/reporting.py (tensorboard_writer)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -83,8 +82,7 @@ def as_markdown(rows: Rows) -> str:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-    text = html.escape(text, quote=False).replace("|", "&#124;").replace("\\", "&#92;")
-    return "".join(f"&#{ord(sign)};" if sign in "*_`[]#~" else sign for sign in text).replace("\n", "↵")
+    return "".join(f"&#{ord(sign)};" if sign in "&<>|\\*_`[]#~" else sign for sign in text).replace("\n", "↵")
 
 
 def _columns(rows: Rows) -> dict[str, list[Any]]:
