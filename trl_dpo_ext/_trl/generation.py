@@ -185,7 +185,9 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
 
     Seam: transformers keeps the switch in `gradient_checkpointing` of each module that has one.
     """
-    modules = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    modules: list[Any] = [
+        module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True
+    ]
     for module in modules:
         module.gradient_checkpointing = False
     try:

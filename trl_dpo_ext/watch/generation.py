@@ -148,13 +148,13 @@ class GumbelNoise(LogitsProcessor):
         seeds = [((sampling.seed << 20) + number) % (1 << 63) for number in numbers]
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Add noise to logits, (rows, vocabulary)."""
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         tiny = torch.finfo(torch.float32).tiny
-        return scores.float() / self.temperature - noise.clamp(min=tiny).log()  # type: ignore[return-value]
+        return scores.float() / self.temperature - noise.clamp(min=tiny).log()
 
 
 @dataclass(frozen=True)
