@@ -352,3 +352,18 @@ def test_data_with_one_row_is_enough(tmp_path) -> None:
     row = Dataset.from_dict({"prompt": ["say yes"], "chosen": [" yes"], "rejected": [" no"]})
     run = trainer(tmp_path, eval_dataset=row)
     assert len(sampler(run).sample(0).rows) == 1
+
+
+def test_a_stored_reference_gives_the_log_ratio_of_chosen_answers_and_it_is_not_called_kl(tmp_path) -> None:
+    settings = {"eval_dataset": tiny.preferences(8), "eval_strategy": "steps", "eval_steps": 1}
+    watched = {**WATCHED, "max_steps": 1, "precompute_ref_log_probs": True, "ref_store": str(tmp_path / "store")}
+    run = runs.trained(tmp_path, **settings, **watched)
+    evaluated = [line for line in run.state.log_history if "eval_rewards/chosen" in line][-1]
+    told = [line for line in run.state.log_history if "watch/logratio_chosen" in line]
+    tokens = sum(len(ids) for ids in run.eval_dataset["chosen_ids"]) / len(run.eval_dataset)
+    assert told[0]["watch/logratio_chosen"] == pytest.approx(0.0, abs=1e-6)
+    assert told[-1]["watch/logratio_chosen"] == pytest.approx(
+        evaluated["eval_rewards/chosen"] / run.args.beta / tokens, rel=1e-4
+    )
+    assert abs(told[-1]["watch/logratio_chosen"]) > 1e-3
+    assert not any("kl_per" in name for line in run.state.log_history for name in line)

@@ -34,10 +34,19 @@ class Watch(TrainerCallback):
         gather: concatenates a tensor over processes.
         announced: the loss that the first step should have; None if it is not known.
         reference_is_start: whether the batches' reference log-probs are those of the policy before training.
+        reference_is_stored: whether they are read, and cannot be computed for samples.
     """
 
-    def __init__(self, host: _trl.Host, gather: Gather, announced: float | None, reference_is_start: bool) -> None:
+    def __init__(
+        self,
+        host: _trl.Host,
+        gather: Gather,
+        announced: float | None,
+        reference_is_start: bool,
+        reference_is_stored: bool = False,
+    ) -> None:
         self.host, self.gather, self.announced = host, gather, announced
+        self.reference_is_stored = reference_is_stored
         self.args = host.trainer.args
         self.book = AlarmBook()
         self.sampler: Sampler | None = None
@@ -97,7 +106,7 @@ class Watch(TrainerCallback):
         """
         name = self._watched_set()
         watched = prefix == ("eval" if name is None else f"eval_{name}")
-        self._table = PairTable() if self.running and watched else None
+        self._table = PairTable(has_stored_reference=self.reference_is_stored) if self.running and watched else None
 
     def evaluation_ends(self) -> None:
         """Keep the pairs of the evaluation until its metrics have been logged."""

@@ -71,7 +71,7 @@ class WatchMixin(Trainer):
         announced = announced_loss(self.mixture) if meant and not noisy else None
         fixed = self.mixture.needs_reference and self.reference.is_initial_policy and not self.reference.moves
         fixed = fixed and args.ld_alpha is None
-        return Watch(self.host, self._gather, announced, fixed)  # type: ignore[attr-defined]
+        return Watch(self.host, self._gather, announced, fixed, self.reference.is_stored)  # type: ignore[attr-defined]
 
     def training_step(self, *positional: Any, **keywords: Any) -> torch.Tensor:
         """One forward and backward pass, whose loss is read before transformers hides what is not finite."""

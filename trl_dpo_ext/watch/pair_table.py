@@ -13,14 +13,19 @@ import torch
 from ..core.pairs import Pairs
 from ..statistics import Numbers, length_bias
 
-_CHOSEN, _REJECTED, _CHOSEN_TOKENS, _REJECTED_TOKENS, _MARGIN = range(5)
+_CHOSEN, _REJECTED, _CHOSEN_TOKENS, _REJECTED_TOKENS, _MARGIN, _LOGRATIO = range(6)
 
 
 def batch_columns(pairs: Pairs, rewards: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The rows that a batch adds, (pairs, 5) float32: log-probs and tokens of both sides, and the margin of rewards."""
+    """The rows that a batch adds, (pairs, 6) float32.
+
+    They hold the log-probs of both sides, their tokens, the margin of rewards, and the chosen side's log-ratio to the
+    reference.
+    """
     sides = (pairs.chosen, pairs.rejected)
     logps = [torch.where(side.mask, side.token_logps, 0.0).float().sum(dim=1) for side in sides]
     columns = [*logps, *(side.lengths.float() for side in sides), (rewards[0] - rewards[1]).float()]
+    columns.append(pairs.chosen.logratio.float())
     return torch.stack([column.detach() for column in columns], dim=1)
 
 
@@ -40,8 +45,10 @@ class PairTable:
     """The pairs of one evaluation, in the order in which they were evaluated."""
 
     batches: list[torch.Tensor] = field(default_factory=list)
-    """(pairs, 5) each, of all processes."""
+    """(pairs, 6) each, of all processes."""
     key_batches: list[torch.Tensor] = field(default_factory=list)
+    has_stored_reference: bool = False
+    """Whether the log-ratio is told, in place of a KL divergence, for which the reference would have to run."""
 
     def add(self, columns: torch.Tensor, keys: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Add a batch.
@@ -56,8 +63,8 @@ class PairTable:
 
     @property
     def values(self) -> Numbers:
-        """All rows, (pairs, 5)."""
-        return torch.cat(self.batches).double().numpy() if self.batches else np.zeros((0, 5))
+        """All rows, (pairs, 6)."""
+        return torch.cat(self.batches).double().numpy() if self.batches else np.zeros((0, 6))
 
     def chosen_by_pair(self) -> dict[int, float]:
         """Log-probs of the chosen answers by the key of their pair."""
@@ -82,6 +89,9 @@ class PairTable:
             longer=bias["longer"],
             shorter=bias["shorter"],
         )
+        if self.has_stored_reference and len(values):
+            tokens = max(float(values[:, _CHOSEN_TOKENS].sum()), 1)
+            found["watch/logratio_chosen"] = float(values[:, _LOGRATIO].sum()) / tokens
         now = self.chosen_by_pair()
         both = [(value, start[key]) for key, value in now.items() if key in start]
         if both:

@@ -77,6 +77,11 @@ class Sampler:
                 problem = f"there are no prompts {self.source} that leave room for {room} tokens"
         self.problem = problem
         """Why nothing is sampled; None if it is."""
+        if problem is None and reference.is_stored and args.watch_kl != "off" and host.is_main_process:
+            logger.info(
+                "Watching: no KL divergence, because a stored reference has no log-probs of samples; with evaluations, "
+                "watch/logratio_chosen says how far the policy is from it on their chosen answers, per token."
+            )
         if problem is not None:
             self._tell(f"Watching: no answers are sampled, because {problem}.")
 

@@ -32,7 +32,7 @@ class StepSums:
     def add_pairs(self, pairs: Pairs, rewards: tuple[torch.Tensor, torch.Tensor], loss: torch.Tensor | float) -> None:
         """Add a batch of training, with the mixture's mean loss on it."""
         columns = batch_columns(pairs, rewards)
-        chosen, rejected, chosen_tokens, rejected_tokens, margins = columns.unbind(dim=1)
+        chosen, rejected, chosen_tokens, rejected_tokens, margins, _ = columns.unbind(dim=1)
         references = [side.ref_logps for side in (pairs.chosen, pairs.rejected)]
         sums = [
             torch.as_tensor(loss, device=columns.device).detach().float() * len(columns),
