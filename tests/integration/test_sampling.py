@@ -87,9 +87,9 @@ def test_greedy_answers_are_those_of_plain_transformers(tmp_path) -> None:
 def test_what_the_models_generation_configuration_asks_for_is_not_what_was_learned(tmp_path) -> None:
     model = tiny.model()
     model.generation_config.update(do_sample=True, temperature=9.0, repetition_penalty=30.0, max_new_tokens=2)
+    run = trainer(tmp_path, model=model)
     settings = model.generation_config.to_dict()
-    _, watched = sampled(tmp_path, model=model)
-    for row in watched.sampled[0].rows:
+    for row in sampler(run).sample(0).rows:
         assert row["completion_ids"] == greedy(tiny.model(), row["prompt"])
     assert model.generation_config.to_dict() == settings
 

@@ -17,6 +17,7 @@ from .compiled import uncompiled, without_compilation
 from .models import gather_object, is_peft_model, without_adapter
 from .patching import evaluation_mode, temporarily
 from .reference import ReferenceSeams
+from .renamed import renamed_in_peft
 
 _SHARE_OF_FREE_MEMORY = 0.8
 """How much of a GPU's free memory gathered weights may take."""
@@ -140,7 +141,7 @@ class GenerationSeams(ReferenceSeams):
         if no exception passes through it.
         """
         failure: BaseException | None = None
-        with unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator):
+        with renamed_in_peft(), unwrap_model_for_generation(self.trainer.model_wrapped, self.trainer.accelerator):
             try:
                 yield
             except BaseException as error:
