@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from tests.support import runs, tiny
+from tests.support import architectures, runs, tiny
 from trl_dpo_ext import InputError
-from trl_dpo_ext.watch import sampling
+from trl_dpo_ext.watch import kl, sampling
 from trl_dpo_ext.watch.sampling import Sampler
 
 WATCHED: dict[str, Any] = {"watch": True, "watch_prompts": 5, "watch_max_new_tokens": 8}
@@ -152,9 +153,8 @@ def test_a_text_in_a_file_of_prompts_is_a_message_where_training_has_messages(tm
 def test_a_line_without_a_prompt_is_named(tmp_path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "say yes"}\n' * bool(line) + line + "\n")
-    run = trainer(tmp_path, watch_prompts_file=str(file))
     with pytest.raises(InputError, match="line 2 has none" if line else "it is empty"):
-        sampler(run)
+        runs.config(tmp_path, watch_prompts_file=str(file))
 
 
 def test_the_same_prompts_are_chosen_in_any_order_of_the_rows(tmp_path) -> None:
@@ -367,3 +367,47 @@ def test_a_stored_reference_gives_the_log_ratio_of_chosen_answers_and_it_is_not_
     )
     assert abs(told[-1]["watch/logratio_chosen"]) > 1e-3
     assert not any("kl_per" in name for line in run.state.log_history for name in line)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Bloom", "gemma2", "mistral-window", "Mamba"])
+def test_other_architectures_are_sampled_as_plain_transformers_does(tmp_path, name: str) -> None:
+    """No positions, capped logits, windows, and a state in place of a cache."""
+    eager = {"n_head": 4, "attn_implementation": "eager"}
+    model = architectures.construct(name, eager) if name in ("Bloom", "Mamba") else architectures.build(name)
+    plain = copy.deepcopy(model)
+    run = trainer(tmp_path, model=model, processing_class=tiny.tokenizer(), per_device_eval_batch_size=3)
+    found = sampler(run).sample(0)
+    assert [row["completion_ids"] for row in found.rows] == [greedy(plain, row["prompt"]) for row in found.rows]
+    assert found.metrics["watch/kl_per_token"] == pytest.approx(0.0, abs=1e-5)
+    for row in found.rows:
+        assert row["logp"] == pytest.approx(row["ref_logp"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda run: setattr(run, "_is_vision_dataset", True), "prompts have images"),
+        (lambda run: setattr(run.model.config, "is_encoder_decoder", True), "LlamaForCausalLM is an encoder-decoder"),
+        (lambda run: setattr(run.accelerator.state, "parallelism_config", SimpleNamespace(cp_size=2)), "cp_size=2"),
+    ],
+)
+def test_what_cannot_be_sampled_is_named(tmp_path, change: Callable[[Any], None], reason: str) -> None:
+    run = trainer(tmp_path)
+    change(run)
+    with pytest.warns(UserWarning, match=f"no answers are sampled, because {reason}"):
+        off = sampler(run)
+    assert off.sample(0) is None
+
+
+def test_k3_takes_the_place_of_exact_where_logits_exceed_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 29, 80 << 30))  # 1.5 GiB with what is reserved
+    needed = 2 * 4 * 100_000 * 65  # bytes for each row
+    rows = int(0.8 * 1.5 * 2**30 / needed)
+    assert kl.choose("auto", 100_000, rows, gpu) == "exact"  # type: ignore[arg-type]
+    assert kl.choose("auto", 100_000, rows + 1, gpu) == "k3"  # type: ignore[arg-type]
+    assert kl.choose("exact", 100_000, rows + 1, gpu) == "exact"  # type: ignore[arg-type]
+    assert kl.choose("auto", 100_000, rows + 1, torch.device("cpu")) == "exact"

@@ -6,11 +6,12 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import collecting
 from ..option_docs import document_options
 from .alarm_table import ALARMS, ANY
+from .prompts_file import read_prompts
 
 KL_ESTIMATORS = ("auto", "exact", "k3", "off")
 
@@ -106,8 +107,9 @@ def watch_problems(args: Any) -> list[str]:
     if args.watch_kl not in KL_ESTIMATORS:
         problems.append(f"watch_kl must be one of {', '.join(KL_ESTIMATORS)}; got {args.watch_kl!r}.")
     file = args.watch_prompts_file
-    if file is not None and not Path(file).is_file():
-        problems.append(f"watch_prompts_file: no such file: {file}. Name a .jsonl file with a column `prompt`.")
+    if file is not None:
+        with collecting(problems):
+            read_prompts(file)
     for option, others in (("stop_on", (ANY,)), ("ignore_alarms", ())):
         names = _names(getattr(args, option))
         setattr(args, option, names)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from .. import _trl
 from ..data.batches import read_batches
 from ..data.positions import learned_positions
 from ..errors import InputError
+from .prompts_file import read_prompts
 
 _STREAMED_ROWS = 1000
 """How many rows of a stream are read for prompts."""
@@ -66,39 +65,6 @@ def watched_prompts(host: _trl.Host, args: Any, room: int) -> tuple[list[Prompt]
 def visible_text(tokenizer: Any, ids: Iterable[int]) -> str:
     """Token ids as text in which special tokens can be seen."""
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def read_prompts(file: str) -> list[dict[str, Any]]:
-    """Read the rows of a file of prompts.
-
-    Raises:
-        InputError: naming the first lines without a prompt.
-    """
-    rows, wrong = [], []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and _is_prompt(row.get("prompt")):
-            rows.append(row)
-        else:
-            wrong.append(number)
-    if wrong or not rows:
-        lines = f"line {', '.join(map(str, wrong[:5]))} has none" if wrong else "it is empty"
-        raise InputError(
-            f"watch_prompts_file: each line of {file} must be a JSON object with a `prompt`, a text or a list of "
-            f"messages; {lines}."
-        )
-    return rows
-
-
-def _is_prompt(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(part, dict) and {"role", "content"} <= set(part) for part in value)
-    return isinstance(value, str) and bool(value)
 
 
 def _chosen(host: _trl.Host, args: Any, room: int) -> tuple[list[tuple[int, ...]], str]:
