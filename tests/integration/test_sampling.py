@@ -147,6 +147,7 @@ def test_a_text_in_a_file_of_prompts_is_a_message_where_training_has_messages(tm
     run = trainer(tmp_path, train_dataset=tiny.preferences(8, True), eval_dataset=None, watch_prompts_file=str(file))
     texts = [prompt.text for prompt in sampler(run).prompts]
     assert texts == ["<user> say yes <assistant>", "<user> is the sky blue <assistant>"]
+    assert [row["last_message"] for row in sampler(run).sample(0).rows] == ["say yes", "is the sky blue"]
 
 
 @pytest.mark.parametrize("line", ["not json", '{"text": "a"}', '{"prompt": ""}', '{"prompt": [{"role": "user"}]}', ""])

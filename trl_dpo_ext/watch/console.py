@@ -92,7 +92,7 @@ def _format(value: float, form: str) -> str:
 def _sample(number: int, row: Mapping[str, Any], before: str | None, width: int) -> list[str]:
     """Two lines: the prompt with the first answer, and the answer now."""
     now = answer_text(row)
-    prompt = _cut(" ".join(str(row["prompt"]).split()), _PROMPT)
+    prompt = _cut(" ".join(str(row.get("last_message", row["prompt"])).split()), _PROMPT)
     head = f"  {number:>2}  {prompt:<{_PROMPT}}  "
     if before is None:
         return [_cut(f"{head}start  {now}", width)]

@@ -227,6 +227,7 @@ class Sampler:
             "epoch": self.host.trainer.state.epoch or 0.0,
             "prompt_id": prompt.name,
             "prompt": prompt.text,
+            "last_message": prompt.last_message,
             "completion": text,
             "completion_ids": list(answer.ids),
             "ended": answer.ended,
