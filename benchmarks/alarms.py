@@ -1,4 +1,4 @@
-"""Which alarms fire while every loss variant trains as in `compare_losses.py`, watched at every fourth step.
+"""Which alarms fire while every loss variant trains as in `compare_losses.py`, watched at every fifth step.
 
 One row per variant: the alarms with the step at which each fired first, and the values that alarms read at the end.
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", nargs="*", help="only these")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--every", type=int, default=4, help="steps between two times of watching")
+    parser.add_argument("--every", type=int, default=5, help="steps between two times of watching")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
