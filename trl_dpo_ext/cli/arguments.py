@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from .. import _trl
 from ..config import DPOExtConfig, owned_hyperparameters
@@ -260,6 +267,11 @@ def with_loading(arguments: Arguments) -> DPOExtConfig:
 def read_for_another_machine(argv: Sequence[str]) -> Arguments:
     """Read the flags of a run on another machine: bf16 is accepted even if this machine has no GPU for it."""
     return TrainParser().read([*argv, "--use_cpu", "true"])
+
+
+def quantization_config(model: ModelConfig) -> Any:
+    """Return the quantization that the flags describe, or None."""
+    return get_quantization_config(model)
 
 
 def adapter_config(model: ModelConfig) -> Any:

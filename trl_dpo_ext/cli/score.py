@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from trl import get_quantization_config
 
 from .. import __version__
 from ..checks.models import NO_MODEL
@@ -33,7 +32,7 @@ from ..scoring.selection import Selection
 from ..scoring.summary import SummaryOptions
 from ..scoring.terminal import show, show_counts
 from ..scoring.texts import texts_of
-from .arguments import Arguments, with_loading
+from .arguments import Arguments, quantization_config, with_loading
 from .score_arguments import read_score_arguments
 
 
@@ -183,7 +182,7 @@ def _arranged(
             args = copy.copy(args)
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": "main"}
         with collecting(problems, ImportError):
-            plan = ScorePlan.build(name, dataset, None, args, wanted, get_quantization_config(arguments.model))
+            plan = ScorePlan.build(name, dataset, None, args, wanted, quantization_config(arguments.model))
             arranged[at] = Arrangement.of(plan, ours.protocol, ours.rank)
     return arranged[0], arranged[1]
 

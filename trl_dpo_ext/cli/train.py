@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from trl import get_quantization_config
-
 from .. import _trl
 from ..checks.models import NO_MODEL
 from ..data.loading import load_preferences
@@ -18,7 +16,7 @@ from ..errors import InputError, collecting
 from ..model_card import Origin
 from ..preflight import RunSpec
 from ..trainer import DPOExtTrainer
-from .arguments import Arguments, TrainParser, adapter_config, with_loading
+from .arguments import Arguments, TrainParser, adapter_config, quantization_config, with_loading
 from .run_summary import print_run_summary
 
 STOPPED_BY_ALARM = 3
@@ -100,7 +98,7 @@ def build_trainer(arguments: Arguments, problems: Sequence[str] = ()) -> DPOExtT
             datasets = dict(zip(datasets, load_preferences(arguments.script, arguments.data, args), strict=True))
     load: dict[str, Any] = {}
     with collecting(found, ValueError, ImportError):
-        load = {"quantization_config": get_quantization_config(model), "peft_config": adapter_config(model)}
+        load = {"quantization_config": quantization_config(model), "peft_config": adapter_config(model)}
     name: Any = model.model_name_or_path
     if not found and name is not None:
         return DPOExtTrainer(name, args=args, **datasets, **load)
