@@ -24,7 +24,7 @@ LOSSES = [name for name in MODULES if name.startswith("losses/")]
 PURE = [name for name in MODULES if name.startswith(("losses/", "core/"))]
 # Public names of TRL: its configuration, trainer, parser and dataset mixtures. Its internals are for _trl alone.
 WITH_TRL = {
-    "cli/arguments.py", "cli/score.py", "cli/train.py", "config.py", "data/loading.py", "trainer.py",
+    "cli/arguments.py", "cli/train.py", "config.py", "data/loading.py", "trainer.py",
     *(name for name in MODULES if name.startswith("_trl/")),
 }  # fmt: skip
 TOO_GENERAL = {"utils", "util", "helpers", "helper", "misc", "common", "base", "manager"}

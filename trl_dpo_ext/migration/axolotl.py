@@ -136,7 +136,7 @@ def _put_loss(draft: Draft) -> None:
     kind = given.get("rl")
     if kind not in ("dpo", "ipo", "orpo", "simpo"):
         refuse_other_training(f"rl: {kind}", _TITLE)
-    shared = given.get("trl") if isinstance(given.get("trl"), Mapping) else {}
+    shared: Mapping[str, Any] = given["trl"] if isinstance(given.get("trl"), Mapping) else {}
     beta = next((v for v in (shared.get("beta"), given.get("rl_beta"), given.get("dpo_beta")) if v is not None), None)
     if kind == "orpo":
         put_loss(draft, "orpo", beta=given.get("orpo_alpha", beta if beta is not None else 0.1))

@@ -14,9 +14,7 @@ from datasets import Dataset
 
 from .. import _trl
 from ..data.dataset_columns import map_columns
-from ..data.findings import ROW
 from ..errors import InputError
-from ..inspection.pair_table import numbered
 from ..reference.precompute.wanted import RowKeys
 from .pair_scores import PairScores, SideScores, status_of
 from .plan import Scored, ScorePlan
@@ -24,6 +22,7 @@ from .ranking.groups import Groups
 from .ranking.layouts import Completions, read_completions
 from .rewardbench.rows import completion_rows, read_rows
 from .rewardbench.tokens import MAX_LENGTH, BenchSequences, tokenize_rows
+from .row_numbers import ROW, numbered
 from .token_rows import token_rows
 
 Protocol = Literal["train", "rewardbench"]

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from .. import _trl
 from ..config import DPOExtConfig
-from ..data.findings import ROW
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 from ..reference import source
@@ -26,6 +25,7 @@ from ..reference.store.keys import unpack_keys
 from ..reference.store.store import AnotherReferenceError, Store
 from ..reference.store.table import LogpTable
 from ..trainer import DPOExtTrainer
+from .row_numbers import ROW
 
 
 @dataclass(frozen=True)

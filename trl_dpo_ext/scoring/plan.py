@@ -16,15 +16,14 @@ from .. import _trl
 from ..checks.models import policy_config
 from ..checks.tokenizers import load_processing_class
 from ..config import DPOExtConfig
-from ..data.findings import ROW
 from ..distributed.resumption import weight_problems
 from ..errors import InputError, collecting
-from ..inspection.pair_table import numbered
 from ..policy.adapter import SavedAdapter
 from .configuration import beta_of, scoring_config
 from .pair_scores import PairScores, SideScores, status_of
 from .passes import LogProbs, Model, Pass, Tokenized, of_store
 from .reference_of import Reference, Wanted, find_reference
+from .row_numbers import ROW, numbered
 
 
 @dataclass
