@@ -11,13 +11,14 @@ import argparse
 import logging
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import datasets
 from compare_losses import rows, start, train, words_of
 
 from trl_dpo_ext import list_losses
-from trl_dpo_ext.watch.files import ALARMS, METRICS, read, watch_folder
+from trl_dpo_ext.run_files import ALARMS_FILE, METRICS_FILE, read_lines
 
 READ = {
     "accuracy": ("accuracy", "{:.2f}"),
@@ -79,7 +80,8 @@ def main() -> None:
                 variant, begin, tokenizer, data, options.steps, options.learning_rate, held_out,
                 output_dir=folder, per_device_eval_batch_size=65, **watching,
             )  # fmt: skip
-            print(row(variant.name, *(read(watch_folder(folder) / name) for name in (ALARMS, METRICS))), flush=True)
+            lines = (read_lines(Path(folder) / name) for name in (ALARMS_FILE, METRICS_FILE))
+            print(row(variant.name, *lines), flush=True)
 
 
 if __name__ == "__main__":

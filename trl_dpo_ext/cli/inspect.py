@@ -23,10 +23,9 @@ from ..inspection.preferences import inspect_preferences
 from ..inspection.result import ROW_FILES, Inspection, write_rows
 from ..inspection.terminal import make_console, show
 from ..inspection.terminal_rows import show_row
-from ..logging_setup import is_unicode
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
-from .output import write_output
+from .output import write_json, write_output
 
 _MANY_ROWS = 5000
 """Rows from which on all cores tokenize."""
@@ -42,8 +41,7 @@ def run(argv: Sequence[str], prog: str) -> int:
     if rows is not None:
         result.data["examples"] = rows
     if ours.json:
-        as_escapes = ours.json == "-" and not is_unicode(getattr(sys.stdout, "encoding", None))
-        write_output(ours.json, result.json(as_escapes))
+        write_json(ours.json, result.json())
     if ours.html:
         write_output(ours.html, page(result.data, result.sample(ours.html_rows)))
     if ours.write_rows:

@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
 from ..migration.read import read_configuration
 from ..migration.tools import TOOLS, migrated
 from ..migration.write import as_yaml
 from .arguments import option_names, read_for_another_machine
+from .output import write_output
 
 
 def run(argv: Sequence[str], prog: str) -> int:
@@ -33,18 +33,12 @@ def run(argv: Sequence[str], prog: str) -> int:
     if parsed.output is None:
         print(text, end="")
     else:
-        _write(Path(parsed.output), text, replace=parsed.overwrite)
+        write_output(parsed.output, text, overwrite=parsed.overwrite)
         print(f"Wrote {parsed.output}: {len(draft.keys)} keys, {len(draft.left_out)} left out.", file=sys.stderr)
     problems = _problems(text)
     for problem in problems:
         print(f"To do: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-def _write(file: Path, text: str, *, replace: bool) -> None:
-    if file.exists() and not replace:
-        raise InputError(f"--output {file} exists. Choose another name, or pass --overwrite.")
-    file.write_text(text, encoding="utf-8")
 
 
 def _problems(text: str) -> tuple[str, ...]:

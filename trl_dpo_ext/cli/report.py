@@ -14,7 +14,7 @@ from ..reports.plot import plot_run
 from ..reports.result import report_of
 from ..reports.run_data import read_runs
 from ..reports.summary import compare_runs, summarize_folder
-from .output import write_output
+from .output import write_json, write_output
 
 
 def run(argv: Sequence[str], prog: str) -> int:
@@ -28,7 +28,7 @@ def run(argv: Sequence[str], prog: str) -> int:
         raise InputError(*problems)
     result = report_of(runs, __version__)
     if parsed.json:
-        write_output(parsed.json, json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1))
+        write_json(parsed.json, json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1))
     if parsed.html:
         write_output(parsed.html, page(result))
     if parsed.plot:

@@ -33,6 +33,7 @@ from ..scoring.summary import SummaryOptions
 from ..scoring.terminal import show, show_counts
 from ..scoring.texts import texts_of
 from .arguments import Arguments, quantization_config, with_loading
+from .output import write_json, write_output
 from .score_arguments import read_score_arguments
 
 
@@ -141,10 +142,10 @@ class _Job:
         data["versions"]["trl_dpo_ext"] = __version__
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
-            _write(self.ours.json, result.json())
+            write_json(self.ours.json, result.json())
         if self.ours.html and isinstance(result, PreferenceScores):
             texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
-            _write(self.ours.html, page(data, result.pairs, texts))
+            write_output(self.ours.html, page(data, result.pairs, texts))
         if self.ours.json != "-":
             show(data, make_console())
 
@@ -216,13 +217,3 @@ def _args(ours: argparse.Namespace, arguments: Arguments) -> Any:
     if ours.max_tokens is not None:
         args.precompute_ref_max_tokens = ours.max_tokens
     return args
-
-
-def _write(file: str, text: str) -> None:
-    if file == "-":
-        print(text)
-        return
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}.") from None

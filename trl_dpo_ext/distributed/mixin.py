@@ -62,10 +62,15 @@ class DistributedTrainerMixin(Trainer):
     def save_extra_state(self, checkpoint: Path) -> None:
         """Write our part of a checkpoint, before transformers' last file marks it as complete."""
         checkpoints.save_loss_state(self.mixture, checkpoint)
-        self._save_run(checkpoint)
+        self.write_run(checkpoint)
 
-    def _save_run(self, folder: Path) -> None:
-        resumption.save_run(self._described_run(), folder)
+    def write_run(self, folder: Path) -> None:
+        """Write what this run is into a folder: what resuming compares, the models it has read, and its record."""
+        resumption.save_run({**self._described_run(), **self.recorded()}, folder)
+
+    def recorded(self) -> dict[str, Any]:
+        """What else is told of the run."""
+        return {}
 
     def _described_run(self) -> dict[str, Any]:
         described = resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
@@ -89,7 +94,7 @@ class DistributedTrainerMixin(Trainer):
         with checkpoints.names_without_wrappers(self.model), saved:
             if self.args.should_save:
                 Path(folder).mkdir(parents=True, exist_ok=True)
-                (self.save_extra_state if _internal_call else self._save_run)(Path(folder))
+                (self.save_extra_state if _internal_call else self.write_run)(Path(folder))
             if _internal_call:
                 self.reference.save_state(Path(folder), self.args.should_save)
             weights = None if _internal_call else checkpoints.gathered_weights(self.accelerator, self.model)

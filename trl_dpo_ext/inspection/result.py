@@ -35,9 +35,9 @@ class Inspection:
     found: dict[str, list[Finding]] = field(default_factory=dict, repr=False)
     """The findings of each split, with all their rows."""
 
-    def json(self, as_escapes: bool = False) -> str:
-        """Return `data` as JSON text; `as_escapes`, in ASCII alone."""
-        return json.dumps(self.data, ensure_ascii=as_escapes, allow_nan=False, indent=1)
+    def json(self) -> str:
+        """Return `data` as JSON text."""
+        return json.dumps(self.data, ensure_ascii=False, allow_nan=False, indent=1)
 
     def worst(self) -> str | None:
         """Return the gravest level of a finding that is not ignored; None where there is none."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import _trl
 from ..distributed.mixin import DistributedTrainerMixin
-from ..reports.files import RECORD_FILE
 from .card import build_card
 from .origin import Origin
 from .record import run_record
@@ -53,15 +52,9 @@ class ModelCardMixin(DistributedTrainerMixin):
             with _trl.temporarily(self.args, output_dir=str(folder)):
                 self.create_model_card(model_name=_title(self.args.hub_model_id, folder))
 
-    def write_record(self, folder: Path) -> None:
-        """Write what this run trains, on what, against what, and how into a folder, for `trl-dpo-ext report`."""
-        described = {**self._described_run(), "record": run_record(self)}
-        (folder / RECORD_FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
-
-    def save_extra_state(self, checkpoint: Path) -> None:
-        """Write the extra state of a checkpoint, and the record of the run."""
-        super().save_extra_state(checkpoint)
-        self.write_record(checkpoint)
+    def recorded(self) -> dict[str, Any]:
+        """What this run trains, on what, against what, and how, for `trl-dpo-ext report`."""
+        return {"record": run_record(self)}
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read the extra state of a checkpoint, and note from which one the run is resumed."""

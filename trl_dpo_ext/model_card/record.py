@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from .. import _trl
-from ..reports.files import LOG_FILE, append_line, cut_after
+from ..run_files import LOG_FILE, append_lines, cut_after
 from .losses import active_options, shown_losses
 from .origin import public_value
 from .reference import reference_lines
@@ -123,9 +123,9 @@ class RunLog(TrainerCallback):
             return
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._trainer.write_record(folder)
+        self._trainer.write_run(folder)
         self._log = folder / LOG_FILE
-        cut_after(self._log, state.global_step)
+        cut_after(self._log, state.global_step or -1)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Append the newest entry of the log.
@@ -133,7 +133,7 @@ class RunLog(TrainerCallback):
         Seam: transformers adds an entry to the state, with its step, before it tells callbacks of it.
         """
         if self._log is not None and state.log_history:
-            append_line(self._log, state.log_history[-1])
+            append_lines(self._log, [state.log_history[-1]])
 
 
 def _data(trainer: Any) -> dict[str, Any]:

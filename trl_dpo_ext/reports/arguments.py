@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .files import read_json
+from ..run_files import read_json
 from .run_data import RunData
 
 _ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")

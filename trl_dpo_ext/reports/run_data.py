@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..distributed.resumption import RUN_FILE
 from ..errors import InputError
-from .files import ALARMS_FILE, LOG_FILE, METRICS_FILE, RECORD_FILE, SAMPLES_FILE, read_json, read_lines
+from ..run_files import ALARMS_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FILE, read_json, read_lines
 from .run_log import LogEntry, read_log
 
 Series = tuple[list[int], list[float]]
@@ -132,7 +133,7 @@ def _read(folder: Path, name: str) -> RunData:
 
     watched = [_watched(line) for line in lines(METRICS_FILE)]
     merged = sorted((*entries, *watched), key=lambda entry: entry["step"])
-    saved = next((found for each in (folder, home) if (found := read_json(each / RECORD_FILE) or {}).get("record")), {})
+    saved = next((found for each in (folder, home) if (found := read_json(each / RUN_FILE) or {}).get("record")), {})
     return RunData(
         folder,
         name,

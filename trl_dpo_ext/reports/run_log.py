@@ -10,7 +10,7 @@ from typing import Any
 
 from ..distributed.checkpoints import TRAINER_STATE_FILE, is_complete, list_checkpoints
 from ..errors import InputError
-from .files import LOG_FILE, read_lines
+from ..run_files import LOG_FILE, read_lines
 
 LogEntry = Mapping[str, Any]
 """One entry of the trainer's log: metric names and values, and the `step` they belong to."""

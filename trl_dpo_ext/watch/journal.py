@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..run_files import ALARMS_FILE, METRICS_FILE, SAMPLES_FILE, append_lines, cut_after, read_lines
 from .book import Event
 from .console import answer_text, describe_count, format_moment
-from .files import ALARMS, METRICS, SAMPLES, append, cut_after, read, watch_folder
 from .sampled import Sampled
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Journal:
     """
 
     def __init__(self, output_dir: str | Path, show: int, writes: bool) -> None:
-        self.folder, self.show, self.writes = watch_folder(output_dir), show, writes
+        self.folder, self.show, self.writes = Path(output_dir), show, writes
         self._first_answers: dict[Any, str] = {}
 
     def begin(self, step: int) -> None:
@@ -38,7 +38,7 @@ class Journal:
             return
         for event in events:
             logger.warning(f"  {event}")
-        self._guarded(lambda: append(self.folder / ALARMS, [event.as_line() for event in events]))
+        self._guarded(lambda: append_lines(self.folder / ALARMS_FILE, [event.as_line() for event in events]))
 
     def note(
         self,
@@ -66,7 +66,7 @@ class Journal:
         logger.info(format_moment(title, values, start, shown, self._first_answers, kl=sampled.kl))
         self._first_answers = {row["prompt_id"]: answer_text(row) for row in sampled.rows} | self._first_answers
         line = {"step": step, "epoch": epoch, "evaluated": evaluated, **values}
-        self._guarded(lambda: append(self.folder / METRICS, [line]))
+        self._guarded(lambda: append_lines(self.folder / METRICS_FILE, [line]))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -74,9 +74,9 @@ class Journal:
             logger.info(text)
 
     def _begin(self, step: int) -> None:
-        for name in (METRICS, ALARMS):
+        for name in (METRICS_FILE, ALARMS_FILE):
             cut_after(self.folder / name, step)
-        for row in read(self.folder / SAMPLES):
+        for row in read_lines(self.folder / SAMPLES_FILE):
             self._first_answers.setdefault(row["prompt_id"], answer_text(row))
 
     def _guarded(self, write: Callable[[], None]) -> None:

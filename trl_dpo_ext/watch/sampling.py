@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .. import _trl
@@ -16,8 +17,8 @@ from ..checks.tokenizers import eos_ids
 from ..distributed.agreement import Agreement, SharedFailure
 from ..distributed.shield import Shield
 from ..reference.source import ReferenceSource
+from ..run_files import SAMPLES_FILE, append_lines, cut_after, read_lines
 from . import kl
-from .files import SAMPLES, append, cut_after, read, watch_folder
 from .generation import Runner, Sampling, Scored, Share
 from .measures import Answer, summarize
 from .prompts import Prompt, visible_text, watched_prompts
@@ -60,7 +61,7 @@ class Sampler:
         self.host, self.args, self.has_live_reference = host, args, reference.is_live
         accelerator = host.trainer.accelerator
         self.agreement = Agreement(accelerator.device, accelerator.num_processes)
-        self.file = watch_folder(args.output_dir) / SAMPLES
+        self.file = Path(args.output_dir) / SAMPLES_FILE
         self.batch_size: int = args.per_device_eval_batch_size
         self.tables = SampleTables(host)
         self.estimator: str | None = None
@@ -95,7 +96,7 @@ class Sampler:
         kept: list[dict[str, Any]] = []
         if self.host.is_main_process:
             cut_after(self.file, step or -1)
-            kept = read(self.file)
+            kept = read_lines(self.file)
         for row in _trl.gather_object(kept)[0]:
             self._last[row["prompt_id"]] = row
 
@@ -125,7 +126,7 @@ class Sampler:
         return Sampled(named, rows, divergence.estimator if divergence else "")
 
     def _write(self, step: int, rows: list[dict[str, Any]], seconds: float) -> None:
-        append(self.file, rows)
+        append_lines(self.file, rows)
         self.tables.log(step, [{**row, "previous": self._previous(row)} for row in rows])
         self._tell_time(step, seconds)
 

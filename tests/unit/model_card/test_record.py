@@ -10,9 +10,10 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from tests.support import runs, tiny
+from trl_dpo_ext.distributed.resumption import RUN_FILE
 from trl_dpo_ext.model_card.record import fingerprint
-from trl_dpo_ext.reports.files import LOG_FILE, RECORD_FILE, read_json, read_lines
 from trl_dpo_ext.reports.run_data import read_runs
+from trl_dpo_ext.run_files import LOG_FILE, read_json, read_lines
 
 
 class Killed(RuntimeError):
@@ -29,7 +30,7 @@ class KillAt(TrainerCallback):
 
 
 def record(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / RECORD_FILE)
+    found = read_json(folder / RUN_FILE)
     assert found
     return found["record"]
 
@@ -54,7 +55,7 @@ def test_a_run_records_what_it_trains_and_its_log(tmp_path: Path) -> None:
     assert found["settings"]["seed"] == 3
     assert found["settings"]["learning_rate"] == 1e-2
     assert found["reference"][0] == "Model: the policy before training"
-    text = (tmp_path / RECORD_FILE).read_text()
+    text = (tmp_path / RUN_FILE).read_text()
     for hidden in ("hf_secret", str(tmp_path), "of no interest"):
         assert hidden not in text
     assert record(tmp_path / "checkpoint-2")["losses"] == found["losses"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_dpo_ext.reports.files import ALARMS_FILE, LOG_FILE, METRICS_FILE, RECORD_FILE, SAMPLES_FILE
+from trl_dpo_ext.distributed.resumption import RUN_FILE
+from trl_dpo_ext.run_files import ALARMS_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FILE
 
 HOSTILE = "</script><script>document.title='broken'</script> مرحبا 👩‍👩‍👧"
 
@@ -65,7 +66,7 @@ def write_state(folder: Path, log: list[dict[str, Any]], **state: Any) -> None:
 def write_run(folder: Path, steps: int = 40, finished: bool = True, **changed: Any) -> Path:
     """A run of this package's trainer."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD_FILE).write_text(json.dumps({"losses": "", "record": record(**changed)}))
+    (folder / RUN_FILE).write_text(json.dumps({"losses": "", "record": record(**changed)}))
     write_lines(folder / LOG_FILE, entries(steps))
     if finished:
         write_state(folder, entries(steps))

@@ -15,11 +15,11 @@ from tests.support import runs, tiny
 from tests.unit.reports.folders import HOSTILE, entries, write_lines, write_run, write_state, write_watched
 from trl_dpo_ext import inspect_preferences
 from trl_dpo_ext.pages import LARGEST, Markup
-from trl_dpo_ext.reports.files import LOG_FILE, SAMPLES_FILE
 from trl_dpo_ext.reports.page import page
 from trl_dpo_ext.reports.page.samples import difference
 from trl_dpo_ext.reports.result import report_of
 from trl_dpo_ext.reports.run_data import read_runs
+from trl_dpo_ext.run_files import LOG_FILE, SAMPLES_FILE
 
 
 def made(*folders: Path) -> str:

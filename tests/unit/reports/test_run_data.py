@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.reports.folders import entries, write_lines, write_run, write_state, write_watched
-from trl_dpo_ext.reports.files import LOG_FILE, METRICS_FILE, RECORD_FILE
+from trl_dpo_ext.distributed.resumption import RUN_FILE
 from trl_dpo_ext.reports.run_data import RunData, read_runs
 from trl_dpo_ext.reports.run_log import read_run
+from trl_dpo_ext.run_files import LOG_FILE, METRICS_FILE
 
 
 def one(folder: Path) -> RunData:
@@ -53,7 +54,7 @@ def test_a_checkpoint_shows_the_run_until_then(tmp_path: Path) -> None:
     assert run.series["watch/kl_per_token"][0] == [0, 10]
     assert not any(alarm["fired"] for alarm in run.alarms)
     assert run.pairs_per_step == 8  # the record of the folder above
-    (folder / "checkpoint-10" / RECORD_FILE).write_text('{"losses": "of an earlier version"}')
+    (folder / "checkpoint-10" / RUN_FILE).write_text('{"losses": "of an earlier version"}')
     assert one(folder / "checkpoint-10").pairs_per_step == 8
     assert run.status == "step 10 of 40"
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from trl_dpo_ext.core.pairs import Pairs, Side
+from trl_dpo_ext.run_files import append_lines, cut_after, read_lines
 from trl_dpo_ext.watch.console import format_moment
-from trl_dpo_ext.watch.files import append, cut_after, read
 from trl_dpo_ext.watch.pair_table import PairTable, batch_columns, pair_keys
 from trl_dpo_ext.watch.random_state import kept_random_state
 from trl_dpo_ext.watch.training_sums import WINDOW, StepSums, TrainingWindow
@@ -105,12 +105,12 @@ def test_the_window_holds_ten_logged_steps_and_its_start() -> None:
 def test_lines_behind_a_step_and_lines_that_were_cut_off_are_removed(tmp_path: Path) -> None:
     file = tmp_path / "new" / "metrics.jsonl"
     cut_after(file, 3)
-    append(file, [{"step": step, "text": "é\u2028 \udc80", "value": float("nan")} for step in range(5)])
+    append_lines(file, [{"step": step, "text": "é\u2028 \udc80", "value": float("nan")} for step in range(5)])
     with file.open("a") as out:
         out.write('{"step": 1, "te')
-    assert len(read(file)) == 5
+    assert len(read_lines(file)) == 5
     cut_after(file, 3)
-    lines = read(file)
+    lines = read_lines(file)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert lines[0] == {"step": 0, "text": "é\u2028 \udc80", "value": None}
     cut_after(file, -1)
