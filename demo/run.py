@@ -107,10 +107,16 @@ def inspect_command(model: str, output_dir: Path) -> list[str]:
     return [*command, "--html", str(WORK / "data.html"), "--json", str(output_dir / "inspect.json")]
 
 
+def report_command(output_dir: Path) -> list[str]:
+    """Return the command that writes one page of the run, with the numbers of data and scores that lie beside it."""
+    return [sys.executable, "-m", "trl_dpo_ext", "report", str(output_dir), "--html", str(WORK / "run.html")]
+
+
 def write_pages(model: str, output_dir: Path) -> None:
-    """Score the held-out pairs and print that; write the pages of data and scores, and their numbers beside the run."""
+    """Score the held-out pairs and print that; write the page of the run with data and scores, and a page of each."""
     launch(score_command(output_dir), log=WORK / "score.log")
     launch(inspect_command(model, output_dir), log=WORK / "inspect.log", show=False)
+    launch(report_command(output_dir), log=WORK / "report.log", show=False)
 
 
 def write_answers(pairs: list[Record], before: list[str], after: list[str]) -> None:
@@ -165,7 +171,8 @@ def main() -> None:
     print("\n" + comparison_table(before, after))
     write_answers(pairs, answers_before, answers_after)
     write_results(output_dir, before, after)
-    files = f"data.html and scores.html (pages), run.png (plot), answers.jsonl (all {len(pairs)}), scored.parquet, "
+    files = "run.html (run, data, and scores on one page), data.html and scores.html (each in full), run.png (plot), "
+    files += f"answers.jsonl (all {len(pairs)}), scored.parquet, "
     files += f"results.json, train.log, {output_dir.name}/"
     print(f"\nFiles in {WORK}: {files}")
     print(f"Total: {time.perf_counter() - started:.0f} s")

@@ -17,6 +17,7 @@ from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS
 from demo.launch import _HIDDEN
 from tests.support import scoring, tiny
 from trl_dpo_ext.cli import main as cli
+from trl_dpo_ext.run_files import LOG_FILE, append_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,11 +158,15 @@ def test_the_demo_scores_the_held_out_pairs_and_writes_pages(tmp_path, monkeypat
     monkeypatch.setattr(demo_run, "launch", in_this_process)
     base = tiny.saved_model(str(tmp_path / "model"))
     adapter = scoring.saved_adapter(tmp_path / "out", base)
+    append_lines(Path(adapter) / LOG_FILE, [{"step": step, "loss": 0.69} for step in (1, 2)])  # as training does
     demo_run.write_pages(base, Path(adapter))
     printed = capsys.readouterr().out
     for expected in ("demo/data, test: ", "accuracy  ", "topic  ", "Wrote "):
         assert expected in printed
     assert (tmp_path / "scores.html").stat().st_size > 10_000
+    page = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "score.json" in page
+    assert "inspect.json" in page
     assert (tmp_path / "data.html").stat().st_size > 10_000
     kinds = [json.loads((tmp_path / "out" / f"{name}.json").read_text())["kind"] for name in ("score", "inspect")]
     assert kinds == ["trl_dpo_ext.score", "trl_dpo_ext.inspect"]
