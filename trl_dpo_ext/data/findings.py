@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 EVERY_ROW: Sequence[int] = range(1 << 62)
 """The numbers of the rows of a dataset none of which was dropped."""
@@ -96,6 +98,18 @@ def gravity(finding: Finding) -> tuple[int, float]:
 def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
     """Sort findings by `gravity`."""
     return sorted(findings, key=gravity)
+
+
+def ties(total: int, decided: Sequence[int]) -> Finding:
+    """Return the finding of rows that have no winner.
+
+    Args:
+        total: number of loaded rows.
+        decided: the numbers of those that have one.
+    """
+    rows = np.setdiff1d(np.arange(total), decided).tolist()
+    sentence = f"{len(rows)} of {total} rows are ties and are dropped"
+    return Finding("ties", WARNING, len(rows), total, sentence, "", rows)
 
 
 def told(findings: Iterable[Finding], dataset: str, args: Any) -> list[str]:

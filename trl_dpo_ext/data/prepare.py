@@ -15,7 +15,7 @@ from ..core.columns import Column
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import loaded_columns, map_columns
-from .findings import EVERY_ROW, WARNING, Finding, told
+from .findings import EVERY_ROW, Finding, ties, told
 from .layouts import apply_layout, plan_layout
 from .tool_calls import fit_tool_calls
 from .validation import check_preferences
@@ -141,7 +141,7 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, 
         dataset = map_columns(dataset, name, mapping)
         if isinstance(loaded, Dataset) and len(dataset) < len(loaded):
             numbers = _trl.kept_rows(dataset).tolist()
-            tell(name, _ties(len(loaded), numbers))
+            tell(name, ties(len(loaded), numbers))
         columns = {**columns, **_own_reference(dataset, name, args)}
     plan = plan_layout(dataset, name, numbers)
     for finding in plan.findings:
@@ -158,12 +158,6 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, 
     if report.problems:
         raise InputError(*report.problems)
     return dataset, Kept(numbers, loaded_columns(plan.layout.columns, mapping, _trl.column_names(loaded)), plan.notes)
-
-
-def _ties(total: int, decided: Sequence[int]) -> Finding:
-    rows = np.setdiff1d(np.arange(total), decided).tolist()
-    sentence = f"{len(rows)} of {total} rows are ties and are dropped"
-    return Finding("ties", WARNING, len(rows), total, sentence, "", rows)
 
 
 def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:

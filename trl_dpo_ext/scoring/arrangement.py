@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from datasets import Dataset
 
 from .. import _trl
 from ..data.dataset_columns import map_columns
+from ..data.findings import ties, told
 from ..errors import InputError
 from ..reference.precompute.wanted import RowKeys
 from .pair_scores import PairScores, SideScores, status_of
@@ -71,6 +73,9 @@ class Arrangement:
         kept, mapped = np.array(mapped[ROW][:], np.int64), mapped.remove_columns(ROW)
         if rank and len(mapped) < len(plan.rows):
             raise InputError("--dataset_columns names a winner of two answers, and --rank reads any number of them.")
+        if len(kept) < len(plan.rows):
+            for line in told([ties(len(plan.rows), kept.tolist())], _NAME, plan.args):
+                warnings.warn(line, stacklevel=4)
         if protocol == "train":
             return cls._of_texts(plan, read_completions(mapped))
         if plan.tokenizer is None:

@@ -62,7 +62,7 @@ def test_help_lists_every_command(capsys) -> None:
         cli.main(["--help"])
     assert ended.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert len(cli.COMMANDS) == 9
+    assert len(cli.COMMANDS) == 10
     for name, (_, _, text) in cli.COMMANDS.items():
         assert f"{name} {text}" in printed
 
