@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 COMPAT := oldest newest
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # Tests with these markers have their own targets.
-QUICK := not distributed and not recipes and not slurm and not model and not features and not browser
+QUICK := not distributed and not recipes and not slurm and not model and not features and not slow and not browser
 
 # No target needs the Hub; without this, every model load would contact it.
 export HF_HUB_OFFLINE := 1
@@ -56,8 +56,8 @@ test-distributed: $(VENV)/deepspeed ## Run the tests that launch several process
 test-recipes: $(VENV)/deepspeed ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
 
-test-features: $(VENV)/made ## Train with every feature of TRL's trainer, by TRL and by this package
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m features
+test-features: $(VENV)/made ## Train with every feature of TRL's trainer, by TRL and by this package, and run the slow tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "features or slow"
 
 test-slurm: $(VENV)/made ## Run multi_node.slurm on two simulated machines (needs root and Debian's slurm-wlm)
 	$(PY) -m pytest -q -m slurm

@@ -133,6 +133,7 @@ def test_every_key_of_the_accelerate_config_is_one_that_accelerate_knows() -> No
     assert (config.distributed_type, config.use_cpu, config.num_processes) == ("NO", True, 1)
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_as_the_demo_launches_it_and_starts_at_ln_2(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from demo.launch import launch
     from trl_dpo_ext.reports.run_log import read_run

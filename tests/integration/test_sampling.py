@@ -327,7 +327,7 @@ def test_a_full_disk_ends_sampling_and_not_the_run(tmp_path, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(sampling, "append", full)
+    monkeypatch.setattr(sampling, "append_lines", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         run, watched = sampled(tmp_path)
     assert watched.sampled == [None, None, None]

@@ -15,6 +15,8 @@ from trl_dpo_ext import score_preferences
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):

@@ -19,6 +19,8 @@ from trl_dpo_ext.reference.dataset_source import DatasetReference
 from trl_dpo_ext.reference.identity.identify import identify
 from trl_dpo_ext.reference.model.spec import ReferenceSpec
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_new_dataset_is_evaluated_before_training_and_after_it_where_it_is_stored(tmp_path, store):
     data = tiny.preferences()

@@ -237,6 +237,7 @@ def install_plugin(folder: Path) -> None:
     (folder / "shifted-1.0.dist-info/entry_points.txt").write_text("[trl_dpo_ext.losses]\nshifted = shifted\n")
 
 
+@pytest.mark.slow
 def test_a_hyperparameter_of_an_installed_plug_in_is_an_option_too(tmp_path) -> None:
     install_plugin(tmp_path)
     code = """

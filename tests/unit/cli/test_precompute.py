@@ -63,6 +63,7 @@ def counts(printed: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or 0)
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on_where_it_stopped_and_gives_the_same_numbers(tmp_path, capsys):
     data = pairs_file(tmp_path, pairs=1500)
     flags = ["precompute", *arguments(tmp_path, data, "--precompute_ref_max_tokens", "40")]

@@ -339,6 +339,7 @@ def test_several_chunks_of_a_file_all_count(tmp_path, monkeypatch) -> None:
     assert len(hashes) == 5
 
 
+@pytest.mark.slow
 def test_a_name_is_resolved_in_the_local_cache_and_equals_the_folder(saved, tmp_path) -> None:
     """In a process of its own, since the hub's library reads HF_HOME when it is imported."""
     home = tmp_path / "hf"

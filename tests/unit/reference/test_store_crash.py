@@ -27,6 +27,8 @@ from trl_dpo_ext.errors import InputError, StoreWriteError
 from trl_dpo_ext.reference.store.atomic import atomic_write, create_exclusive, remove_stale_temporaries, unique_name
 from trl_dpo_ext.reference.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 def killed_after(process: Popen[str], lines: int) -> tuple[int, int]:
     """The last number given to the writer, and how many it had put on the disk, when the process was killed."""

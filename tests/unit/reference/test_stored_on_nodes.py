@@ -29,6 +29,8 @@ from trl_dpo_ext.reference.store import parts, table
 from trl_dpo_ext.reference.store import store as stores
 from trl_dpo_ext.reference.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROWS = 60
 COLLATOR = DataCollatorForPreference(0)
 
