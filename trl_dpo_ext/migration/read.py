@@ -16,8 +16,9 @@ from ..errors import InputError
 
 _ENTRY = re.compile(r"rlhf|(.*/)?\w*(dpo|orpo|rlhf|cli/train)\w*\.py")
 """What a command starts whose flags are a configuration: a subcommand, or a script."""
-_ENDS = ("&&", "||", "|", ";", "&", ">", ">>", "2>&1")
+_ENDS = ("&&", "|", ";", "&", ">", "2>", ")")
 _ASSIGNMENT = re.compile(r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|[^\s"';]*)\s*$""", re.MULTILINE)
+_ARRAY = re.compile(r"^\s*(\w+)=\((.*?)^\s*\)\s*$", re.MULTILINE | re.DOTALL)
 _ARITHMETIC = re.compile(r"\$\(expr\s+(\d+)\s+([*/+-])\s+(\d+)\)")
 
 
@@ -54,7 +55,10 @@ def _number(value: Any) -> Any:
 
 def _command(text: str, file: Path) -> dict[str, Any]:
     """The flags of the command in a script that has most of them behind a trainer's name."""
+    arrays = {name: " ".join(values.split()) for name, values in _ARRAY.findall(text)}
+    text = _ARRAY.sub("", text)
     variables = {name: value.strip("\"'") for name, value in _ASSIGNMENT.findall(text)}
+    text = re.sub(r'"?\$\{(\w+)\[@\]\}"?', lambda found: arrays.get(found[1], found[0]), text)
     found: list[dict[str, Any]] = []
     for line in _ASSIGNMENT.sub("", text).replace("\\\n", " ").splitlines():
         try:
@@ -63,7 +67,7 @@ def _command(text: str, file: Path) -> dict[str, Any]:
             continue
         starts = [place for place, word in enumerate(words) if _ENTRY.fullmatch(word)]
         flags = words[starts[-1] + 1 :] if starts else []
-        found.append(_flags(itertools.takewhile(lambda word: word not in _ENDS, flags)))
+        found.append(_flags(itertools.takewhile(lambda word: not word.startswith(_ENDS), flags)))
     most = max(found, key=len, default={})
     if most:
         return most

@@ -179,6 +179,15 @@ def test_the_command_of_a_script_is_read(tmp_path: Path) -> None:
     }
 
 
+def test_flags_in_an_array_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(
+        'MODEL=a/b\nCOMMON=(\n    --model_name_or_path "$MODEL"\n    --max_seq_length 1024\n)\n'
+        'out=$(uv run open_instruct/dpo.py "${COMMON[@]}" --num_epochs 2 2>&1)\n'
+    )
+    assert read_configuration(file) == {"model_name_or_path": "a/b", "max_seq_length": 1024, "num_epochs": 2}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
