@@ -15,7 +15,7 @@ from . import _trl
 from .checks import trainable
 from .checks.machine import machine_problems
 from .checks.models import policy_config, reference_problems
-from .checks.targets import missing_targets
+from .checks.targets import target_problems
 from .checks.tokenizers import check_tokenizer, eos_ids
 from .config import DPOExtConfig
 from .core.columns import Column
@@ -117,7 +117,7 @@ class RunSpec:
             loaded: Any = args.model_init_kwargs or {}
             quantized = quantization_config or loaded.get("quantization_config")
             problems += trainable.policy_problems(model, peft_config, None if policy.is_adapted else quantized)
-        untargeted, ignored = missing_targets(model, config, peft_config)
+        untargeted, ignored = target_problems(model, config, peft_config)
         problems += untargeted
         settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
         reference: ReferenceSource = NoReference(settings)

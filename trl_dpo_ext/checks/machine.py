@@ -1,4 +1,4 @@
-"""What a run asks of its machine: a precision, trackers to report to, a folder to write to, a login."""
+"""What a run asks of its machine: a precision, trackers to report to, a folder to write to, a login, and memory."""
 
 from __future__ import annotations
 
@@ -79,3 +79,22 @@ def folder_problems(option: str, folder: str) -> list[str]:
             return []
     except OSError as error:
         return [f"{option} {folder} cannot be written: {error.strerror}. Choose another folder."]
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA error, Triton Error [CUDA], HIP, XPU, MPS backend
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_NOT_SUPPORTED",  # also raised for shapes that are too large
+    "can't allocate memory",  # DefaultCPUAllocator
+    "PT_DEVMEM Allocation failed",  # HPU
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return True if a smaller batch may avoid this error."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(words.lower() in text for words in _OUT_OF_MEMORY)

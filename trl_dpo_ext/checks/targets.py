@@ -14,7 +14,7 @@ from .. import _trl
 from .configuration import named_class
 
 
-def missing_targets(policy: Any, config: Any, peft_config: Any) -> tuple[list[str], list[str]]:
+def target_problems(policy: Any, config: Any, peft_config: Any) -> tuple[list[str], list[str]]:
     """Return why a new adapter does not fit a model: problems, and warnings of targets that are ignored.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather
 
 from .. import _trl
+from ..checks.machine import is_out_of_memory
 
 T = TypeVar("T")
 _FINE, _OUT_OF_MEMORY, _FAILED = range(3)
@@ -100,14 +101,6 @@ class Agreement:
             first = next(message for message in messages if message is not None)
             raise SharedFailure(first, worst == _OUT_OF_MEMORY) from failure
         return bool(going)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in text for words in ("out of memory", "can't allocate memory")
-    )
 
 
 def _message(error: Exception) -> str:

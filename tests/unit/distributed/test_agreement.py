@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from trl_dpo_ext.checks.machine import is_out_of_memory
 from trl_dpo_ext.distributed import agreement
-from trl_dpo_ext.distributed.agreement import Agreement, SharedFailure, is_out_of_memory
+from trl_dpo_ext.distributed.agreement import Agreement, SharedFailure
 
 PROCESSES = 3
 
@@ -130,6 +131,9 @@ def test_in_lockstep_a_failure_between_forwards_ends_all_after_equally_many(run,
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (MemoryError(), True),
+        (RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
     ],
 )

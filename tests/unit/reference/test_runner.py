@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from trl_dpo_ext.checks.machine import is_out_of_memory
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.precompute.batching import MOST_KEYS, Batch
@@ -23,7 +24,6 @@ from trl_dpo_ext.reference.precompute.runner import (
     ReferencePass,
     default_max_tokens,
     fetched_later,
-    is_out_of_memory,
 )
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence
 from trl_dpo_ext.reference.store.store import Store

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ...checks.machine import is_out_of_memory
 from ...errors import InputError
 from ..store.store import Store
 from ..store.writer import PartWriter
@@ -30,17 +31,6 @@ BAR = "Reference log-probs of {}"
 """What the progress bar says of data with a label."""
 
 # What libraries raise, besides `torch.OutOfMemoryError`, when an allocation on the device (or on the CPU) fails.
-_OUT_OF_MEMORY = (
-    "out of memory",  # CUDA error, Triton Error [CUDA], HIP, XPU, MPS backend
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "CUDNN_STATUS_NOT_SUPPORTED",  # also raised for shapes that are too large
-    "DefaultCPUAllocator: can't allocate memory",
-    "PT_DEVMEM Allocation failed",  # HPU
-)
-
-
 Result = TypeVar("Result")
 
 
@@ -232,11 +222,6 @@ def _unless_out_of_memory(compute: Callable[[], Result]) -> tuple[Result | None,
         if not is_out_of_memory(error):
             raise
         return None, str(error)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return True if a smaller batch may avoid this error."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _ranks_sharing(folder: Path, communicator: Communicator) -> list[int]:
