@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import _trl
 from ..errors import InputError
+from ..run_files import read_json
 
 RUN_FILE = "trl_dpo_ext_run.json"
 """File of a checkpoint that tells which run has written it."""
@@ -34,9 +35,8 @@ def describe_run(losses: str, optimizer: Any, dataset: Any) -> dict[str, Any]:
 
 
 def save_run(run: Mapping[str, Any], folder: Path) -> None:
-    """Write a run's description into a checkpoint, or into the folder of its result, beside what that has of it."""
-    text = json.dumps({**_read_run(folder), **run}, indent=1, ensure_ascii=False)
-    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+    """Write a run's description into a checkpoint, or into the folder of its result."""
+    (folder / RUN_FILE).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def reached_from(output: Path, models: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -64,20 +64,12 @@ def recorded_models(folder: Path) -> dict[str, str]:
     Args:
         folder: of the run, or one of its checkpoints.
     """
-    run, found = _read_run(folder), {}
+    run, found = read_json(folder / RUN_FILE) or {}, {}
     output = folder.parent if folder.name.startswith("checkpoint-") else folder
     for what in ("start", "reference"):
         if isinstance(name := run.get(what), str) and name:
             found[what] = os.path.normpath(output / name) if (output / name).is_dir() else name
     return found
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return run if isinstance(run, dict) else {}
 
 
 def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
@@ -86,9 +78,8 @@ def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
     Raises:
         InputError: another optimizer, which cannot go on from the saved state.
     """
-    try:
-        before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    before = read_json(checkpoint / RUN_FILE)
+    if before is None:
         return
     if before["losses"] != run["losses"]:
         warnings.warn(
