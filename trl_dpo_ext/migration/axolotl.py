@@ -7,11 +7,23 @@ from typing import Any
 
 from .adapters import ALL_LINEAR, modules, put_lora
 from .data import Source, hold_out, put_sources
-from .draft import Draft, Rule, Tool, gone, refuse_other_training, renamed, warmup
+from .draft import (
+    Draft,
+    Rule,
+    Tool,
+    by_length,
+    flash_attention,
+    gone,
+    of_the_launcher,
+    parallelism,
+    refuse_other_training,
+    renamed,
+    switch,
+    warmup,
+)
 from .losses import put_loss, put_smoothing
 
 _TITLE = "axolotl"
-_ENGINE = "the launcher's configuration says it: see the last lines of this file"
 _TOGETHER = frozenset(
     {
         *("rl", "rl_beta", "dpo_beta", "trl", "orpo_alpha", "simpo_gamma", "cpo_alpha", "rpo_alpha"),
@@ -21,14 +33,6 @@ _TOGETHER = frozenset(
         *("evals_per_epoch", "saves_per_epoch", "wandb_project", "wandb_mode", "use_wandb", "use_swanlab"),
     }
 )
-
-
-def _flag(name: str, value: Any) -> Rule:
-    def rule(draft: Draft, key: str, given: Any) -> None:
-        if given:
-            draft.put(name, value)
-
-    return rule
 
 
 _RULES: dict[str, Rule] = {
@@ -49,10 +53,10 @@ _RULES: dict[str, Rule] = {
     "dataset_processes": renamed("dataset_num_proc"),
     "bf16": lambda draft, key, value: draft.put("bf16", value in ("auto", "full", True)),
     "fp16": lambda draft, key, value: draft.put("fp16", True) if value is True else None,
-    "flash_attention": _flag("attn_implementation", "flash_attention_2"),
-    "sdp_attention": _flag("attn_implementation", "sdpa"),
-    "eager_attention": _flag("attn_implementation", "eager"),
-    "flex_attention": _flag("attn_implementation", "flex_attention"),
+    "flash_attention": flash_attention,
+    "sdp_attention": switch("attn_implementation", "sdpa"),
+    "eager_attention": switch("attn_implementation", "eager"),
+    "flex_attention": switch("attn_implementation", "flex_attention"),
     "peft_use_dora": renamed("use_dora"),
     "peft_use_rslora": renamed("use_rslora"),
     "dpo_padding_free": renamed("padding_free"),
@@ -60,7 +64,6 @@ _RULES: dict[str, Rule] = {
     "dpo_use_liger_kernel": renamed("use_liger_kernel"),
     "dpo_use_logits_to_keep": gone("only completion tokens are scored"),
     "dpo_generate_during_eval": gone("`watch` samples answers while a run trains"),
-    "precompute_ref_log_probs": renamed("precompute_ref_log_probs"),
     "wandb_name": renamed("run_name"),
     "wandb_run_id": gone("set the environment variable WANDB_RUN_ID"),
     "wandb_entity": gone("set the environment variable WANDB_ENTITY"),
@@ -83,14 +86,14 @@ _RULES: dict[str, Rule] = {
     "dataset_prepared_path": gone("tokenized rows are cached by content"),
     "shuffle_merged_datasets": gone("rows are shuffled in every epoch", unless=(True,)),
     "strict": gone("options are always strict", unless=(True,)),
-    "fsdp": gone(_ENGINE),
-    "fsdp_config": gone(_ENGINE),
-    "fsdp_version": gone(_ENGINE),
-    "deepspeed": gone(_ENGINE),
-    "dp_shard_size": gone(_ENGINE),
-    "dp_replicate_size": gone(_ENGINE),
-    "tensor_parallel_size": gone(_ENGINE, unless=(1,)),
-    "context_parallel_size": gone(_ENGINE, unless=(1,)),
+    "fsdp": of_the_launcher,
+    "fsdp_config": of_the_launcher,
+    "fsdp_version": of_the_launcher,
+    "deepspeed": of_the_launcher,
+    "dp_shard_size": of_the_launcher,
+    "dp_replicate_size": of_the_launcher,
+    "tensor_parallel_size": parallelism,
+    "context_parallel_size": parallelism,
     "loss_watchdog_threshold": gone("use watch: its alarms can end a run (stop_on)"),
     "loss_watchdog_patience": gone("use watch: its alarms can end a run (stop_on)"),
     "gpu_memory_limit": gone("use precompute_ref_max_tokens and per_device_train_batch_size"),
@@ -105,7 +108,7 @@ _RULES: dict[str, Rule] = {
     "use_scattermoe": gone("kernels are axolotl's"),
     "use_sonicmoe": gone("kernels are axolotl's"),
     "dataset_exact_deduplication": gone("`trl-dpo-ext inspect` counts repeated rows and says how to drop them"),
-    "group_by_length": _flag("train_sampling_strategy", "group_by_length"),
+    "group_by_length": by_length,
 }
 
 _COLUMNS = {

@@ -104,11 +104,6 @@ def _is_computed(value: Any) -> bool:
     return any(isinstance(each, str) and "$" in each for each in (value if isinstance(value, list) else [value]))
 
 
-def carried(draft: Draft, key: str, value: Any) -> None:
-    """Carry a key over as it is: a rule."""
-    draft.put(key, value)
-
-
 def renamed(name: str, comment: str = "") -> Rule:
     """Make a rule that carries a value over under another name."""
 
@@ -128,6 +123,16 @@ def gone(reason: str, unless: tuple[Any, ...] = ()) -> Rule:
     return rule
 
 
+def switch(name: str, value: Any) -> Rule:
+    """Make a rule that sets one of our keys where the other tool's is true."""
+
+    def rule(draft: Draft, key: str, given: Any) -> None:
+        if given:
+            draft.put(name, value)
+
+    return rule
+
+
 def one_of(name: str, values: Mapping[Any, Any]) -> Rule:
     """Make a rule that carries a value over as another word for it; None as the word for leaving it out."""
 
@@ -139,6 +144,15 @@ def one_of(name: str, values: Mapping[Any, Any]) -> Rule:
             draft.put(name, values[value])
 
     return rule
+
+
+_LAUNCHER = "the launcher's configuration says it: see the last lines of this file"
+of_the_launcher = gone(_LAUNCHER)
+"""The rule of options that choose or set up an engine."""
+parallelism = gone(_LAUNCHER, unless=(1,))
+"""The rule of numbers of processes that share one row or one weight."""
+flash_attention = switch("attn_implementation", "flash_attention_2")
+by_length = switch("train_sampling_strategy", "group_by_length")
 
 
 def warmup(draft: Draft, key: str, value: Any) -> None:

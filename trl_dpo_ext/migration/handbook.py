@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..legacy_keys import LEGACY_KEYS
 from .data import Source, hold_out, put_sources
-from .draft import Draft, Rule, Tool, carried, gone, renamed, warmup
+from .draft import Draft, Rule, Tool, by_length, flash_attention, gone, renamed, warmup
 from .losses import put_loss, put_smoothing
 
 _TOGETHER = frozenset(
@@ -19,22 +19,18 @@ _TOGETHER = frozenset(
 )
 
 
-def _successor(key: str) -> Rule | None:
-    """The rule of a key that was only renamed."""
-    said = LEGACY_KEYS[key]
-    return (
-        renamed(said.removeprefix("was renamed to "))
-        if said.startswith("was renamed to ") and " " not in (said.removeprefix("was renamed to "))
-        else gone(said)
-    )
+_RENAMED = "was renamed to "
+
+
+def _successor(said: str) -> Rule:
+    """The rule of a key of which an error says this: its new name, or why it is gone."""
+    name = said.removeprefix(_RENAMED)
+    return renamed(name) if said.startswith(_RENAMED) and " " not in name else gone(said)
 
 
 _RULES: dict[str, Rule] = {
-    **{key: rule for key in LEGACY_KEYS if (rule := _successor(key)) is not None},
-    "torch_dtype": renamed("dtype"),
-    "use_flash_attention_2": lambda draft, key, value: (
-        draft.put("attn_implementation", "flash_attention_2") if value else None
-    ),
+    **{key: _successor(said) for key, said in LEGACY_KEYS.items()},
+    "use_flash_attention_2": flash_attention,
     "warmup_ratio": warmup,
     "max_prompt_length": gone(
         "prompts are not cut here: max_length counts prompt and answer, and a row whose prompt fills it is dropped and "
@@ -42,11 +38,7 @@ _RULES: dict[str, Rule] = {
     ),
     "overwrite_output_dir": gone("output_dir is always written to", unless=(True,)),
     "chat_template": gone("set it on the tokenizer that lies in the model's folder"),
-    "group_by_length": lambda draft, key, value: (
-        draft.put("train_sampling_strategy", "group_by_length") if value else None
-    ),
-    "evaluation_strategy": renamed("eval_strategy"),
-    "eval_strategy": carried,
+    "group_by_length": by_length,
     "test_split_size": hold_out,
     "hub_model_revision": gone("TRL has no such option; set it when pushing"),
     "auto_insert_empty_system_msg": gone("the chat template decides about the system message"),

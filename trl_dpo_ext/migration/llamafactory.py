@@ -6,7 +6,7 @@ from typing import Any
 
 from .adapters import modules, put_lora
 from .data import Source, hold_out, put_sources
-from .draft import Draft, Rule, Tool, gone, one_of, refuse_other_training, renamed, warmup
+from .draft import Draft, Rule, Tool, gone, of_the_launcher, one_of, refuse_other_training, renamed, warmup
 from .losses import put_loss, put_smoothing
 
 _TITLE = "LLaMA-Factory"
@@ -50,13 +50,10 @@ _RULES: dict[str, Rule] = {
     "enable_liger_kernel": renamed("use_liger_kernel"),
     "disable_gradient_checkpointing": lambda draft, key, value: draft.put("gradient_checkpointing", not value),
     "use_reentrant_gc": lambda draft, key, value: draft.put("gradient_checkpointing_kwargs", {"use_reentrant": value}),
-    "use_rslora": renamed("use_rslora"),
-    "use_dora": renamed("use_dora"),
-    "ld_alpha": renamed("ld_alpha"),
     "warmup_ratio": warmup,
-    "deepspeed": gone("the launcher's configuration says it: see the last lines of this file"),
-    "fsdp": gone("the launcher's configuration says it: see the last lines of this file"),
-    "fsdp_config": gone("the launcher's configuration says it: see the last lines of this file"),
+    "deepspeed": of_the_launcher,
+    "fsdp": of_the_launcher,
+    "fsdp_config": of_the_launcher,
     "overwrite_output_dir": gone("output_dir is always written to", unless=(True,)),
     "overwrite_cache": gone("the cache is keyed by content", unless=(True,)),
     "plot_loss": gone("run `trl-dpo-ext report OUTPUT_DIR --plot PNG` afterwards", unless=(True,)),

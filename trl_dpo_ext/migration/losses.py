@@ -6,16 +6,6 @@ from typing import Any
 
 from .draft import Draft
 
-IN_TRL = {
-    "kto_pair": "kto_pair",
-    "dpo": "sigmoid",
-    "cpo": "cpo",
-    "simpo": "simpo",
-    "orpo": "orpo",
-    "dpo_norm": "sigmoid_norm",
-}
-"""Names that TRL and other tools have had for losses that are called otherwise here, or need other hyperparameters."""
-
 
 def put_loss(draft: Draft, name: str, *, beta: Any = None, gamma: Any = None, likelihood: Any = None) -> None:
     """Set the loss with its hyperparameters.

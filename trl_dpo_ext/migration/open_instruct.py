@@ -7,8 +7,8 @@ from typing import Any
 
 from .adapters import ALL_LINEAR, put_lora
 from .data import Source, put_sources
-from .draft import Draft, Rule, Tool, carried, gone, renamed, warmup
-from .losses import IN_TRL, put_loss, put_smoothing
+from .draft import Draft, Rule, Tool, flash_attention, gone, of_the_launcher, parallelism, renamed, warmup
+from .losses import put_loss, put_smoothing
 
 _TITLE = "open-instruct"
 _MIXERS = ("dataset_mixer", "dataset_mixer_list", "mixer_list")
@@ -23,7 +23,6 @@ _TOGETHER = frozenset(
 )
 _AI2 = "belongs to the cluster of its authors"
 _CACHE = "set precompute_ref_log_probs, which stores the reference's log-probs in ref_store"
-_ENGINE = "the launcher's configuration says it: see the last lines of this file"
 
 
 def _tracking(draft: Draft, key: str, value: Any) -> None:
@@ -52,9 +51,7 @@ _RULES: dict[str, Rule] = {
     "keep_last_n_checkpoints": renamed("save_total_limit"),
     "checkpointing_steps": _checkpoints,
     "with_tracking": _tracking,
-    "report_to": carried,
     "clip_grad_norm": renamed("max_grad_norm"),
-    "max_grad_norm": carried,
     "exp_name": renamed("run_name"),
     "hf_repo_id": renamed("hub_model_id"),
     "hf_entity": gone("name it in hub_model_id: entity/name"),
@@ -62,22 +59,20 @@ _RULES: dict[str, Rule] = {
     "add_bos": _adds_bos,
     "concatenated_forward": gone("both sides are always fed together", unless=(True,)),
     "use_slow_tokenizer": gone("tokenizers are fast ones", unless=(True,)),
-    "use_flash_attn": lambda draft, key, value: (
-        draft.put("attn_implementation", "flash_attention_2") if value else None
-    ),
+    "use_flash_attn": flash_attention,
     "attn_backend": gone("set attn_implementation", unless=("auto",)),
     "chat_template_name": gone("the chat template of the tokenizer renders the rows: save one there"),
     "tokenizer_revision": gone("the tokenizer comes from the model's revision", unless=("main",)),
     "cache_logprobs_only": gone(_CACHE),
     "reference_logprobs_cache_path": gone(_CACHE),
-    "zero_stage": gone(_ENGINE),
-    "offload_optimizer": gone(_ENGINE),
-    "offload_param": gone(_ENGINE),
-    "zero_hpz_partition_size": gone(_ENGINE),
-    "fsdp_shard_degree": gone(_ENGINE),
-    "fsdp_num_replicas": gone(_ENGINE),
-    "tensor_parallel_degree": gone(_ENGINE, unless=(1,)),
-    "context_parallel_degree": gone(_ENGINE, unless=(1,)),
+    "zero_stage": of_the_launcher,
+    "offload_optimizer": of_the_launcher,
+    "offload_param": of_the_launcher,
+    "zero_hpz_partition_size": of_the_launcher,
+    "fsdp_shard_degree": of_the_launcher,
+    "fsdp_num_replicas": of_the_launcher,
+    "tensor_parallel_degree": parallelism,
+    "context_parallel_degree": parallelism,
     "activation_memory_budget": gone("gradient checkpointing recomputes all layers", unless=(1.0, 1)),
     "compile_model": renamed("torch_compile"),
     "load_balancing_loss": lambda draft, key, value: (
@@ -86,7 +81,6 @@ _RULES: dict[str, Rule] = {
     "load_balancing_weight": gone("set router_aux_loss_coef in model_init_kwargs"),
     "low_cpu_mem_usage": gone("weights are always loaded so"),
     "do_not_randomize_output_dir": gone("output_dir is used as it is written", unless=(True,)),
-    "push_to_hub": carried,
     "wandb_entity": gone("set the environment variable WANDB_ENTITY"),
     "wandb_project": gone("set the environment variable WANDB_PROJECT"),
     "wandb_project_name": gone("set the environment variable WANDB_PROJECT"),
@@ -136,16 +130,19 @@ def _finish(draft: Draft) -> None:
     _put_data(draft)
 
 
+_LOSSES = {"dpo": "sigmoid", "dpo_norm": "sigmoid_norm", "simpo": "simpo"}
+
+
 def _put_loss(draft: Draft) -> None:
     given = draft.given
     name = given.get("loss_type", "dpo_norm")
     if name == "wpo":
         draft.put("use_weighting", True, "WPO")
         name = "dpo"
-    if name not in IN_TRL:
+    if name not in _LOSSES:
         draft.drop("loss_type", f"{name!r} has no counterpart here; see `trl-dpo-ext losses`")
         return
-    put_loss(draft, IN_TRL[name], beta=given.get("beta", 5.0))
+    put_loss(draft, _LOSSES[name], beta=given.get("beta", 5.0))
     if name == "simpo":
         draft.put("simpo_gamma_beta_ratio", given.get("gamma_beta_ratio", 0.3))
         if given.get("label_smoothing"):

@@ -7,11 +7,22 @@ import re
 from ..errors import InputError
 from .adapters import modules, put_lora
 from .data import Source, hold_out, put_sources
-from .draft import Draft, Rule, Tool, carried, gone, one_of, refuse_other_training, renamed, warmup
+from .draft import (
+    Draft,
+    Rule,
+    Tool,
+    by_length,
+    gone,
+    of_the_launcher,
+    one_of,
+    parallelism,
+    refuse_other_training,
+    renamed,
+    warmup,
+)
 from .losses import put_loss, put_smoothing
 
 _TITLE = "ms-swift"
-_ENGINE = "the launcher's configuration says it: see the last lines of this file"
 _TOWER = "choose the trained modules with lora_target_modules"
 _TOGETHER = frozenset(
     {
@@ -23,7 +34,6 @@ _TOGETHER = frozenset(
 
 _RULES: dict[str, Rule] = {
     "model": renamed("model_name_or_path"),
-    "model_revision": carried,
     "torch_dtype": renamed("dtype"),
     "attn_impl": one_of(
         "attn_implementation",
@@ -39,13 +49,12 @@ _RULES: dict[str, Rule] = {
     "warmup_ratio": warmup,
     "split_dataset_ratio": hold_out,
     "quant_bits": lambda draft, key, value: draft.put("load_in_4bit" if value == 4 else "load_in_8bit", True),
-    "bnb_4bit_quant_type": carried,
     "system": gone("write the system message into the rows, or map a column: dataset_columns: {system: COLUMN}"),
     "template": gone("the chat template of the tokenizer renders the rows"),
     "load_from_cache_file": gone("the cache is keyed by content", unless=(True,)),
-    "deepspeed": gone(_ENGINE),
-    "fsdp": gone(_ENGINE),
-    "sequence_parallel_size": gone(_ENGINE, unless=(1,)),
+    "deepspeed": of_the_launcher,
+    "fsdp": of_the_launcher,
+    "sequence_parallel_size": parallelism,
     "packing": gone("pairs are not packed by cutting them: padding_free and share_prompt save the padding"),
     "freeze_vit": gone(_TOWER),
     "freeze_aligner": gone(_TOWER),
@@ -62,9 +71,7 @@ _RULES: dict[str, Rule] = {
     "save_safetensors": gone("checkpoints are always safetensors", unless=(True,)),
     "cached_val_dataset": gone("tokenized rows are cached by content"),
     "cached_dataset": gone("tokenized rows are cached by content"),
-    "group_by_length": lambda draft, key, value: (
-        draft.put("train_sampling_strategy", "group_by_length") if value else None
-    ),
+    "group_by_length": by_length,
 }
 
 _METHODS = {"dpo": "sigmoid", "cpo": "cpo", "simpo": "simpo", "orpo": "orpo"}

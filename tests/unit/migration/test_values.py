@@ -125,6 +125,8 @@ def test_every_rule_puts_keys_that_exist(tool: Tool) -> None:
         (AXOLOTL, {"special_tokens": {"pad_token": "x"}}, "special_tokens: save a tokenizer"),
         (SWIFT, {"sequence_parallel_size": 4}, "sequence_parallel_size: the launcher"),
         (OPEN_INSTRUCT, {"tokenizer_name": "other"}, "tokenizer_name: save the tokenizer other"),
+        (OPEN_INSTRUCT, {"zero_stage": 1}, "zero_stage: the launcher"),
+        (AXOLOTL, {"tensor_parallel_size": 2}, "tensor_parallel_size: the launcher"),
         (OPEN_INSTRUCT, {"learning_rate": "$LR"}, "learning_rate: the script computes it"),
         (HANDBOOK, {"max_prompt_length": 512}, "max_prompt_length: prompts are not cut here"),
     ],
