@@ -74,15 +74,16 @@ def _finish(draft: Draft) -> None:
 
 
 def _put_cpo(draft: Draft, name: str) -> None:
-    """TRL's CPO trainer: its `sigmoid` is CPO, and its `simpo` has a likelihood term unless cpo_alpha is 0."""
+    """TRL's CPO trainer, in which SimPO has a likelihood term too unless cpo_alpha is 0; SimPO's own has none."""
     given = draft.given
     is_simpo = name == "simpo"
+    has_none = is_simpo and "gamma_beta_ratio" in given  # a key of SimPO's authors
     put_loss(
         draft,
         "simpo" if is_simpo else "cpo",
         beta=given.get("beta", 2.0 if is_simpo else 0.1),
         gamma=given.get("simpo_gamma"),
-        likelihood=given.get("cpo_alpha"),
+        likelihood=given.get("cpo_alpha", None if has_none else 1.0),
     )
     if is_simpo and "gamma_beta_ratio" in given:
         draft.put("simpo_gamma_beta_ratio", given["gamma_beta_ratio"])

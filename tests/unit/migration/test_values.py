@@ -88,6 +88,14 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     (HANDBOOK, {}, {"dataset_name": "d", "dataset_train_split": "train_prefs", "dataset_test_split": "test_prefs"}),
     (HANDBOOK, {"trainer": "orpo", "beta": 0.05}, {"loss_type": "orpo", "orpo_lambda": 0.05}),
     (HANDBOOK, {"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
+    (HANDBOOK, {"trainer": "cpo", "beta": 0.2}, {"loss_type": "cpo", "cpo_alpha": 1.0, "beta": 0.2}),
+    (HANDBOOK, {"loss_type": "simpo"}, {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 1.0], "simpo_beta": 2.0}),
+    (
+        HANDBOOK,
+        {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5},
+        {"loss_type": "simpo", "simpo_gamma": 0.5},
+    ),
+    (HANDBOOK, {"trainer": "simpo", "gamma_beta_ratio": 0.3}, {"loss_type": "simpo", "simpo_gamma_beta_ratio": 0.3}),
     (
         HANDBOOK,
         {"dataset_mixer": {"a": 0.5, "b": 1.0}},
