@@ -69,6 +69,7 @@ ROOMS = (
     Room("core/", "What a loss reads and how it is declared; torch and the standard library only."),
     Room("option_docs.py", "One text per option: docstring and `help`."),
     Room("pages/", "Builds one HTML file that works without network: frame, safe markup, charts as SVG."),
+    Room("result_heading.py", "What the JSON of `inspect`, `score`, and `report` begins with."),
     Room("run_files.py", "The files of a run's folder that grow while it trains."),
     Room("statistics.py", "Quantiles, intervals, and correlations of arrays."),
     Room("text_table.py", "Text tables with aligned columns."),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import _trl
 from ..data.findings import NOTE, Finding, gravest_first, gravity
+from ..result_heading import result_heading
 from ..statistics import finite
 from .blocks import split_blocks
 from .overlap import overlap
 from .result import Inspection
 from .split import InspectedSplit
 from .token_kinds import TokenKinds
-
-_VERSIONS = ("trl", "transformers", "datasets", "tokenizers")
 
 
 def inspect_preferences(
@@ -64,10 +61,7 @@ def inspect_preferences(
         shared, more = overlap(tables["test"], tables["train"])
         found["test"] = gravest_first([*found["test"], *more])
     data = {
-        "kind": "trl_dpo_ext.inspect",
-        "format": 1,
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **result_heading("inspect", "trl", "transformers", "datasets", "tokenizers"),
         "arguments": {**_arguments(tokenizer, args), "subset_column": subset_column, **(described or {})},
         "splits": {
             name: {**split.described(args), **(split_blocks(split.table, args, subset_column) if split.table else {})}

@@ -4,7 +4,7 @@
 // entries: { row: { row: number }, text: lower-case text that is searched, ... }
 // sorts: name -> (entry) => number or null; filters: name -> (entry, value, state) => boolean, for values that are set
 // fields: name of an input = name in the state -> "value" or "checked"; staying: fields that do not turn to page 1
-const rowList = ({ $, number }, { entries, total, initial, sorts, filters, fields, staying = [], card, opened }) => {
+const rowList = ({ $, make, number, copyText }, { entries, total, initial, sorts, filters, fields, staying = [], card, opened }) => {
   const PAGE = 25;
   const start = { search: "", descending: false, page: 0, ...initial };
   let state = { ...start };
@@ -46,12 +46,20 @@ const rowList = ({ $, number }, { entries, total, initial, sorts, filters, field
     });
   };
 
+  const withCopy = (item, row) => {
+    const copy = make("button", "Copy row as JSON");
+    copy.type = "button";
+    copy.addEventListener("click", () => copyText(JSON.stringify(row), copy));
+    item.append(copy);
+    return item;
+  };
+
   const draw = () => {
     const found = selected();
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const shown = found.slice(state.page * PAGE, (state.page + 1) * PAGE);
-    $("rows").replaceChildren(...shown.map((entry) => card(entry, state)));
+    $("rows").replaceChildren(...shown.map((entry) => withCopy(card(entry, state), entry.row)));
     $("count").textContent = `${number(found.length)} of the ${number(entries.length)} rows in this page, which holds ${number(entries.length)} of ${number(total)} loaded`;
     $("place").textContent = `page ${state.page + 1} of ${pages}`;
     $("previous").disabled = state.page === 0;

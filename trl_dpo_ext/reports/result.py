@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from typing import Any
 
+from ..result_heading import result_heading
 from ..statistics import finite
 from .arguments import arguments_of, differing
 from .metrics import values_of
 from .run_data import RunData
-
-FORMAT = 1
 
 
 def report_of(runs: Sequence[RunData], version: str) -> dict[str, Any]:
@@ -27,10 +25,8 @@ def report_of(runs: Sequence[RunData], version: str) -> dict[str, Any]:
     """
     arguments = [{} if run.problem else arguments_of(run) for run in runs]
     found = {
-        "kind": "trl_dpo_ext.report",
-        "format": FORMAT,
+        **result_heading("report"),
         "versions": {"trl_dpo_ext": version},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "arguments": {"folders": [str(run.folder) for run in runs]},
         "runs": [_of_run(run, of_run) for run, of_run in zip(runs, arguments, strict=True)],
     }

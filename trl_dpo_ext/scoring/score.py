@@ -126,8 +126,7 @@ def score_preferences(
     args = args or default_config(work_dir)
     options = SummaryOptions(normalize, reference_free, subset_column, score_columns)
     wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
-    problems = protocol_problems(protocol, normalize)
-    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, problems)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, protocol)
     arrangement = Arrangement.of(plan, protocol)
     with work_folder(work_dir, args) as folder:
         return PreferenceScores(arrangement.pairs(arrangement.plan.run(folder)), options, dict(described or {}))
@@ -172,8 +171,7 @@ def rank_completions(
     args = args or default_config(work_dir)
     options = SummaryOptions(normalize, reference_free, subset_column)
     wanted = Wanted.of(args, model=reference, adapter=ref_adapter, store=ref_store, free=reference_free is not None)
-    problems = protocol_problems(protocol, normalize)
-    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, problems)
+    plan = _planned(policy, dataset, tokenizer, args, wanted, quantization_config, options, protocol)
     arrangement = Arrangement.of(plan, protocol, rank=True)
     check_ranking(arrangement, options)
     with work_folder(work_dir, args) as folder:
@@ -188,10 +186,10 @@ def _planned(
     wanted: Wanted,
     quantization: Any,
     options: SummaryOptions,
-    problems: list[str],
+    protocol: Protocol,
 ) -> ScorePlan:
-    """A plan for a dataset that has the columns of the options; `problems` are listed with what it finds."""
-    plan = None
+    """A plan for a dataset that has the columns of the options, which fit the protocol."""
+    plan, problems = None, protocol_problems(protocol, options.normalize)
     with collecting(problems):
         plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization)
     if isinstance(dataset, Dataset):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, collecting
+from ..result_heading import result_heading
 from ..statistics import finite
 from . import blocks
 from .calibration import calibration
@@ -19,7 +18,6 @@ from .column_values import check_numeric, is_numeric, labels, missing_column, nu
 from .measures import Floats, Measures, Normalize, ReferenceFree, measure
 from .pair_scores import PairScores
 
-_VERSIONS = ("trl", "transformers", "datasets", "torch")
 _SUBSET_COLUMN = "subset"
 _SCORE_COLUMNS = ("score_chosen", "score_rejected")
 _CERTAIN = 1.0
@@ -100,10 +98,7 @@ def summarize(
 def heading(options: SummaryOptions, beta: float, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the JSON object of scores begins with: kind, versions, date, arguments."""
     return {
-        "kind": "trl_dpo_ext.score",
-        "format": 1,
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **result_heading("score", "trl", "transformers", "datasets", "torch"),
         "arguments": {
             "beta": beta,
             "normalize": options.normalize,

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..inspection.rule import plural
 from .blocks import round_widths
 from .ranking.words import ranking_facts
 from .rewardbench.words import best_of_facts, section_facts
-from .words import counts_sentence, decimal, number, output_sentence, plural, rate, rate_with_interval, signed
+from .words import counts_sentence, decimal, number, output_sentence, rate, rate_with_interval, signed
 
 _LABEL = 19
 _SUBSETS = 15

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..inspection.rule import plural
+
 
 def number(value: int | None) -> str:
     """Format a count, `-` for none."""
@@ -40,15 +42,6 @@ def rate_with_interval(block: Mapping[str, Any]) -> str:
         return rate(block["accuracy"])
     low, high = (f"{100 * edge:.1f}" for edge in block["interval"])
     return f"{rate(block['accuracy'])} ({low}-{high})"
-
-
-def plural(count: int, word: str) -> str:
-    """Format a count of things.
-
-    >>> plural(1, "tie"), plural(1200, "pair")
-    ('1 tie', '1,200 pairs')
-    """
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def counts_sentence(counts: Mapping[str, int]) -> str:

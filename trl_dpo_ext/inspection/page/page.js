@@ -1,4 +1,4 @@
-(({ data: held, $, make, number, percent, table, copyText, chart }) => {
+(({ data: held, $, make, number, percent, table, chart }) => {
   const { data, rows } = held;
   const subset = data.arguments.subset_column ?? "subset";
   const joined = (pieces) => pieces.map((piece) => piece ?? "").join("");
@@ -91,10 +91,6 @@
     const sides = make("div", undefined, "sides");
     for (const name of ["chosen", "rejected"]) sides.append(side(row, name, row.kept[name], row.first_difference, raw));
     item.append(sides);
-    const copy = make("button", "Copy row as JSON");
-    copy.type = "button";
-    copy.addEventListener("click", () => copyText(JSON.stringify(row), copy));
-    item.append(copy);
     return item;
   };
 

@@ -1,4 +1,4 @@
-(({ data: held, $, make, number, copyText }) => {
+(({ data: held, $, make, number }) => {
   const { rows } = held;
   const SIDES = ["chosen", "rejected"];
   const signed = (value, digits) => (value === null ? "-" : (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(digits));
@@ -60,10 +60,6 @@
       sides.append(side(row, name, `${name}: ${number(row.tokens[at])} ${row.tokens[at] === 1 ? "token" : "tokens"}${reward}`, values));
     });
     item.append(sides);
-    const copy = make("button", "Copy row as JSON");
-    copy.type = "button";
-    copy.addEventListener("click", () => copyText(JSON.stringify(row), copy));
-    item.append(copy);
     return item;
   };
 

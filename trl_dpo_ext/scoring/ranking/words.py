@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..words import decimal, number, plural, rate, rate_with_interval
+from ...inspection.rule import plural
+from ..words import decimal, number, rate, rate_with_interval
 
 
 def ranking_facts(block: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
