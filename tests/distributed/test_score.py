@@ -29,9 +29,7 @@ WRAPPED = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and an odd number of pairs, of which one is too long."""
     folder = tmp_path_factory.mktemp("files")
-    base = tiny.saved_model(str(folder / "base"), seed=2)
-    tiny.saved_model(str(folder / "policy"), seed=1)
-    scoring.saved_adapter(folder / "adapter", base)
+    scoring.saved_models(folder)
     rows: list[Any] = tiny.preferences(7).to_list()
     rows[2] = {**rows[2], "prompt": "well let me think about that it is a very good question say yes"}
     Dataset.from_list(rows).to_json(str(folder / "pairs.jsonl"))

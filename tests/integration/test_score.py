@@ -18,15 +18,7 @@ from trl_dpo_ext.scoring.texts import texts_of
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two full models, an adapter on the second, and another adapter on it."""
-    folder = tmp_path_factory.mktemp("models")
-    base = tiny.saved_model(str(folder / "base"), seed=2)
-    return {
-        "policy": tiny.saved_model(str(folder / "policy"), seed=1),
-        "base": base,
-        "adapter": scoring.saved_adapter(folder / "adapter", base),
-        "sft": scoring.saved_adapter(folder / "sft", base, seed=8, r=2),
-    }
+    return scoring.saved_models(tmp_path_factory.mktemp("models"))
 
 
 def loaded(models, name):
@@ -37,10 +29,6 @@ def with_adapter(models, name="adapter"):
     return peft.PeftModel.from_pretrained(loaded(models, "base"), models[name]).merge_and_unload()
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=scoring.ATOL, rtol=0)
-
-
 @pytest.mark.parametrize("conversational", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"max_length": 8}, {"max_length": 8, "truncation_mode": "keep_end"}])
 def test_sums_are_those_of_trl(tmp_path, models, conversational, settings):
@@ -48,8 +36,12 @@ def test_sums_are_those_of_trl(tmp_path, models, conversational, settings):
     args = scoring.config(tmp_path, **settings)
     scored = score_preferences(models["policy"], data, args=args, reference=models["base"]).pairs
     kept = scored.status != "dropped"
-    close(scoring.sums(scored)[kept], scoring.by_trl(tmp_path / "a", loaded(models, "policy"), data, **settings))
-    close(scoring.sums(scored, "ref")[kept], scoring.by_trl(tmp_path / "b", loaded(models, "base"), data, **settings))
+    scoring.assert_close(
+        scoring.sums(scored)[kept], scoring.by_trl(tmp_path / "a", loaded(models, "policy"), data, **settings)
+    )
+    scoring.assert_close(
+        scoring.sums(scored, "ref")[kept], scoring.by_trl(tmp_path / "b", loaded(models, "base"), data, **settings)
+    )
 
 
 def test_prompts_are_not_scored(tmp_path, models):
@@ -71,8 +63,10 @@ def test_prompts_are_not_scored(tmp_path, models):
 def test_an_adapter_is_scored_against_its_base_with_the_adapter_off(tmp_path, models):
     data = tiny.preferences(5)
     scored = score_preferences(models["adapter"], data, args=scoring.config(tmp_path))
-    close(scoring.sums(scored.pairs), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
-    close(scoring.sums(scored.pairs, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
+    scoring.assert_close(scoring.sums(scored.pairs), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
+    scoring.assert_close(
+        scoring.sums(scored.pairs, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data)
+    )
     assert scored.data["arguments"]["reference"] == f"base {models['base']} with the adapter off"
 
 
@@ -81,8 +75,8 @@ def test_an_adapter_in_memory_is_scored_and_left_as_it_was(tmp_path, models):
     model = peft.PeftModel.from_pretrained(loaded(models, "base"), models["adapter"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scored = score_preferences(model, data, tiny.tokenizer(), scoring.config(tmp_path)).pairs
-    close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
-    close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
+    scoring.assert_close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
+    scoring.assert_close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
@@ -94,8 +88,8 @@ def test_the_adapter_that_a_run_started_from_is_the_reference(tmp_path, models):
     data = tiny.preferences(5)
     args = scoring.config(tmp_path)
     scored = score_preferences(models["adapter"], data, args=args, ref_adapter=models["sft"]).pairs
-    close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
-    close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", with_adapter(models, "sft"), data))
+    scoring.assert_close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", with_adapter(models), data))
+    scoring.assert_close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", with_adapter(models, "sft"), data))
 
 
 def test_models_in_memory_are_scored(tmp_path, models):
@@ -104,8 +98,8 @@ def test_models_in_memory_are_scored(tmp_path, models):
     scored = score_preferences(
         policy, data, tiny.tokenizer(), scoring.config(tmp_path), reference=loaded(models, "base")
     ).pairs
-    close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", loaded(models, "policy"), data))
-    close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
+    scoring.assert_close(scoring.sums(scored), scoring.by_trl(tmp_path / "a", loaded(models, "policy"), data))
+    scoring.assert_close(scoring.sums(scored, "ref"), scoring.by_trl(tmp_path / "b", loaded(models, "base"), data))
 
 
 def test_every_loaded_row_keeps_its_place_and_says_what_became_of_it(tmp_path, models):

@@ -22,9 +22,7 @@ FLAGS = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--disable_tqdm"
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, an adapter on it, a full model, and pairs with a subset and with reference log-probs of another."""
     folder = tmp_path_factory.mktemp("models")
-    base = tiny.saved_model(str(folder / "base"), seed=2)
-    tiny.saved_model(str(folder / "policy"), seed=1)
-    scoring.saved_adapter(folder / "adapter", base)
+    scoring.saved_models(folder)
     ours = {"subset": ["a", "b"] * 3, "ref_chosen_logps": [-1.0] * 6, "ref_rejected_logps": [-2.0] * 6}
     tiny.preferences(6, **ours).to_json(str(folder / "pairs.jsonl"))
     return folder
@@ -33,9 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for file in models.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    return tmp_path
+    return scoring.linked(models, tmp_path)
 
 
 def score(*flags: str, policy: str = "adapter", data: str = "pairs.jsonl") -> int:

@@ -26,10 +26,8 @@ LISTS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    base = tiny.saved_model(str(folder / "base"), seed=2)
-    tiny.saved_model(str(folder / "policy"), seed=1)
-    for name, seed in (("adapter", 7), ("other", 8)):
-        scoring.saved_adapter(folder / name, base, seed)
+    saved = scoring.saved_models(folder)
+    scoring.saved_adapter(folder / "other", saved["base"], 8)
     Dataset.from_list(PAIRS).to_json(str(folder / "pairs.jsonl"))
     Dataset.from_list(LISTS).to_json(str(folder / "lists.jsonl"))
     return folder
@@ -38,9 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for file in models.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    return tmp_path
+    return scoring.linked(models, tmp_path)
 
 
 def run(*flags: str, policy: str = "adapter", data: str = "pairs.jsonl") -> int:

@@ -20,18 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    base = tiny.saved_model(str(folder / "base"), seed=2)
-    return {
-        "policy": tiny.saved_model(str(folder / "policy"), seed=1),
-        "base": base,
-        "adapter": scoring.saved_adapter(folder / "adapter", base),
-        "sft": scoring.saved_adapter(folder / "sft", base, seed=8, r=2),
-    }
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=scoring.ATOL, rtol=0)
+    return scoring.saved_models(tmp_path_factory.mktemp("models"))
 
 
 def refs(result):
@@ -59,7 +48,7 @@ def test_a_full_run_and_its_checkpoints_record_the_model_they_started_from(tmp_p
     expected = scoring.by_trl(tmp_path / "b", AutoModelForCausalLM.from_pretrained(models["base"]), data)
     for policy in (out, f"{out}/checkpoint-1"):
         result = score_preferences(policy, data, args=scoring.config(tmp_path / "score"))
-        close(refs(result), expected)
+        scoring.assert_close(refs(result), expected)
         assert "as the run has recorded" in result.data["arguments"]["reference"]
         assert np.abs(result.measures.margin).min() > 0.01
     shutil.copytree(out, tmp_path / "elsewhere" / "copy")
@@ -74,16 +63,18 @@ def test_a_run_from_an_adapter_is_scored_against_the_adapter_it_started_from(tmp
     policy = out if which == "result" else f"{out}/checkpoint-1"
     result = score_preferences(policy, data, args=scoring.config(tmp_path / "score"))
     start = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models["base"]), models["sft"])
-    close(refs(result), scoring.by_trl(tmp_path / "b", start.merge_and_unload(), data))
+    scoring.assert_close(refs(result), scoring.by_trl(tmp_path / "b", start.merge_and_unload(), data))
     named = score_preferences(policy, data, args=scoring.config(tmp_path / "score"), ref_adapter=models["sft"])
-    close(refs(named), refs(result))
+    scoring.assert_close(refs(named), refs(result))
 
 
 def test_a_run_with_another_reference_is_scored_against_that(tmp_path, models):
     data = tiny.preferences(3)
     out = run_of(tmp_path / "out", models["base"], ref_model_name_or_path=models["policy"])
     result = score_preferences(out, data, args=scoring.config(tmp_path / "score"))
-    close(refs(result), scoring.by_trl(tmp_path / "b", AutoModelForCausalLM.from_pretrained(models["policy"]), data))
+    scoring.assert_close(
+        refs(result), scoring.by_trl(tmp_path / "b", AutoModelForCausalLM.from_pretrained(models["policy"]), data)
+    )
 
 
 def test_a_new_adapter_is_scored_against_its_base(tmp_path, models):
@@ -132,7 +123,7 @@ def test_a_store_of_a_known_reference_is_read_and_filled(tmp_path, models):
     assert counted(first) == (0, 4)
     assert counted(again) == (4, 6)
     alone = score_preferences(models["policy"], data, args=args, ref_store=store)  # complete: its model is not needed
-    close(refs(alone), refs(again))
+    scoring.assert_close(refs(alone), refs(again))
     assert counted(alone) == (10, 0)
 
 

@@ -37,6 +37,29 @@ def vars_of_lora() -> dict[str, Any]:
     return {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
 
 
+def saved_models(folder: Path) -> dict[str, str]:
+    """Two full models, and adapters on the second: one that was trained, and one that training may have started from."""
+    base = tiny.saved_model(str(folder / "base"), seed=2)
+    return {
+        "policy": tiny.saved_model(str(folder / "policy"), seed=1),
+        "base": base,
+        "adapter": saved_adapter(folder / "adapter", base),
+        "sft": saved_adapter(folder / "sft", base, seed=8, r=2),
+    }
+
+
+def linked(files: Path, folder: Path) -> Path:
+    """A folder with links to what another one holds, so that a test may write beside it."""
+    for file in files.iterdir():
+        (folder / file.name).symlink_to(file)
+    return folder
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Sums of log-probs are equal to rounding."""
+    np.testing.assert_allclose(found, expected, atol=ATOL, rtol=0)
+
+
 def by_trl(folder: Path, model: Any, dataset: Any, **settings: Any) -> np.ndarray:
     """Sums of a model's log-probs as TRL's trainer computes them for its reference, (rows, 2)."""
     trainer = runs.trainer(folder, DPOTrainer, tiny.model(), ref_model=model, train_dataset=dataset, **settings)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from tests.support import runs, tiny
+from tests.support.parsed_page import ParsedPage
 from trl_dpo_ext import inspect_preferences
 from trl_dpo_ext.inspection.page import page
 from trl_dpo_ext.pages import frame
@@ -23,23 +22,6 @@ NASTY = [
 ]
 
 
-class Elements(HTMLParser):
-    """Tags with their attributes, and what stands in scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "script":
-            self.scripts.append(data)
-
-
 def inspected(folder: Any, answers: list[str] = NASTY, **columns: Any) -> Any:
     token = tiny.tokenizer()
     token.add_tokens([word for answer in answers for word in answer.split()])
@@ -47,20 +29,15 @@ def inspected(folder: Any, answers: list[str] = NASTY, **columns: Any) -> Any:
     return inspect_preferences(Dataset.from_list(rows), token, runs.config(folder, max_length=None))
 
 
-def held(text: str) -> dict[str, Any]:
-    elements = Elements(text)
-    return json.loads("".join(elements.scripts).split('"use strict"')[0])
-
-
 def test_a_page_holds_what_was_found_and_no_row_can_leave_its_place(tmp_path: Any) -> None:
     result = inspected(tmp_path)
     rows = result.sample(10)
     text = page(result.data, rows)
-    found = held(text)
+    found = ParsedPage(text).data
     assert found["data"] == {**result.data, "examples": []}
     assert [row["chosen"] for row in found["rows"]] == [row["chosen"] for row in rows]
     assert found["total"] == 4
-    tags = Elements(text).tags
+    tags = ParsedPage(text).tags
     assert [tag for tag, _ in tags].count("script") == 2
     assert not any(tag == "img" for tag, _ in tags)
     assert text.count("\u2028") == 0 or "\u2028" not in text.split("application/json")[1]
@@ -68,7 +45,7 @@ def test_a_page_holds_what_was_found_and_no_row_can_leave_its_place(tmp_path: An
 
 def test_a_page_asks_for_nothing_from_outside(tmp_path: Any) -> None:
     text = page(inspected(tmp_path, ["it"]).data, [])
-    for _, attributes in Elements(text).tags:
+    for _, attributes in ParsedPage(text).tags:
         assert not {"src", "href", "action", "srcset"} & set(attributes)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "default-src 'none'" in text
@@ -78,7 +55,7 @@ def test_a_page_asks_for_nothing_from_outside(tmp_path: Any) -> None:
 
 def test_long_texts_lose_their_middle_and_say_so(tmp_path: Any) -> None:
     result = inspected(tmp_path, ["it " * 3000], note="x" * 9000)
-    (row,) = held(page(result.data, result.sample(1)))["rows"]
+    (row,) = ParsedPage(page(result.data, result.sample(1))).data["rows"]
     head, gap = row["omitted"]["chosen"]
     assert gap > 0
     assert len(row["chosen"]) == len(row["chosen_ids"]) == row["n_chosen"] - gap
@@ -90,9 +67,9 @@ def test_long_texts_lose_their_middle_and_say_so(tmp_path: Any) -> None:
 def test_a_page_is_never_larger_than_its_limit(tmp_path: Any, monkeypatch: Any) -> None:
     result = inspected(tmp_path, ["it is"] * 30)
     whole = page(result.data, result.sample(30))
-    assert len(held(whole)["rows"]) == 30
+    assert len(ParsedPage(whole).data["rows"]) == 30
     monkeypatch.setattr(frame, "LARGEST", 6000)
-    small = held(page(result.data, result.sample(30)))
+    small = ParsedPage(page(result.data, result.sample(30))).data
     assert 0 < len(small["rows"]) < 30
     assert small["total"] == 30
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from tests.support.parsed_page import ParsedPage
 from trl_dpo_ext import pages
 from trl_dpo_ext.pages import Markup, element, frame
 
@@ -21,39 +20,12 @@ HOSTILE = [
 ]
 
 
-class Parsed(HTMLParser):
-    """Tags, and the text in and outside of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.shown = ""
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside != "style":
-            self.shown += data
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 def test_data_cannot_leave_its_place(text: str) -> None:
     body = element("p", text, title=text)
-    parsed = Parsed(pages.document(text, body, data={"text": text}, without_script=element("b", text)))
-    assert [tag for tag, _ in parsed.tags].count("script") == 2
-    assert json.loads(parsed.scripts[0]) == {"text": text}
+    parsed = ParsedPage(pages.document(text, body, data={"text": text}, without_script=element("b", text)))
+    assert parsed.count("script") == 2
+    assert parsed.data == {"text": text}
     assert dict(parsed.tags)["p"]["title"] == text
     assert parsed.shown.count(text) == 3  # title, body, and what stands there without JavaScript
 
@@ -64,7 +36,7 @@ def test_lone_surrogates_do_not_keep_a_page_from_being_written() -> None:
 
 def test_a_page_asks_for_nothing_from_outside() -> None:
     text = pages.document("page", Markup(""))
-    for _, attributes in Parsed(text).tags:
+    for _, attributes in ParsedPage(text).tags:
         assert not {"src", "href", "action", "srcset", "style"} & set(attributes)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", text)
     assert "default-src 'none'" in text

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support import tiny
+from tests.support.parsed_page import ParsedPage
 from tests.support.scored import random_scored, scored
 from tests.support.scored_page import EMOJI, NASTY, RIGHT_TO_LEFT, SPECIAL_ROW, made_page, scores_of
 from trl_dpo_ext import pages
@@ -22,43 +21,20 @@ from trl_dpo_ext.scoring.page.rows import RowTexts
 from trl_dpo_ext.scoring.summary import SummaryOptions, summarize
 
 
-class Elements(HTMLParser):
-    """Tags with their attributes, the texts outside of scripts, and the page's data."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        last = self.tags[-1][0] if self.tags else ""
-        if last != "style":
-            (self.scripts if last == "script" else self.texts).append(data)
-
-
-def held(text: str) -> dict[str, Any]:
-    return json.loads("".join(Elements(text).scripts).split('"use strict"')[0])
-
-
 @pytest.fixture(scope="module")
 def text() -> str:
     return made_page(60)
 
 
 def test_a_page_asks_for_nothing_from_outside_and_rows_stay_in_their_place(text: str) -> None:
-    elements = Elements(text)
+    elements = ParsedPage(text)
     for _, attributes in elements.tags:
         assert not {"src", "href", "action", "srcset", "onclick", "onerror"} & set(attributes)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "default-src 'none'" in text
     assert "innerHTML" not in text
     assert [tag for tag, _ in elements.tags].count("script") == 2
-    (row,) = (row for row in held(text)["rows"] if row["row"] == SPECIAL_ROW)
+    (row,) = (row for row in ParsedPage(text).data["rows"] if row["row"] == SPECIAL_ROW)
     assert NASTY in "".join(row["chosen"])
     assert RIGHT_TO_LEFT in "".join(row["rejected"])
     assert EMOJI in "".join(row["rejected"])
@@ -66,7 +42,7 @@ def test_a_page_asks_for_nothing_from_outside_and_rows_stay_in_their_place(text:
 
 def test_a_page_shows_the_numbers_of_the_json_object_without_its_script(text: str) -> None:
     data = summarize(scores_of(60))
-    words = " ".join(" ".join(Elements(text).texts).split())
+    words = " ".join(" ".join(ParsedPage(text).texts).split())
     for part in (
         f"{100 * data['accuracy']['accuracy']:.1f} %",
         f"{data['margin']['mean']:+.3f} +- {data['margin']['std']:.3f}",
@@ -89,7 +65,7 @@ def test_a_page_shows_the_numbers_of_the_json_object_without_its_script(text: st
 
 
 def test_rows_come_worst_first_with_what_was_found(text: str) -> None:
-    rows, scores = held(text)["rows"], scores_of(60)
+    rows, scores = ParsedPage(text).data["rows"], scores_of(60)
     measures = measure(scores)
     margins = [row["margin"] for row in rows]
     assert margins[:-1] == sorted(margins[:-1])
@@ -137,7 +113,7 @@ def test_long_texts_lose_their_middle_and_their_ratios_with_it() -> None:
     scores = scored([1.0], [0.0])
     words = [f"word{at} " for at in range(3000)]
     texts = RowTexts(words, words, ["no"], [at / 1000 for at in range(3000)], [0.0])
-    (row,) = held(page(summarize(scores), scores, {0: texts}))["rows"]
+    (row,) = ParsedPage(page(summarize(scores), scores, {0: texts})).data["rows"]
     head, gap = row["omitted"]["chosen"]
     assert len(row["chosen"]) == len(row["ratios"]["chosen"]) == 3000 - gap
     assert row["chosen"][head] == words[head + gap]
@@ -148,14 +124,14 @@ def test_long_texts_lose_their_middle_and_their_ratios_with_it() -> None:
 
 def test_a_page_is_never_larger_than_its_limit_and_says_what_it_holds(monkeypatch: Any) -> None:
     monkeypatch.setattr(frame, "LARGEST", 6000)
-    small = held(made_page(60))
+    small = ParsedPage(made_page(60)).data
     assert 0 < len(small["rows"]) < 30
     assert small["total"] == 60
 
 
 def test_colors_have_their_names_where_the_chosen_side_is_always_the_shorter() -> None:
     scores = scored([3.0] * 20, [0.0] * 20, [[2] * 20, [9] * 20])
-    words = Elements(page(summarize(scores), scores, {})).texts
+    words = ParsedPage(page(summarize(scores), scores, {})).texts
     for name in ("chosen is longer", "chosen is shorter"):
         assert name in [word.strip() for word in words]
     assert "equally long" not in words
@@ -168,4 +144,4 @@ def test_hardly_any_rows_make_a_page(number: int) -> None:
     made = page(summarize(scores, SummaryOptions(reference_free="mean")), scores, texts)
     assert ("no pair was scored" in made) == (number == 0)
     assert ("<svg" in made) == (number > 0)
-    assert held(made)["free"] == "mean"
+    assert ParsedPage(made).data["free"] == "mean"
