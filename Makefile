@@ -38,6 +38,11 @@ $(VENV)/deepspeed: $(VENV)/made
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation deepspeed
 	touch $@
 
+# A build of DeepSpeed's extensions that was killed leaves its lock, for which every later run would wait.
+.PHONY: unlock
+unlock:
+	rm -f $(VENV)/torch_extensions/*/lock
+
 demo: $(VENV)/model ## Train a real model on a preference set, and compare it before and after
 	$(PY) -m demo.run
 
@@ -50,10 +55,10 @@ test-model: $(VENV)/model ## Run the tests that need the demo's model file
 test-browser: $(VENV)/made ## Open the pages of the commands in Chromium (needs Debian's chromium and chromium-driver)
 	$(PY) -m pytest -q -m browser
 
-test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
+test-distributed: $(VENV)/deepspeed unlock ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m distributed
 
-test-recipes: $(VENV)/deepspeed ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
+test-recipes: $(VENV)/deepspeed unlock ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
 
 test-features: $(VENV)/made ## Train with every feature of TRL's trainer, by TRL and by this package, and run the slow tests

@@ -199,6 +199,10 @@ def expected_engine(config: Path, processes: int) -> tuple[str, str, str]:
     return ENGINES["multi_gpu"] if processes > 1 else ("single", "NO", "")
 
 
+EXTENSIONS = Path(sys.prefix) / "torch_extensions"
+"""What DeepSpeed builds belongs to the virtual environment: in the user's cache, torch waits forever for a build that was killed."""
+
+
 def environment() -> dict[str, str]:
     return {
         **os.environ,
@@ -206,6 +210,7 @@ def environment() -> dict[str, str]:
         "ACCELERATE_TORCH_DEVICE": "cpu",
         "ACCELERATE_BYPASS_DEVICE_MAP": "true",
         "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
