@@ -13,7 +13,7 @@ QUICK := not distributed and not recipes and not slurm and not model and not fea
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-browser test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check docs clean \
+.PHONY: help demo test test-model test-browser test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check generated docs clean \
 	gpu gpu-wheels gpu-dry-run
 
 help: ## List the targets
@@ -88,14 +88,18 @@ $(VENV)-quick/made: $(VENV)/made tests/compat/oldest.txt
 test-compat-quick: $(VENV)-quick/made ## Run contracts, losses and parity on the oldest TRL and transformers (a few minutes)
 	$(VENV)-quick/bin/python tools/compat.py quick
 
-check: $(VENV)/made ## Check lint, format, types, and the generated files
+check: $(VENV)/made ## Check lint, format, types, the generated files, and the documentation
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) tools/docs.py --check
+	$(PY) -m tools.site
 
-docs: $(VENV)/made ## Generate config_fields.py and the generated parts of the READMEs
+generated: $(VENV)/made ## Generate config_fields.py and the generated parts of Markdown files
 	$(PY) tools/docs.py
+
+docs: generated ## Build the documentation into build/site, after `make generated`
+	$(PY) -m tools.site
 
 # On the machine with the GPU, whose own python3 has torch and transformers: benchmarks/README.md.
 STAGE ?=

@@ -1,4 +1,4 @@
-"""docs/scores.md describes RewardBench's protocol and rankings as they are."""
+"""docs/guides/score.md describes RewardBench's protocol and rankings as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trl_dpo_ext.scoring.ranking import layouts
 from trl_dpo_ext.scoring.ranking.groups import Groups, GroupScores, ranking_columns, ranking_summary
 from trl_dpo_ext.scoring.rewardbench import tokens
 
-TEXT = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
 
 
 def section(heading: str) -> str:

@@ -1,4 +1,4 @@
-"""docs/scores.md names the columns, expressions and functions that there are."""
+"""docs/guides/score.md names the columns, expressions and functions that there are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trl_dpo_ext.scoring.selection import Selection
 from trl_dpo_ext.scoring.summary import summarize
 from trl_dpo_ext.scoring.written_columns import TYPES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "guides" / "score.md").read_text(encoding="utf-8")
 EXPRESSIONS = re.findall(r'^--(keep|relabel|weigh) "(.+)"$', TEXT, flags=re.MULTILINE)
 
 

@@ -78,15 +78,19 @@ def _in_two() -> tuple[list[LossVariant], list[LossVariant]]:
     return [v for v in variants if not v.experimental], [v for v in variants if v.experimental]
 
 
-def counts_as_markdown() -> str:
-    """Return how many variants were verified how, in two sentences."""
+def counts_as_markdown(table: str = "#loss-variants") -> str:
+    """Return how many variants were verified how, in two sentences.
+
+    Args:
+        table: where the table of all variants is.
+    """
     counts = Counter(variant.verification for variant in list_losses())
     executed = sum(counts[grade] for grade in REPRODUCES_CODE)
     weaker = [f"{counts[grade]} {words}" for grade, words in _WEAKER.items() if counts[grade]]
     return (
         f"Of {counts.total()} preference losses, **{executed} reproduce published code**: their values equal those of "
         f"the authors' code ({counts['authors']}) or of a framework's ({counts['framework']}), executed.\n"
-        f"The [table](#loss-variants) marks the others: {', '.join(weaker)}."
+        f"The [table]({table}) marks the others: {', '.join(weaker)}."
     )
 
 

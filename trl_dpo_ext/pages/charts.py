@@ -9,7 +9,7 @@ from .curves import MOST_POINTS, Curve, thinned
 from .markup import Markup, element, join
 
 COLORS = 8
-"""Colors of the palette in `page.css`; a curve beyond them takes the first again, dashed."""
+"""Colors of the palette in `charts.css`; a curve beyond them takes the first again, dashed."""
 
 
 def line_chart(

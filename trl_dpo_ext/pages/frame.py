@@ -33,7 +33,7 @@ def document(
     parts = {
         "policy": _POLICY,
         "title": html.escape(title),
-        "style": (folder / "page.css").read_text(encoding="utf-8") + style,
+        "style": "".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "charts.css")) + style,
         "script": (folder / "page.js").read_text(encoding="utf-8") + script,
         "noscript": f"<noscript>\n{without_script}\n</noscript>" if without_script else "",
         "body": body,

@@ -1,0 +1,22 @@
+"""Sphinx extension: the pages and parts of the documentation that are written when the site is built.
+
+A comment `<!-- NAME: written when the site is built -->` in a page of `docs/` is replaced by the part of that name; on
+the pages as they stand in the repository, it shows nothing. `python -m tools.site` builds the site.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .contents import fill, write_pages
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", lambda app: write_pages(app.srcdir))
+    app.connect("source-read", _replace_parts)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _replace_parts(app: Any, name: str, source: list[str]) -> None:
+    source[0] = fill(name, source[0])
