@@ -1,0 +1,67 @@
+"""What takes the place of the Hub's models and datasets in the Python of README and docs, and what keeps a run short."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from tests.support import tiny
+
+OWNERS = {
+    *("HuggingFaceH4", "HuggingFaceTB", "Qwen", "allenai", "alignment-handbook", "argilla", "google", "meta-llama"),
+    *("mistralai", "openbmb", "princeton-nlp", "trl-lib"),
+}
+"""On the Hub. What a block loads from them is a tiny model, or eight preference pairs."""
+FILES = ("pairs.jsonl", "train.jsonl", "test.jsonl")
+"""Files of preference pairs that a block may load."""
+SHORT = {"max_steps": 1, "bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+"""Settings of every run, whatever the block says."""
+SMALL = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "gradient_accumulation_steps": 1}
+"""Settings in place of a block's own."""
+
+
+class StandIns(ast.NodeTransformer):
+    """Replaces names of the Hub by a folder that can be loaded, and shortens every run.
+
+    Args:
+        folder: the tiny model's.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        """A name of the Hub, `owner/name`."""
+        is_name = isinstance(node.value, str) and node.value.count("/") == 1 and node.value.split("/")[0] in OWNERS
+        return ast.copy_location(ast.Constant(self._folder), node) if is_name else node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        """The configuration of a run."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "DPOExtConfig":
+            given = {keyword.arg for keyword in node.keywords}
+            settings = SHORT | {name: value for name, value in SMALL.items() if name in given}
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in settings]
+            node.keywords += [ast.keyword(name, ast.Constant(value)) for name, value in settings.items()]
+        return node
+
+
+def prepare(folder: Path) -> str:
+    """Put the tiny model and data into a folder, let `load_dataset` find them there, and return the model's folder."""
+    import datasets
+
+    model = tiny.saved_model(str(folder / "model"))
+    scores = {"score_chosen": [8.0, 7.0, 6.5, 9.0] * 2, "score_rejected": [6.0, 6.5, 5.0, 3.0] * 2, "margin": [1.0] * 8}
+    rows = tiny.preferences(8, **scores)
+    for name in FILES:
+        rows.to_json(str(folder / name))
+    load = datasets.load_dataset
+
+    def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
+        if path != model:
+            return load(path, *args, split=split, **kwargs)
+        return rows if split else datasets.DatasetDict(train=rows, test=rows)
+
+    datasets.load_dataset = load_dataset
+    return model
