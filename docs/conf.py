@@ -27,9 +27,11 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 nitpicky = True
 nitpick_ignore_regex = [
-    # Types of other libraries: nothing is looked up in the network.
+    # Types of other libraries, because nothing is looked up in the network, and our own that no page describes.
     ("py:.*", r"(torch|transformers|trl|datasets|peft|numpy|collections|pathlib|typing|argparse|np|pa)\b.*"),
-    ("py:.*", r"(optional|Any|Self|T|LossFunction|Options)"),
+    ("py:.*", r"(PreTrained|Peft|Processor|Trainer|BitsAndBytes|Data|Iterable)\w*|Dataset\w*"),
+    ("py:.*", r"(optional|Any|Self|T|LossFunction|Options|MissingSequenceError)"),
+    ("py:.*", r"trl_dpo_ext\.\w+\..*"),
 ]
 
 autodoc_member_order = "bysource"

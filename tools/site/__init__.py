@@ -6,17 +6,25 @@ the pages as they stand in the repository, it shows nothing. `python -m tools.si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .contents import fill, write_pages
+from .docstrings import prepare, restore
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("builder-inited", lambda app: write_pages(app.srcdir))
     app.connect("source-read", _replace_parts)
+    for change, priority in ((prepare, 100), (restore, 900)):  # napoleon has 500
+        app.connect("autodoc-process-docstring", _of_lines(change), priority)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _replace_parts(app: Any, name: str, source: list[str]) -> None:
     source[0] = fill(name, source[0])
+
+
+def _of_lines(change: Callable[[str, list[str]], None]) -> Callable[..., None]:
+    return lambda app, what, name, item, options, lines: change(what, lines)
