@@ -153,27 +153,35 @@ def as_text() -> str:
     return format_table(rows)
 
 
-def as_markdown() -> str:
-    """Format all recipes as a Markdown table."""
+def as_markdown(prefix: str = "") -> str:
+    """Format all recipes as a Markdown table.
+
+    Args:
+        prefix: of links to files in the folder of recipes.
+    """
     lines = ["| recipe | what | hardware | config | memory | first loss | source |", "|---|---|---|---|---|---|---|"]
     for r in list_recipes():
         hardware, memory, first, source = (_first(r.header.get(key, "")) for key in _SHOWN)
-        config = f"[{r.accelerate}]({ACCELERATE}/{r.accelerate}.yaml)"
+        config = f"[{r.accelerate}]({prefix}{ACCELERATE}/{r.accelerate}.yaml)"
         first = first.removeprefix("loss = ")
         lines.append(
-            f"| [{r.name}]({r.name}.yaml) | {r.title} | {hardware} | {config} | {memory} | {first} | {source} |"
+            f"| [{r.name}]({prefix}{r.name}.yaml) | {r.title} | {hardware} | {config} | {memory} | {first} | {source} |"
         )
     return "\n".join(lines)
 
 
-def accelerate_as_markdown() -> str:
-    """Format the first two paragraphs of every accelerate configuration's comment as a Markdown table."""
+def accelerate_as_markdown(prefix: str = "") -> str:
+    """Format the first two paragraphs of every accelerate configuration's comment as a Markdown table.
+
+    Args:
+        prefix: of links to files in the folder of recipes.
+    """
     lines = ["| config | what it does | use it | not with |", "|---|---|---|---|"]
     for name, file in accelerate_configs().items():
         text = "\n".join(line.removeprefix("#").strip() for line in _leading_comment(file))
         title, use = (paragraph.replace("\n", " ") for paragraph in text.split("\n\n")[:2])
         when, _, never = use.removeprefix("Use it ").partition(" Not with: ")
-        lines.append(f"| [{name}]({ACCELERATE}/{name}.yaml) | {title} | {when} | {never} |")
+        lines.append(f"| [{name}]({prefix}{ACCELERATE}/{name}.yaml) | {title} | {when} | {never} |")
     return "\n".join(lines)
 
 
