@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +57,8 @@ def keys_as_markdown(name: str) -> str:
     tool = TOOLS[name]
     samples = list(json.loads(PUBLISHED.read_text(encoding="utf-8")).get(name, {}).values())
     rows = []
-    for key in sorted({*tool.rules, *tool.together} - {*LEGACY_KEYS}):
+    old = set(LEGACY_KEYS) - tool.together if name == "handbook" else set()  # which stand in a table of their own
+    for key in sorted({*tool.rules, *tool.together} - old):
         ours, reason = _becomes(tool, key, samples)
         if ours - {key}:
             rows.append((f"`{key}`", ", ".join(f"`{each}`" for each in sorted(ours))))
@@ -136,15 +139,24 @@ def seams_as_markdown() -> str:
 
 
 def _seams(path: Path) -> Iterator[tuple[str, str]]:
-    """Names and texts of the seams in a file's docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-            if paragraph.lstrip().startswith("Seam:"):
-                text = " ".join(paragraph.split()).removeprefix("Seam: ")
-                yield getattr(node, "name", "the module"), text
+    """Names and texts of the seams in a file's docstrings, those behind attributes too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for name, text in _documented(node):
+            for paragraph in inspect.cleandoc(text).split("\n\n"):
+                if paragraph.startswith("Seam:"):
+                    yield name, " ".join(paragraph.split()).removeprefix("Seam: ")
+
+
+def _documented(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """The docstring of a module, class or function, and those of the attributes in it."""
+    if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        return
+    yield getattr(node, "name", "the module"), ast.get_docstring(node) or ""
+    for before, after in itertools.pairwise(node.body):
+        if isinstance(before, (ast.Assign, ast.AnnAssign)) and isinstance(after, ast.Expr):
+            names = before.targets if isinstance(before, ast.Assign) else [before.target]
+            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+                yield ast.unparse(names[0]), after.value.value
 
 
 def targets_as_markdown() -> str:

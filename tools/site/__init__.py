@@ -11,6 +11,7 @@ from typing import Any
 
 from .contents import fill, write_pages
 from .docstrings import prepare, restore
+from .files import link_files
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -23,7 +24,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def _replace_parts(app: Any, name: str, source: list[str]) -> None:
-    source[0] = fill(name, source[0])
+    source[0] = link_files(name, fill(name, source[0]))
 
 
 def _of_lines(change: Callable[[str, list[str]], None]) -> Callable[..., None]:
