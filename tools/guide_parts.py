@@ -22,7 +22,7 @@ from trl_dpo_ext.watch.alarm_table import ALARMS
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "tests" / "unit" / "migration" / "configurations.json"
 """What the recipes and examples of other tools set."""
-_PROBES = (True, 0.3, 4, "x", False, ["x"])
+_PROBES = (True, 0.3, 4, 8, "x", False, ["x"])
 """Values to try for a key that no published configuration has."""
 
 
@@ -79,7 +79,8 @@ def _becomes(tool: Tool, key: str, samples: Iterable[Mapping[str, Any]]) -> tupl
             other = _translated(tool, changed)
             if other is not None:
                 ours |= {each for each in one.keys if one.keys[each] != other.keys.get(each, _ABSENT)}
-        reasons.append(one.left_out.get(key, "").replace(repr(given[key]), "it").partition(": see the last lines")[0])
+        reason = one.left_out.get(key, "").partition(": see the last lines")[0]
+        reasons.append(reason.replace(repr(given[key]), "VALUE").replace(f" {given[key]} ", " VALUE "))
     return ours, next((each for each in reasons if each and "computes it" not in each), "")
 
 
@@ -93,7 +94,7 @@ def _with_key(tool: Tool, key: str, samples: Iterable[Mapping[str, Any]]) -> Ite
     """Configurations that set a key: two published ones, or small ones with values that it may have."""
     found = [given for given in samples if given.get(key) is not None]
     yield from found[:2]
-    if not found:
+    if not found or isinstance(found[0][key], (str, int)):
         yield from ({**_START.get(tool.name, {}), key: value} for value in _PROBES)
 
 
