@@ -89,9 +89,13 @@ def test_a_key_without_counterpart_has_a_reason() -> None:
     assert "| `use_unsloth` | left out: Unsloth replaces the trainer |" in guide_parts.keys_as_markdown("llamafactory")
 
 
-def test_every_finding_alarm_and_seam_is_listed() -> None:
+def test_every_finding_and_alarm_is_listed() -> None:
     assert {*re.findall(r"^\| `(\w+)` \|", guide_parts.findings_as_markdown(), re.MULTILINE)} == {*findings.NAMES}
     assert {*re.findall(r"^\| `(\w+)` \|", guide_parts.alarms_as_markdown(), re.MULTILINE)} == {*ALARMS}
+
+
+@pytest.mark.slow
+def test_every_seam_is_listed() -> None:
     sources = (file.read_text(encoding="utf-8") for file in (ROOT / "trl_dpo_ext").rglob("*.py"))
     found = sum(source.count("Seam: ") for source in sources)
     assert len(re.findall(r"^\| `[^`]+` \|", guide_parts.seams_as_markdown(), re.MULTILINE)) == found > 100

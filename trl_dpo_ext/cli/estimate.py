@@ -106,7 +106,8 @@ def _verdict(report: EstimateReport) -> str:
         return f"Simplest that fits {card}: {simplest.name} on {gpus} GPU{'s' if gpus > 1 else ''}."
     if report.fitting:
         listed = "; ".join(f"{candidate.name}: {_names(candidate)}" for candidate in report.fitting)
-        return f"Everything that fits {card} has a pitfall ({listed}); see the README, or set ignore_pitfalls."
+        advice = "see docs/guides/memory.md, or set ignore_pitfalls"
+        return f"Everything that fits {card} has a pitfall ({listed}); {advice}."
     gpus = report.gpus_that_fit()
     if gpus:
         return f"Nothing here fits {card}; zero3 does on {gpus} GPUs."
