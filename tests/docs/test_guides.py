@@ -104,3 +104,10 @@ def test_every_seam_is_listed() -> None:
 def test_figures_of_one_machine_are_given_as_ranges() -> None:
     for name in ("README.md", "docs/guides/precompute.md", "docs/internals/benchmarks.md"):
         assert not re.search(r"\*\*(7\.0|6\.7)", text_of(name)), name
+
+
+def test_every_target_that_tests_says_what_it_proves() -> None:
+    proofs = re.search(r"## What each target proves\n(.+?)\n## ", text_of("docs/internals/testing.md"), re.DOTALL)
+    named = re.findall(r"^\| `make ([\w-]+)` \|", proofs[1], re.MULTILINE)  # pyright: ignore[reportOptionalSubscript]
+    targets = re.findall(r"^\| `make ([\w-]+)` \|", guide_parts.targets_as_markdown(), re.MULTILINE)
+    assert {name for name in targets if name.startswith(("test", "check", "demo"))} <= {*named} <= {*targets}
