@@ -6,7 +6,8 @@
   const { x, curves, start } = page.data;
   const [plot, said, scaled] = ["plot", "said", "scaled"].map((id) => document.getElementById(id));
   const boxes = [...root.querySelectorAll(".families input")];
-  const WIDTH = 640, HEIGHT = 380, LEFT = 56, RIGHT = 14, TOP = 12, BOTTOM = 40, COLORS = 8;
+  const LEFT = 50, RIGHT = 14, TOP = 12, BOTTOM = 40, COLORS = 8;
+  let [WIDTH, HEIGHT] = [640, 380]; // in units of a pixel, so that letters keep their size on a phone
   const SVG = "http://www.w3.org/2000/svg";
   const draw = (parent, name, attributes, text) => {
     const made = document.createElementNS(SVG, name);
@@ -60,6 +61,8 @@
       key.className = place < 0 ? "key" : `key on c${place % COLORS}${place >= COLORS ? " dashed" : ""}`;
     }
     plot.replaceChildren();
+    WIDTH = Math.max(300, plot.clientWidth - 16);
+    HEIGHT = Math.round(Math.min(400, Math.max(260, 0.6 * WIDTH)));
     const series = chosen.map((name, place) => ({ name, place, y: values(name) }));
     const svg = draw(plot, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" });
     const [low, high] = series.length ? range(series) : [0, 1];
@@ -70,7 +73,7 @@
       draw(grid, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: up(value), y2: up(value) });
       draw(grid, "text", { x: LEFT - 6, y: up(value) + 4, "text-anchor": "end" }, shown(value));
     }
-    for (const value of ticks(x[0], x[x.length - 1], 8)) {
+    for (const value of ticks(x[0], x[x.length - 1], WIDTH > 450 ? 8 : 4)) {
       draw(grid, "line", { x1: across(value), x2: across(value), y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 });
       draw(grid, "text", { x: across(value), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, shown(value));
     }
@@ -87,8 +90,13 @@
     if (at !== null) draw(svg, "line", { class: "pointer", x1: across(x[at]), x2: across(x[at]), y1: TOP, y2: HEIGHT - BOTTOM });
     plot.setAttribute("aria-label", `${what()} of ${chosen.join(", ") || "no loss"} against the margin`);
     const place = at ?? middle;
-    const read = series.map(({ name, y }) => `${name} ${shown(y[place])}`).join(", ");
-    said.textContent = series.length ? `At margin ${shown(x[place])}: ${read}` : "Choose losses below.";
+    said.replaceChildren(series.length ? `At margin ${shown(x[place])}: ` : "Choose losses below.");
+    series.forEach(({ name, place: color, y }, index) => {
+      const one = page.make("span", undefined, "one");
+      one.append(page.make("span", undefined, `key on c${color % COLORS}${color >= COLORS ? " dashed" : ""}`));
+      one.append(` ${name} ${shown(y[place])}${index < series.length - 1 ? "," : ""}`);
+      said.append(one, " ");
+    });
   };
 
   const remember = () => {
@@ -132,6 +140,7 @@
     at = Math.max(0, Math.min(x.length - 1, (at ?? middle) + by));
     render();
   });
+  window.addEventListener("resize", render);
   window.addEventListener("hashchange", () => {
     recall();
     render();

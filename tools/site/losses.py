@@ -41,7 +41,7 @@ def _module(variant: LossVariant) -> str:
 
 def index() -> str:
     """The losses by family, each with a small picture and a link to its page."""
-    head = ("loss", "", "what it does", "verified", "needs", "paper")
+    head = ("loss", "shape", "what it does", "verified", "needs", "paper")
     parts = [
         f"## {name}\n\n{escaped(sentence)}\n\n{table(head, [_row(variant) for variant in variants])}"
         for name, sentence, variants in families()

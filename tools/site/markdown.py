@@ -36,7 +36,7 @@ def prose(text: str) -> str:
     for block in re.split(r"\n\n+(?=\S)|\n\n+(?=    )", text.strip("\n")):
         if block.startswith("    "):
             lines = "\n".join(line.removeprefix("    ") for line in block.splitlines())
-            blocks.append(f"```text\n{lines}\n```")
+            blocks.append(f"```{{code-block}} text\n:class: formula\n\n{lines}\n```")
         else:
             blocks.append(escaped(block))
     return "\n\n".join(blocks)

@@ -99,7 +99,7 @@ def _kind(action: argparse.Action) -> str:
     if action.choices:
         return "one of " + ", ".join(f"`{choice}`" for choice in action.choices)
     hints = typing.get_type_hints(DPOExtConfig).get(action.dest)
-    many = "several of " if action.nargs in ("+", "*") else ""
+    many = "list of " if action.nargs in ("+", "*") else ""
     if hints is bool or "bool" in str(getattr(action.type, "__name__", "")):
         return "bool"
     names = {"str": "text", "int": "int", "float": "float", "Path": "path"}

@@ -10,7 +10,7 @@ from trl_dpo_ext.pages.frame import as_json
 from trl_dpo_ext.pages.markup import Markup, element
 
 from .losses import families
-from .sampling import POINTS_OF_BATCH, Study
+from .sampling import POINTS, Study
 
 LIMIT = 40.0
 """The margins on the page go from minus to plus LIMIT nats."""
@@ -20,7 +20,7 @@ START = ("sigmoid", "hinge", "ipo_sum", "dpop")
 
 def data() -> dict[str, Any]:
     """Margins, and value and gradient of each loss at them, at its default hyperparameters."""
-    margins = torch.linspace(-LIMIT, LIMIT, POINTS_OF_BATCH)
+    margins = torch.linspace(-LIMIT, LIMIT, POINTS)
     curves = {}
     for _, _, variants in families():
         for variant in variants:

@@ -98,11 +98,15 @@ def sample(variant: LossVariant, chosen: torch.Tensor, rejected: torch.Tensor, h
         return _evaluated(variant, chosen, rejected, hyper, pick=slice(None))
     others = tuple(zip(*COMPANIONS, strict=True))
     points = [
-        _evaluated(variant, torch.tensor([c, *others[0]]), torch.tensor([r, *others[1]]), hyper, pick=slice(1))
+        _evaluated(variant, _column(c, others[0]), _column(r, others[1]), hyper, pick=slice(1))
         for c, r in zip(chosen.tolist(), rejected.tolist(), strict=True)
     ]
     names = ("values", "by_chosen", "by_rejected")
     return Sample(*(torch.cat([getattr(point, name) for point in points]) for name in names))
+
+
+def _column(own: float, others: Sequence[float]) -> torch.Tensor:
+    return torch.tensor([own, *others], dtype=torch.float64)
 
 
 def _evaluated(
@@ -110,7 +114,7 @@ def _evaluated(
 ) -> Sample:
     loss = variant.make()
     if variant.stateful:
-        loss(pairs_of(*torch.tensor(COMPANIONS).T), **hyper)
+        loss(pairs_of(*torch.tensor(COMPANIONS, dtype=torch.float64).T), **hyper)
     pairs = pairs_of(chosen, rejected, training=not variant.stateful)
     values = loss(pairs, **hyper)
     total = values.sum()
