@@ -36,11 +36,10 @@ def browser(request: Any) -> Iterator[Chromium]:
 def waited(browser: Chromium, script: str) -> Any:
     """What a script returns, once that is not empty."""
     for _ in range(100):
-        found = browser.run(script)
-        if found:
+        if found := browser.run(script):
             return found
         time.sleep(0.1)
-    return found
+    raise TimeoutError(f"nothing from {script}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -52,16 +52,20 @@ def prepare(folder: Path) -> str:
     import datasets
 
     model = tiny.saved_model(str(folder / "model"))
-    scores = {"score_chosen": [8.0, 7.0, 6.5, 9.0] * 2, "score_rejected": [6.0, 6.5, 5.0, 3.0] * 2, "margin": [1.0] * 8}
+    scores: Any = {
+        "score_chosen": [8.0, 7.0, 6.5, 9.0] * 2,
+        "score_rejected": [6.0, 6.5, 5.0, 3.0] * 2,
+        "margin": [1.0] * 8,
+    }
     rows = tiny.preferences(8, **scores)
     for name in FILES:
         rows.to_json(str(folder / name))
-    load = datasets.load_dataset
+    load: Any = datasets.load_dataset
 
     def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
         if path != model:
             return load(path, *args, split=split, **kwargs)
-        return rows if split else datasets.DatasetDict(train=rows, test=rows)
+        return rows if split else datasets.DatasetDict({"train": rows, "test": rows})
 
     datasets.load_dataset = load_dataset
     return model

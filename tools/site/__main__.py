@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def build(out: Path, *options: str) -> int:
     """Build the site into `out`; returns Sphinx's exit status."""
-    strict = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "--fresh-env"]
+    strict = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "--fresh-env", "--jobs", "auto"]
     doctrees = str(out.with_name(f"{out.name}-doctrees"))
     return build_main(["-b", "html", *strict, "-d", doctrees, *options, str(ROOT / "docs"), str(out)])
 

@@ -18,6 +18,8 @@ from trl_dpo_ext import LossVariant, Need, Pairs, Side
 from trl_dpo_ext.config import DPOExtConfig
 from trl_dpo_ext.core.hyperparameters import DeclaredHyper
 
+torch.set_num_threads(1)  # the tensors are small, and Sphinx forks
+
 TOKENS = 100
 """Tokens of each completion."""
 REF_LOGPS = -200.0
@@ -114,7 +116,8 @@ def _evaluated(
 ) -> Sample:
     loss = variant.make()
     if variant.stateful:
-        loss(pairs_of(*torch.tensor(COMPANIONS, dtype=torch.float64).T), **hyper)
+        others = torch.tensor(COMPANIONS, dtype=torch.float64).T
+        loss(pairs_of(others[0], others[1]), **hyper)
     pairs = pairs_of(chosen, rejected, training=not variant.stateful)
     values = loss(pairs, **hyper)
     total = values.sum()
@@ -131,10 +134,10 @@ def _evaluated(
 def pairs_of(chosen: torch.Tensor, rejected: torch.Tensor, training: bool = True) -> Pairs:
     """Pairs with everything that a loss may read, from log-ratios of shape (pairs,)."""
     base = min(REF_LOGPS, -float(torch.cat([chosen, rejected]).max()) - 1)
-    sides = {name: _side(name, values, base) for name, values in (("chosen", chosen), ("rejected", rejected))}
     columns = {name: torch.full((len(chosen),), value, dtype=torch.float64) for name, value in COLUMNS.items()}
-    columns |= {f"{name}_token_weights": torch.ones(len(chosen), TOKENS, dtype=torch.float64) for name in sides}
-    return Pairs(**sides, columns=columns, training=training)
+    columns |= {f"{name}_token_weights": torch.ones(len(chosen), TOKENS, dtype=torch.float64) for name in TOKEN_KL}
+    sides = (_side("chosen", chosen, base), _side("rejected", rejected, base))
+    return Pairs(*sides, columns=columns, training=training)
 
 
 def _side(name: str, logratios: torch.Tensor, base: float) -> Side:
