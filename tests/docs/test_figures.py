@@ -1,0 +1,94 @@
+"""The figures of the documentation are those of the committed results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "internals" / "benchmarks.md").read_text(encoding="utf-8")
+RESULTS = {
+    file.stem: file.read_text(encoding="utf-8").replace("**", "") for file in (ROOT / "benchmarks/results").glob("*.md")
+}
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def section(text: str, heading: str) -> str:
+    return text.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of a table's rows, by the first one."""
+    found = [[cell.strip() for cell in row.strip("| ").split("|")] for row in text.splitlines() if row.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in found}
+
+
+def median(cell: str) -> float:
+    return float(NUMBER.findall(cell)[0])
+
+
+STEPS = {name: cells for name, cells in rows(section(PAGE, "## A training step")).items() if "-like, " in name}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_steps_are_those_that_were_measured(name: str) -> None:
+    lengths, pairs = name.split(", ")
+    measured = rows(section(RESULTS["train_step"], f"### {lengths} lengths, {pairs} pairs"))
+    ways = [measured[way] for way in ("TRL", "padding_free", "share_prompt")]
+    before = min(median(cells[-1]) for way, cells in measured.items() if way.startswith("former"))
+    positions, memory, times = ([float(each) for each in NUMBER.findall(cell)] for cell in STEPS[name])
+    assert positions == [float(cells[0]) for cells in ways]
+    assert memory == [pytest.approx(float(ways[2][4]) / float(ways[0][4]), abs=0.006)]
+    assert times == [
+        pytest.approx(median(ways[0][-1]), abs=0.051), pytest.approx(median(ways[1][-1])), pytest.approx(before),
+    ]  # fmt: skip
+
+
+def test_there_are_six_steps() -> None:
+    assert len(STEPS) == 6
+
+
+def test_the_speeds_on_a_gpu_are_those_that_were_measured() -> None:
+    table = section(PAGE, "## On one H100")
+    speeds = re.findall(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\)", table)
+    positions = re.findall(r"\| (\d{3,4}), (\d{3,4}) \|", table)
+    assert len(speeds) == len(positions) == 6
+    assert [each for each in speeds if each not in RESULTS["gpu"]] == []
+    assert all(re.search(rf"\| {number} \|", RESULTS["gpu"]) for pair in positions for number in pair)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ("precompute", "3.85"), ("precompute", "7.02"), ("precompute", "4.41"), ("precompute", "3.27"),
+        ("precompute", "978"), ("precompute", "3509"), ("precompute", "4.1 times"), ("train_step", "4.8 times"),
+        ("train_step", "6.72 times"), ("store_memory", "457 MB"), ("store_memory", "2023 MB"), ("inspection", "0.16 GiB"),
+        ("gpu", "1.24"), ("gpu", "1.36"), ("gpu", "1.58"), ("gpu", "4.2"), ("reference_memory", "0.281"),
+        ("reference_drift", "+3.67 ± 4.57"), ("compare_losses", "| `simpo` | 1.00 | 4.12 | +0.32 |"),
+        ("compare_losses", "| `sigmoid` | 1.00 | 8.06 | -0.34 |"), ("compare_losses", "| `dpop` | 1.00 | 2.53 | +0.22 |"),
+        ("compare_losses", "| `orpo` | 1.00 | 1.62 | +0.48 |"), ("compare_losses", "| `dpo_nll` | 1.00 | 4.75 | +0.29 |"),
+    ],
+)  # fmt: skip
+def test_what_pages_quote_is_in_the_results(result: str, text: str) -> None:
+    assert text in RESULTS[result]
+
+
+def test_every_page_that_gives_a_ratio_of_positions_gives_the_same() -> None:
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/results/precompute.md"]
+    found = {
+        name: {*re.findall(r"\d\.\d to \d\.\d(?= times as many| \|)", file.read_text(encoding="utf-8"))}
+        for name, file in ((file.name, file) for file in files)
+    }
+    assert all("3.4 to 3.9" in found[name] for name in ("README.md", "precompute.md", "benchmarks.md"))
+    assert {each for ratios in found.values() for each in ratios} <= {
+        "3.4 to 3.9",
+        "7.7 to 9.1",
+        "2.6 to 5.5",
+        "1.2 to 1.7",
+    }
+
+
+def test_every_result_is_linked_from_the_page() -> None:
+    assert {*RESULTS} <= {*re.findall(r"benchmarks/results/(\w+)\.md", PAGE)}
