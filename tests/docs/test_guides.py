@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools import docs, guide_parts
+from tools.site.files import link_files, list_guides
 from trl_dpo_ext.data import findings
 from trl_dpo_ext.migration.tools import TOOLS
 from trl_dpo_ext.watch.alarm_table import ALARMS
@@ -125,3 +126,14 @@ def test_links_outside_of_the_site_lead_somewhere(name: str) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_a_guide_is_listed_once_whether_the_start_page_names_it_or_not() -> None:
+    listed = re.findall(r"^guides/.+$", list_guides("guides/data\nguides/*\n"), re.MULTILINE)
+    assert listed[0] == "guides/data"
+    assert sorted(listed) == sorted(f"guides/{file.stem}" for file in GUIDES if file.parent.name == "guides")
+
+
+def test_links_out_of_the_site_are_to_files() -> None:
+    text = "[a](../data.md) [b](../../CONTRIBUTING.md#add-a-loss) [c](https://x.org/y.md)"
+    assert link_files("guides/x", text) == "[a](../data.md) [b](path:../../CONTRIBUTING.md) [c](https://x.org/y.md)"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .contents import fill, write_pages
 from .docstrings import prepare, restore
-from .files import link_files
+from .files import link_files, list_guides
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -24,7 +24,8 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def _replace_parts(app: Any, name: str, source: list[str]) -> None:
-    source[0] = link_files(name, fill(name, source[0]))
+    text = list_guides(source[0]) if name == "index" else source[0]
+    source[0] = link_files(name, fill(name, text))
 
 
 def _of_lines(change: Callable[[str, list[str]], None]) -> Callable[..., None]:

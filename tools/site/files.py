@@ -1,4 +1,4 @@
-"""Links from pages to Markdown files of the repository that are no pages: the site offers those files as they are."""
+"""What pages say of other files: links to Markdown that is no page, and the guides that no table of contents names."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def link_files(name: str, text: str) -> str:
         return found[0] if file.resolve().is_relative_to(DOCS.resolve()) else f"](path:{found[1]})"
 
     return _LINK.sub(link, text)
+
+
+def list_guides(text: str) -> str:
+    """Return the start page with `guides/*` replaced by the guides that its tables of contents do not name.
+
+    Sphinx would list all of them there once more.
+    """
+    named = set(re.findall(r"^guides/\w+$", text, re.MULTILINE))
+    others = sorted({f"guides/{file.stem}" for file in (DOCS / "guides").glob("*.md")} - named)
+    return re.sub(r"^guides/\*\n", "".join(f"{name}\n" for name in others), text, flags=re.MULTILINE)
