@@ -49,6 +49,7 @@ html_theme = "furo"
 html_title = "trl_dpo_ext"
 html_static_path = ["_static"]
 html_css_files = ["charts.css", "site.css"]
+html_js_files = ["from_file.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {

@@ -94,7 +94,7 @@
     series.forEach(({ name, place: color, y }, index) => {
       const one = page.make("span", undefined, "one");
       one.append(page.make("span", undefined, `key on c${color % COLORS}${color >= COLORS ? " dashed" : ""}`));
-      one.append(` ${name} ${shown(y[place])}${index < series.length - 1 ? "," : ""}`);
+      one.append(`${name} ${shown(y[place])}${index < series.length - 1 ? "," : ""}`);
       said.append(one, " ");
     });
   };

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -138,26 +137,3 @@ def test_docstrings_become_markdown() -> None:
     assert prose(text[""]).split("\n\n")[1] == "```{code-block} text\n:class: formula"
     assert "a * b\n```" in prose(text[""])
     assert escaped("a*b [c] `d*e`") == r"a\*b \[c\] `d*e`"
-
-
-LINK = re.compile(r"\]\(((?!https?:|mailto:)[^)\s]+)\)")
-
-
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "recipes/README.md", "benchmarks/README.md"]
-)
-def test_links_outside_of_the_site_lead_somewhere(name: str) -> None:
-    file = ROOT / name
-    for target in LINK.findall(file.read_text(encoding="utf-8")):
-        path, _, anchor = target.partition("#")
-        found = (file.parent / path).resolve() if path else file
-        assert found.exists(), f"{name} links to {target}"
-        if anchor and found.suffix == ".md":
-            assert anchor in anchors(found), f"{name} links to {target}; {path} has {sorted(anchors(found))}"
-
-
-def anchors(file: Path) -> set[str]:
-    """What GitHub makes of headings."""
-    text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from trl_dpo_ext.pages.axes import Level
+from trl_dpo_ext.pages.axes import Level, tick_text
 from trl_dpo_ext.pages.charts import line_chart
 from trl_dpo_ext.pages.curves import Curve
 from trl_dpo_ext.pages.markup import Markup, element
@@ -68,7 +68,7 @@ def by_side(study: Study) -> list[Markup]:
             ("Gradient", f"d loss / d {side}", lambda one, side=side: getattr(one, f"by_{side}")),
         ):
             curves = [
-                Curve(f"{other} at {at + offset:g}", shown, pick(samples[at]).tolist(), color=color)
+                Curve(f"{other} at {tick_text(at + offset)}", shown, pick(samples[at]).tolist(), color=color)
                 for color, at in enumerate(held)
             ]
             charts.append(line_chart(curves, title, x_label=label, unit=unit, levels=_ZERO))
