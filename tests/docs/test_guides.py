@@ -114,20 +114,6 @@ def test_every_target_that_tests_says_what_it_proves() -> None:
     assert {name for name in targets if name.startswith(("test", "check", "demo"))} <= {*named}
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "recipes/README.md", "benchmarks/README.md"]
-)
-def test_links_outside_of_the_site_lead_somewhere(name: str) -> None:
-    """Sphinx checks those inside of it."""
-    listed = {f"{page}.md" for page in re.findall(r"^[\w/]+$", text_of("docs/index.md"), re.MULTILINE)}
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#([^)]+))?\)", FENCE.sub("", text_of(name))):
-        file = (ROOT / name).parent / target
-        assert file.exists() or target.removeprefix("docs/") in listed, f"{name} links to {target}"
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def test_a_guide_is_listed_once_whether_the_start_page_names_it_or_not() -> None:
     listed = re.findall(r"^guides/.+$", list_guides("guides/data\nguides/*\n"), re.MULTILINE)
     assert listed[0] == "guides/data"
