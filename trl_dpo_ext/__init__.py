@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import losses as _losses  # noqa: F401  (importing it declares every variant)
 from .core.columns import Column
 from .core.hyperparameters import Beta, Hyper, LabelSmoothing
+from .core.lists import Lists
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
 from .core.registry import LossVariant, get_loss, list_losses, register_loss
@@ -30,6 +31,7 @@ __all__ = [
     "Hyper",
     "InputError",
     "LabelSmoothing",
+    "Lists",
     "LossMixture",
     "LossVariant",
     "Need",

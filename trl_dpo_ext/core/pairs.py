@@ -56,13 +56,25 @@ class NeedInfo:
     """Field of `Side` that serves it; empty where no tensor does."""
     remedy: str = ""
     """What is missing and how to pass it, where `tensor` is None."""
+    of_lists: str = ""
+    """The same for lists, where it differs."""
     live: str = ""
     """What a reference model must be run for in every step, because no store holds it; empty otherwise."""
 
 
 NEEDS: dict[Need, NeedInfo] = {
-    Need.REFERENCE: NeedInfo("reference", "ref_logps", "reference log-probs: pass ref_chosen= and ref_rejected="),
-    Need.LENGTHS: NeedInfo("lengths", "lengths", "completion lengths: pass chosen_lengths= and rejected_lengths="),
+    Need.REFERENCE: NeedInfo(
+        "reference",
+        "ref_logps",
+        "reference log-probs: pass ref_chosen= and ref_rejected=",
+        of_lists="reference log-probs: pass ref_logps=",
+    ),
+    Need.LENGTHS: NeedInfo(
+        "lengths",
+        "lengths",
+        "completion lengths: pass chosen_lengths= and rejected_lengths=",
+        of_lists="completion lengths: pass lengths=",
+    ),
     Need.TOKENS: NeedInfo("tokens", "token_logps", "log-probs per token: build Side with token_logps= and mask="),
     Need.TOKEN_REFERENCE: NeedInfo(
         "reference per token", "ref_token_logps", "reference log-probs per token: build Side with ref_token_logps="

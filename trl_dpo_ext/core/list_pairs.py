@@ -1,0 +1,149 @@
+"""Makes pairs of lists after the forward pass, so that every loss of single pairs trains on lists.
+
+K answers go through the model once; their ordered pairs, up to K(K-1)/2, are index operations on the log-probs.
+
+Tests in tests/unit/core/test_list_pairs.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from .lists import Lists, take_answers
+from .pairs import Pairs
+from .segments import segment_max, segment_sizes
+
+PairChoice = Literal["all", "best", "best_worst", "neighbors"]
+ListPairs = PairChoice | int
+"""Which ordered pairs of a list are kept: a choice by name, or how many are drawn per prompt."""
+
+Reduction = Literal["mean", "sum"]
+"""How the values of a prompt's pairs become the value of the prompt."""
+
+PAIR_CHOICES: dict[PairChoice, str] = {
+    "all": "every better answer against every worse one",
+    "best": "the best answer against every other one",
+    "best_worst": "the best answer against the worst one",
+    "neighbors": "every answer against those of the next lower score",
+}
+"""The choices by name; answers of one score share their place."""
+
+
+def parse_list_pairs(value: Any) -> ListPairs:
+    """Return the choice that a flag's text or number names.
+
+    Raises:
+        ValueError: no choice has that name, or the number is below 1.
+    """
+    if value in get_args(PairChoice):
+        return value
+    text = str(value)
+    if text.isdecimal() and int(text) > 0 and not isinstance(value, bool):
+        return int(text)
+    raise ValueError(
+        f"list_pairs must be one of {', '.join(PAIR_CHOICES)}, or a number of pairs to draw per prompt, 1 or more; got "
+        f"{value!r}."
+    )
+
+
+@torch.no_grad()
+def ordered_pairs(
+    scores: torch.Tensor, prompt: torch.Tensor, which: ListPairs, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index of the better and of the worse answer of every kept pair, in the order of prompts.
+
+    Tied answers form no pair, so a prompt whose answers are all tied has none.
+
+    Args:
+        scores: higher is better, shape (answers,).
+        prompt: index of each answer's prompt, ascending from 0, shape (answers,).
+        which: the pairs to keep.
+        generator: draws the pairs where `which` is a number; without replacement, all pairs where a prompt has fewer.
+
+    Returns:
+        Two int64 tensors of shape (pairs,).
+
+    Raises:
+        ValueError: `which` is a number and no generator is given.
+    """
+    count = scores.numel()
+    prompts = int(prompt[-1]) + 1 if count else 0
+    better, worse = _within_prompts(prompt, prompts)
+    better, worse = _keep(scores[better] > scores[worse], better, worse)
+    if which == "neighbors":
+        next_lower = segment_max(scores[worse], better, count)
+        return _keep(scores[worse] == next_lower[better], better, worse)
+    if which in ("best", "best_worst"):
+        better, worse = _keep(scores[better] == segment_max(scores, prompt, prompts)[prompt[better]], better, worse)
+    if which == "best_worst":
+        better, worse = _keep(-scores[worse] == segment_max(-scores, prompt, prompts)[prompt[worse]], better, worse)
+    if isinstance(which, int):
+        return _drawn(better, worse, prompt[better], which, generator)
+    return better, worse
+
+
+def _within_prompts(prompt: torch.Tensor, prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of both answers of every ordered pair of answers to one prompt, an answer with itself included."""
+    sizes = segment_sizes(prompt, prompts)
+    partners = sizes[prompt]
+    first = torch.arange(prompt.numel(), device=prompt.device).repeat_interleave(partners)
+    place = torch.arange(first.numel(), device=prompt.device) - (partners.cumsum(0) - partners)[first]
+    return first, (sizes.cumsum(0) - sizes)[prompt[first]] + place
+
+
+def _keep(kept: torch.Tensor, *indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(index[kept] for index in indices)
+
+
+def _drawn(
+    better: torch.Tensor, worse: torch.Tensor, prompt: torch.Tensor, number: int, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `number` pairs of each prompt, drawn without replacement; `prompt` is that of each pair."""
+    if generator is None:
+        raise ValueError(f"Drawing {number} pairs per prompt needs a torch.Generator: pass generator=.")
+    key = torch.rand(better.numel(), generator=generator, device=generator.device).to(better.device)
+    order = key.argsort()
+    order = order[prompt[order].argsort(stable=True)]
+    prompts = int(prompt[-1]) + 1 if prompt.numel() else 0
+    sizes = segment_sizes(prompt, prompts)
+    place = torch.arange(order.numel(), device=order.device) - (sizes.cumsum(0) - sizes)[prompt[order]]
+    drawn = order[place < number].sort().values
+    return better[drawn], worse[drawn]
+
+
+def pairs_of(
+    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: torch.Generator | None = None
+) -> tuple[Pairs, torch.Tensor]:
+    """Return ordered pairs of the lists' answers, and the weight of each pair in the value of its prompt.
+
+    Args:
+        lists: the batch.
+        which: the pairs to keep; see `ordered_pairs`.
+        reduction: whether a prompt's value is the mean or the sum of its pairs' values.
+        generator: draws the pairs where `which` is a number.
+
+    Returns:
+        The pairs, with the columns `score_chosen`, `score_rejected`, and `margin` from the scores and those of the
+        lists repeated for every pair of a prompt; and weights of shape (pairs,), in the dtype of the log-probs. The
+        weighted values of a prompt's pairs add up to the value of the prompt; the loss is the mean of that over all
+        prompts of the lists, where a prompt without pairs counts with 0.
+    """
+    better, worse = ordered_pairs(lists.scores, lists.prompt, which, generator)
+    prompt = lists.prompt[better]
+    columns = {name: values.index_select(0, prompt) for name, values in lists.columns.items()}
+    columns["score_chosen"], columns["score_rejected"] = lists.scores[better], lists.scores[worse]
+    columns["margin"] = columns["score_chosen"] - columns["score_rejected"]
+    pairs = Pairs(
+        take_answers(lists.answers, better),
+        take_answers(lists.answers, worse),
+        columns,
+        training=lists.training,
+        rank=lists.rank,
+        progress=lists.progress,
+    )
+    weights = torch.ones_like(pairs.chosen.logps, requires_grad=False)
+    if reduction == "mean":
+        weights = weights / segment_sizes(prompt, lists.prompts)[prompt]
+    return pairs, weights
