@@ -16,7 +16,8 @@ from .checks.machine import precision_problems
 from .config_fields import LossHyperparameters
 from .core.hyperparameters import SHARED
 from .core.loss_spec import LossSpec
-from .core.mixture import LossMixture, MixtureParser
+from .core.mixture import LossMixture
+from .core.mixture_parser import MixtureParser
 from .data.config import DataOptions, dataset_column_problems
 from .errors import InputError, collecting
 from .estimate.config import PitfallOptions, pitfall_problems

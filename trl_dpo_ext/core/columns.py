@@ -52,3 +52,5 @@ SCORE_COLUMNS = {
     "score_rejected": Column("Score of the rejected side, on the same scale."),
 }
 P_CHOSEN_COLUMN = {"p_chosen": Column("Probability that the chosen side is better.", ge=0, le=1)}
+COLUMNS_OF_SCORES = (*SCORE_COLUMNS, "margin")
+"""The columns of pairs that the scores of lists fill."""

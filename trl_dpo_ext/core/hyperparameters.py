@@ -25,6 +25,9 @@ class Hyper:
     le: float | None = None
     excludes: str | None = None
     """Name of another hyperparameter of the variant that is mutually exclusive with this one."""
+    required: bool = False
+    """Must be set by the user, because no default fits, as for a temperature in units of the scores; its default is
+    None."""
 
     @property
     def bounds(self) -> list[str]:
@@ -71,9 +74,14 @@ class DeclaredHyper:
         return self.default is NO_DEFAULT
 
     @property
+    def required(self) -> bool:
+        """Return True if the loss has no value for it."""
+        return self.shared or self.hyper.required
+
+    @property
     def summary(self) -> str:
         """Help text with default and bounds, for flags and tables."""
-        notes = [] if self.shared else [f"default: {self.default}"]
+        notes = [] if self.shared else ["required" if self.required else f"default: {self.default}"]
         notes += [f"one of {', '.join(self.choices)}"] if self.choices else self.hyper.bounds
         return f"{self.hyper.help} ({'; '.join(notes)})" if notes else self.hyper.help
 
@@ -83,7 +91,7 @@ class DeclaredHyper:
         meaning = meaning[0].lower() + meaning[1:]
         allowed = None
         if value is None:
-            allowed = None if self.default is None else "set"
+            allowed = None if self.default is None and not self.required else "set"
         elif self.choices:
             allowed = None if value in self.choices else f"one of {', '.join(self.choices)}"
         elif self.type is bool:
@@ -122,6 +130,8 @@ def _read_one(name: str, hint: Any, default: Any, prefix: str) -> DeclaredHyper:
         raise TypeError(f"{name} needs a default: only {', '.join(SHARED)} are shared with DPOConfig and have none.")
     if default is not NO_DEFAULT and not name.startswith(f"{prefix}_"):
         raise TypeError(f"{name} must be named {prefix}_<word>: a variant owns those that have a default.")
+    if metadata[0].required and default is not None:
+        raise TypeError(f"{name} is required, so its default must be None; got {default!r}.")
     plain = hint.__origin__
     arms = [arm for arm in typing.get_args(plain) if arm is not type(None)]
     if typing.get_origin(plain) is Literal:

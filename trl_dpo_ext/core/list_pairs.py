@@ -7,13 +7,14 @@ Tests in tests/unit/core/test_list_pairs.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
 from .lists import Lists, take_answers
 from .pairs import Pairs
-from .segments import segment_max, segment_sizes
+from .segments import segment_max, segment_place, segment_sizes, segment_sum, within_segments
 
 PairChoice = Literal["all", "best", "best_worst", "neighbors"]
 ListPairs = PairChoice | int
@@ -69,8 +70,9 @@ def ordered_pairs(
         ValueError: `which` is a number and no generator is given.
     """
     count = scores.numel()
+    scores = scores if scores.is_floating_point() else scores.double()
     prompts = int(prompt[-1]) + 1 if count else 0
-    better, worse = _within_prompts(prompt, prompts)
+    better, worse = within_segments(prompt, prompts)
     better, worse = _keep(scores[better] > scores[worse], better, worse)
     if which == "neighbors":
         next_lower = segment_max(scores[worse], better, count)
@@ -82,15 +84,6 @@ def ordered_pairs(
     if isinstance(which, int):
         return _drawn(better, worse, prompt[better], which, generator)
     return better, worse
-
-
-def _within_prompts(prompt: torch.Tensor, prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of both answers of every ordered pair of answers to one prompt, an answer with itself included."""
-    sizes = segment_sizes(prompt, prompts)
-    partners = sizes[prompt]
-    first = torch.arange(prompt.numel(), device=prompt.device).repeat_interleave(partners)
-    place = torch.arange(first.numel(), device=prompt.device) - (partners.cumsum(0) - partners)[first]
-    return first, (sizes.cumsum(0) - sizes)[prompt[first]] + place
 
 
 def _keep(kept: torch.Tensor, *indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -106,10 +99,7 @@ def _drawn(
     key = torch.rand(better.numel(), generator=generator, device=generator.device).to(better.device)
     order = key.argsort()
     order = order[prompt[order].argsort(stable=True)]
-    prompts = int(prompt[-1]) + 1 if prompt.numel() else 0
-    sizes = segment_sizes(prompt, prompts)
-    place = torch.arange(order.numel(), device=order.device) - (sizes.cumsum(0) - sizes)[prompt[order]]
-    drawn = order[place < number].sort().values
+    drawn = order[segment_place(prompt[order]) < number].sort().values
     return better[drawn], worse[drawn]
 
 
@@ -130,6 +120,30 @@ def pairs_of(
         weighted values of a prompt's pairs add up to the value of the prompt; the loss is the mean of that over all
         prompts of the lists, where a prompt without pairs counts with 0.
     """
+    paired = pair_lists(lists, which, reduction, generator)
+    return paired.pairs, paired.weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairedLists:
+    """Pairs of lists, with what leads back from pairs to prompts."""
+
+    pairs: Pairs
+    weights: torch.Tensor
+    """Weight of each pair in the value of its prompt, shape (pairs,)."""
+    prompt: torch.Tensor
+    """Index of each pair's prompt, shape (pairs,)."""
+    prompts: int
+
+    def by_prompt(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the value of each prompt, from one value per pair: (pairs,) to (prompts,); 0 without pairs."""
+        return segment_sum(values * self.weights, self.prompt, self.prompts)
+
+
+def pair_lists(
+    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: torch.Generator | None = None
+) -> PairedLists:
+    """Return what `pairs_of` returns, with the prompt of each pair."""
     better, worse = ordered_pairs(lists.scores, lists.prompt, which, generator)
     prompt = lists.prompt[better]
     columns = {name: values.index_select(0, prompt) for name, values in lists.columns.items()}
@@ -146,4 +160,4 @@ def pairs_of(
     weights = torch.ones_like(pairs.chosen.logps, requires_grad=False)
     if reduction == "mean":
         weights = weights / segment_sizes(prompt, lists.prompts)[prompt]
-    return pairs, weights
+    return PairedLists(pairs, weights, prompt, lists.prompts)

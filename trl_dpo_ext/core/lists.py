@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from .pairs import NEEDS, Need, Pairs, Side
 from .segments import segment_logsumexp, segment_max, segment_mean, segment_sizes, segment_sum
+
+Order = Literal["best", "ranks", "scores"]
+"""What is known of the answers to a prompt, each more than the one before: which are best; their ranks; or scores,
+whose differences mean something, too."""
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,15 +45,24 @@ class Lists:
     progress: float = 0.0
     """Share of the training steps that are done, from 0 to 1, for losses with a schedule."""
 
+    _prompts: int = field(init=False, default=-1, repr=False)
+
     @property
     def prompts(self) -> int:
         """Number of prompts."""
-        return int(self.prompt[-1]) + 1 if self.prompt.numel() else 0
+        if self._prompts < 0:  # read once: it waits for the GPU
+            object.__setattr__(self, "_prompts", int(self.prompt[-1]) + 1 if self.prompt.numel() else 0)
+        return self._prompts
 
     @property
     def sizes(self) -> torch.Tensor:
         """Number of answers to each prompt, int64, shape (prompts,)."""
         return segment_sizes(self.prompt, self.prompts)
+
+    @property
+    def tied(self) -> torch.Tensor:
+        """Whether all answers of a prompt have one score, bool, shape (prompts,): it has no order to learn."""
+        return self.max(self.scores) == -self.max(-self.scores)
 
     @property
     def best(self) -> torch.Tensor:
@@ -66,6 +80,10 @@ class Lists:
     def max(self, values: torch.Tensor) -> torch.Tensor:
         """Return the largest value of each prompt, without gradient: (answers,) to (prompts,)."""
         return segment_max(values, self.prompt, self.prompts)
+
+    def zero_if_tied(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of prompts with 0, and no gradient, for those whose answers are all tied: (prompts,)."""
+        return values.masked_fill(self.tied, 0)
 
     def logsumexp(self, values: torch.Tensor) -> torch.Tensor:
         """Return log(sum(exp(values))) of each prompt: (answers,) to (prompts,)."""
@@ -121,6 +139,7 @@ class Lists:
         """
         given = {"logps": logps, "prompt": prompt, "scores": scores, "ref_logps": ref_logps, "lengths": lengths}
         tensors: dict[str, Any] = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+        tensors |= {name: t.float() for name in ("logps", "scores") if not (t := tensors[name]).is_floating_point()}
         shape = tensors["logps"].shape
         wrong = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t.dim() != 1 or t.shape != shape]
         if wrong:
@@ -139,17 +158,19 @@ class Lists:
         return lists
 
     @classmethod
-    def of_pairs(cls, pairs: Pairs) -> Lists:
+    def of_pairs(cls, pairs: Pairs, *, scored: bool = False) -> Lists:
         """Build one list of two answers from each pair, the chosen one first.
 
-        Scores are the columns `score_chosen` and `score_rejected` where the pairs have both, 1 and 0 otherwise.
+        Args:
+            pairs: the batch.
+            scored: take the columns `score_chosen` and `score_rejected` for the scores, which are 1 and 0 otherwise.
         """
         count = pairs.chosen.logps.numel()
         columns = pairs.columns
-        if "score_chosen" in columns and "score_rejected" in columns:
+        if scored:
             scores = interleave(columns["score_chosen"], columns["score_rejected"])
         else:
-            scores = torch.tensor([1.0, 0.0], device=pairs.chosen.logps.device).repeat(count)
+            scores = pairs.chosen.logps.new_tensor([1.0, 0.0]).repeat(count)
         return cls(
             merge_sides(pairs.chosen, pairs.rejected),
             torch.arange(count, device=scores.device).repeat_interleave(2),

@@ -1,22 +1,22 @@
-"""A weighted sum of loss variants, each with its own hyperparameters: parse it, check it, compute it.
+"""A weighted sum of loss variants, each with its own hyperparameters: what it needs, and what it is on a batch.
 
-A `LossSpec` names each loss: `dpop`, or with hyperparameters for this term only `cdpo:beta=1.0,label_smoothing=0.1`, so
-that one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own code.
+Terms of pairs and of lists mix, on batches of pairs (a pair is a list of two answers) and of lists alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .columns import Column
-from .hyperparameters import DeclaredHyper
-from .loss_spec import HOST_PREFIX, LossSpec
-from .pairs import Need, Pairs
-from .registry import LossVariant, get_loss, list_losses
+from .columns import SCORE_COLUMNS, Column
+from .list_pairs import ListPairs, Reduction, pair_lists
+from .lists import Lists
+from .loss_spec import HOST_PREFIX
+from .pairs import Need, Pairs, Side
+from .variant import LossVariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,18 @@ class Term:
     label: str
     """The variant's name, or its spec where a mixture holds the variant more than once."""
     loss: Callable[..., torch.Tensor]
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Dataset columns of pairs that it reads with these hyperparameters, by name."""
+        columns = {name: column.under(self.hyper) for name, column in self.variant.columns.items()}
+        scores = self.score_bounds
+        return columns if scores is None else columns | dict.fromkeys(SCORE_COLUMNS, scores)
+
+    @property
+    def score_bounds(self) -> Column | None:
+        """Return what the scores of lists may hold with these hyperparameters; None where any number will do."""
+        return self.variant.score_bounds and self.variant.score_bounds(**self.hyper)
 
     def describe(self) -> str:
         """Return weight, name and hyperparameters in one line."""
@@ -63,7 +75,12 @@ class LossMixture:
     @property
     def columns(self) -> dict[str, Column]:
         """Dataset columns that the terms read, by name."""
-        return {name: c.under(term.hyper) for term in self.terms for name, c in term.variant.columns.items()}
+        return {name: column for term in self.terms for name, column in term.columns.items()}
+
+    @property
+    def reads_lists(self) -> bool:
+        """Return True if a term reads lists."""
+        return any(term.variant.reads == "lists" for term in self.terms)
 
     def describe(self) -> str:
         """Return all terms in one line."""
@@ -79,23 +96,48 @@ class LossMixture:
             pairs: the batch; the mean over no pairs is 0.
             weights: one weight per pair, shape (pairs,), for every term; None weights all pairs equally.
         """
-        total: torch.Tensor | float = 0.0
-        per_term = {}
-        for term in self.terms:
-            values = term.loss(pairs, **term.hyper)
-            values = values if weights is None else values * weights
-            # In evaluation a process may have been given nothing but repeated pairs, which are not in the batch.
-            mean = values.mean() if values.numel() else values.sum()
-            per_term[term.label] = mean.detach()
-            total = total + mean * term.weight
-        return total, per_term
+        values = [(term, term.loss(term.variant.read(pairs), **term.hyper)) for term in self.terms]
+        return _weighted_sum(values, weights)
+
+    def on_lists(
+        self,
+        lists: Lists,
+        which: ListPairs = "all",
+        weights: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        reduction: Reduction = "mean",
+    ) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
+        """Compute the weighted loss of lists, a scalar, and the mean of each term before its weight, detached.
+
+        Terms of pairs see the same pairs of each list, and a prompt has the mean, or the sum, of their values.
+
+        Args:
+            lists: the batch; the mean over no prompts is 0.
+            which: the pairs of a list that terms of pairs see.
+            weights: one weight per prompt, shape (prompts,), for every term; None weights all prompts equally.
+            generator: draws the pairs where `which` is a number.
+            reduction: "mean" or "sum" of the values of a prompt's pairs.
+        """
+        of_pairs = any(term.variant.reads == "pairs" for term in self.terms)
+        paired = pair_lists(lists, which, reduction, generator) if of_pairs else None
+
+        def value(term: Term) -> torch.Tensor:
+            if term.variant.reads == "lists" or paired is None:
+                return term.loss(lists, **term.hyper)
+            return paired.by_prompt(term.loss(paired.pairs, **term.hyper))
+
+        return _weighted_sum([(term, value(term)) for term in self.terms], weights)
 
     def rewards(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the first term's own rewards of both sides, each (pairs,); None where the reference defines them."""
+        chosen, rejected = self.answer_rewards(pairs.chosen), self.answer_rewards(pairs.rejected)
+        return None if chosen is None or rejected is None else (chosen, rejected)
+
+    def answer_rewards(self, answers: Side) -> torch.Tensor | None:
+        """Return the first term's own reward of every answer, (answers,); None where the reference defines it."""
         if self.needs_reference or self.reference_free or not self.terms or self.terms[0].variant.reward is None:
             return None
-        term, reward = self.terms[0], self.terms[0].variant.reward
-        return reward(pairs.chosen, **term.hyper).detach(), reward(pairs.rejected, **term.hyper).detach()
+        return self.terms[0].variant.reward(answers, **self.terms[0].hyper).detach()
 
     def token_sums(self, pairs: Pairs) -> dict[str, torch.Tensor]:
         """Return what each term averages over the batch's chosen tokens, summed by pair, (pairs,), by label.
@@ -124,127 +166,16 @@ class LossMixture:
             loss.load_state_dict(state[label])  # type: ignore[attr-defined]
 
 
-@dataclass(slots=True)
-class MixtureParser:
-    """Builds a mixture from specs, weights and flag values, collecting every problem instead of raising the first."""
-
-    specs: Sequence[str]
-    """Losses by name; each is read as a `LossSpec`."""
-    weights: Sequence[float] | None
-    values: Mapping[str, Any]
-    """Flag values by hyperparameter name: shared ones always, owned ones None where not set."""
-    shared_defaults: Mapping[str, Any]
-    problems: list[str] = field(default_factory=list)
-
-    def parse(self, reference_free: bool = False) -> LossMixture | None:
-        """Return the mixture, or None after adding to `problems` why the specs give none."""
-        weights = self._weights()
-        host, terms = [], []
-        for spec, weight in zip(map(LossSpec, self.specs), weights, strict=True):
-            if spec.startswith(HOST_PREFIX):
-                host.append((spec.removeprefix(HOST_PREFIX), weight))
-            else:
-                terms += self._term(spec, weight)
-        if not self.specs:
-            self.problems.append("loss_type is empty; name at least one loss.")
-        self._report_unused([variant for variant, _, _, _ in terms], bool(host))
-        if self.problems:
-            return None
-        names = [variant.name for variant, _, _, _ in terms]
-        labels = [v.name if names.count(v.name) == 1 else str(spec) for v, _, _, spec in terms]
-        return LossMixture(
-            terms=tuple(
-                Term(variant, weight, hyper, label, variant.make())
-                for (variant, weight, hyper, _), label in zip(terms, labels, strict=True)
-            ),
-            host_names=tuple(name for name, _ in host),
-            host_weights=tuple(weight for _, weight in host),
-            reference_free=reference_free,
-        )
-
-    def _weights(self) -> list[float]:
-        if self.weights is None:
-            return [1.0] * len(self.specs)
-        if len(self.weights) != len(self.specs):
-            self.problems.append(
-                f"loss_weights has {len(self.weights)} values for {len(self.specs)} losses ({', '.join(self.specs)}); "
-                "give one weight per loss."
-            )
-            return [1.0] * len(self.specs)
-        if self.weights and not any(self.weights):
-            self.problems.append(f"Nothing would train: all loss_weights are 0 ({', '.join(self.specs)}).")
-        return list(self.weights)
-
-    def _term(self, spec: LossSpec, weight: float) -> list[tuple[LossVariant, float, dict[str, Any], LossSpec]]:
-        try:
-            variant = get_loss(spec.name)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return []
-        hyper = {p.name: self.values[p.name] for p in variant.hyperparameters if self.values.get(p.name) is not None}
-        for name, value in spec.hyper.items():
-            parameter = _parameter(variant, name)
-            if parameter is None:
-                self._report_assignment(variant, spec, f"{name}={value}")
-            else:
-                hyper[parameter.name] = _convert(parameter, value)
-        for assignment in spec.malformed:
-            self._report_assignment(variant, spec, assignment)
-        self.problems += variant.check(hyper)
-        complete = {p.name: hyper.get(p.name, p.default) for p in variant.hyperparameters}
-        return [(variant, weight, complete, spec)]
-
-    def _report_assignment(self, variant: LossVariant, spec: LossSpec, assignment: str) -> None:
-        has = ", ".join(p.name for p in variant.hyperparameters) or "none"
-        self.problems.append(f"{assignment!r} in loss_type {str(spec)!r}: write name=value; {variant.name} has {has}.")
-
-    def _report_unused(self, variants: Sequence[LossVariant], host_losses: bool) -> None:
-        used = {p.name for variant in variants for p in variant.hyperparameters}
-        owners: dict[str, list[str]] = {}
-        for variant in list_losses():
-            for parameter in variant.hyperparameters:
-                owners.setdefault(parameter.name, []).append(variant.name)
-        for name, value in self.values.items():
-            shared = name in self.shared_defaults
-            unset = value is None or (shared and value == self.shared_defaults[name])
-            # Which fields a loss left to TRL reads is TRL's business.
-            if unset or name in used or (shared and host_losses):
-                continue
-            chosen = ", ".join(self.specs)
-            self.problems.append(
-                f"{name}={value} is not used by any chosen loss ({chosen}); {_owned_by(name, owners.get(name, []))}"
-            )
-
-
-def _parameter(variant: LossVariant, name: str) -> DeclaredHyper | None:
-    """Return the hyperparameter of that name; an owned one may be named without its variant's prefix."""
-    short = {p.name.removeprefix(f"{variant.name}_"): p for p in variant.owned}
-    return {p.name: p for p in variant.hyperparameters}.get(name) or short.get(name)
-
-
-def _owned_by(name: str, owners: Sequence[str]) -> str:
-    if not owners:
-        return f"remove {name}."
-    listed = ", ".join(owners[:6]) + (", ..." if len(owners) > 6 else "")
-    extra = " For conservative DPO choose cdpo." if name == "label_smoothing" else ""
-    return f"it applies to {listed}.{extra}"
-
-
-def _convert(parameter: DeclaredHyper, value: Any) -> Any:
-    """Return a spec's value in the parameter's type; what does not convert is left to the range check."""
-    if type(value) is int and parameter.type is float:
-        return float(value)
-    return _from_text(parameter, value) if isinstance(value, str) else value
-
-
-def _from_text(parameter: DeclaredHyper, text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
-    if parameter.type is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if parameter.choices:
-        return text
-    try:
-        return int(text) if parameter.type is int else float(text)
-    except ValueError:
-        return text
+def _weighted_sum(
+    values: Sequence[tuple[Term, torch.Tensor]], weights: torch.Tensor | None
+) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
+    """Sum of the terms' means, and each mean, from each term's values of pairs or of prompts."""
+    total: torch.Tensor | float = 0.0
+    per_term = {}
+    for term, each in values:
+        weighted = each if weights is None else each * weights
+        # In evaluation a process may have been given nothing but repeated pairs, which are not in the batch.
+        mean = weighted.mean() if weighted.numel() else weighted.sum()
+        per_term[term.label] = mean.detach()
+        total = total + mean * term.weight
+    return total, per_term

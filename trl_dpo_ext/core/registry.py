@@ -7,136 +7,22 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import torch
-
-from .columns import Column
-from .hyperparameters import DeclaredHyper, read_hyperparameters
-from .pairs import Need, Pairs
-from .verification import EXPERIMENTAL, Verification, unknown_grade
+from .columns import SCORE_COLUMNS, Column
+from .hyperparameters import read_hyperparameters
+from .lists import ORDERS, Order
+from .pairs import Need
+from .variant import LossVariant, Reads, Reward, ScoreBounds, TokenSums
+from .verification import Verification, unknown_grade
 
 PLUGIN_GROUP = "trl_dpo_ext.losses"
 
-Reward = Callable[..., torch.Tensor]
-"""`reward(side, **hyperparameters) -> (pairs,)`: the reward a variant implies for one side."""
-
-TokenSums = Callable[..., torch.Tensor]
-"""`sums(pairs, **hyperparameters) -> (pairs,)`: what a variant averages over the chosen tokens of its batch, summed by
-pair."""
-
 LossFunction = TypeVar("LossFunction")
-
-
-@dataclass(frozen=True, slots=True)
-class LossVariant:
-    """One declared loss variant. Calling it gives one value per pair.
-
-    Example:
-        >>> from trl_dpo_ext import Pairs, get_loss
-        >>> pairs = Pairs.from_logps(chosen=[-50.0], rejected=[-52.0], ref_chosen=[-51.0], ref_rejected=[-51.0])
-        >>> get_loss("dpop")(pairs, beta=0.1, dpop_lambda=50.0)
-        tensor([0.5981])
-    """
-
-    name: str
-    function: Callable[..., Any]
-    """`f(pairs, **hyper) -> (pairs,)`, or a class whose instances are such functions and hold a running state."""
-    paper: str | None
-    """arXiv id, or a URL for a formula that was published elsewhere."""
-    needs: Need
-    columns: Mapping[str, Column]
-    """Dataset columns it reads, with their meaning and bounds."""
-    independent_pairs: bool
-    """The value of a pair depends on that pair alone."""
-    order_preserving: bool
-    """Value i belongs to pair i. A loss that sorts its batch does not preserve the order and takes no pair weights."""
-    f_divergence: bool
-    """Reads the score of an f-divergence instead of the plain log-ratio."""
-    shift_invariant: bool
-    """A shift of the reference log-probs that both sides share, per completion or per token, does not change it."""
-    hyperparameters: tuple[DeclaredHyper, ...]
-    aliases: tuple[str, ...]
-    verification: Verification
-    reward: Reward | None
-    token_sums: TokenSums | None
-    """For a variant with a part that is a mean over the chosen tokens of the batch, the same for every pair."""
-    from_trl: bool
-
-    @property
-    def stateful(self) -> bool:
-        """Return True if it keeps a running state; `make` creates a fresh one for every run."""
-        return Need.STATE in self.needs
-
-    @property
-    def needs_reference(self) -> bool:
-        """Return True if it reads anything of a reference model."""
-        return bool(self.needs.of_reference)
-
-    @property
-    def experimental(self) -> bool:
-        """Return True if neither its paper nor its authors' code was seen."""
-        return self.verification in EXPERIMENTAL
-
-    @property
-    def doc(self) -> str:
-        """Full docstring: what it does, formula, when to use it, notes."""
-        return inspect.getdoc(self.function) or ""
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        return self.doc.split("\n", 1)[0]
-
-    @property
-    def owned(self) -> tuple[DeclaredHyper, ...]:
-        """Hyperparameters that belong to the variant and become flags."""
-        return tuple(parameter for parameter in self.hyperparameters if not parameter.shared)
-
-    def make(self) -> Callable[..., torch.Tensor]:
-        """Return the loss as a function of pairs; for a stateful variant, a new instance with a fresh state."""
-        return self.function() if self.stateful else self.function
-
-    def __call__(self, pairs: Pairs, **hyper: Any) -> torch.Tensor:
-        """Compute one value per pair, shape (pairs,), in the dtype of the log-probs.
-
-        Raises:
-            ValueError: the pairs lack something the variant needs, or a hyperparameter is missing, unknown or
-                out of range.
-        """
-        missing = pairs.missing(self.needs, list(self.columns))
-        if missing:
-            raise ValueError(f"loss_type {self.name!r} needs {'; '.join(missing)}.")
-        problems = self.check(hyper)
-        if problems:
-            raise ValueError(" ".join(problems))
-        return self.make()(pairs, **hyper)
-
-    def check(self, hyper: dict[str, Any]) -> list[str]:
-        """Return every problem of these hyperparameters: missing, unknown, out of range, or mutually exclusive."""
-        declared = {parameter.name: parameter for parameter in self.hyperparameters}
-        problems = [
-            f"loss_type {self.name!r} has no hyperparameter {name!r}; it has {', '.join(declared) or 'none'}."
-            for name in hyper
-            if name not in declared
-        ]
-        for name, parameter in declared.items():
-            if name not in hyper:
-                problems += [f"loss_type {self.name!r} needs {name}."] if parameter.shared else []
-                continue
-            problem = parameter.problem(hyper[name], self.name)
-            problems += [problem] if problem else []
-            other = declared.get(parameter.hyper.excludes or "")
-            if other and hyper[name] != parameter.default and hyper.get(other.name, other.default) != other.default:
-                problems.append(f"{name} and {other.name} are mutually exclusive for loss_type {self.name!r}.")
-        return problems
-
 
 _variants: dict[str, LossVariant] = {}
 _aliases: dict[str, str] = {}
@@ -158,6 +44,9 @@ def register_loss(
     reward: Reward | None = None,
     token_sums: TokenSums | None = None,
     from_trl: bool = False,
+    reads: Reads = "pairs",
+    order: Order | None = None,
+    score_bounds: ScoreBounds | None = None,
 ) -> Callable[[LossFunction], LossFunction]:
     """Declare the decorated function (or stateful class) as a loss variant.
 
@@ -180,6 +69,12 @@ def register_loss(
             of the batch: the total of these sums over the number of tokens. Evaluation then takes that mean over the
             tokens of the whole dataset. It is given the value of every hyperparameter.
         from_trl: the name and the formula are TRL's own.
+        reads: "lists" for a function of `Lists`, which returns one value per prompt. It serves pairs, too, as lists of
+            two answers.
+        order: what a function of lists must know of the order of the answers: "best" (which are best), "ranks", or
+            "scores" (how far apart they are). The last one adds `score_chosen` and `score_rejected` to `columns`, from
+            where the scores of pairs come.
+        score_bounds: `bounds(**hyper)`, a `Column` with the values that the scores may hold, if not all are allowed.
 
     Raises:
         TypeError: the declaration is not of the expected form.
@@ -191,6 +86,7 @@ def register_loss(
         stateful = isinstance(function, type)
         try:
             _check_declaration(stateful, needs, columns, verification)
+            _check_order(reads, order, stateful)
             signature = function.__call__ if stateful else function
             hyperparameters = read_hyperparameters(signature, prefix or own_name)
         except TypeError as error:
@@ -201,7 +97,7 @@ def register_loss(
                 function=function,
                 paper=paper,
                 needs=needs,
-                columns=dict(columns),
+                columns={**(SCORE_COLUMNS if order == "scores" else {}), **columns},
                 independent_pairs=independent_pairs,
                 order_preserving=order_preserving,
                 f_divergence=f_divergence,
@@ -212,6 +108,9 @@ def register_loss(
                 reward=reward,
                 token_sums=token_sums,
                 from_trl=from_trl,
+                reads=reads,
+                order=order,
+                score_bounds=score_bounds,
             )
         )
         return function
@@ -228,6 +127,17 @@ def _check_declaration(stateful: bool, needs: Need, columns: Mapping[str, Column
     problem = unknown_grade(verification)
     if problem:
         raise TypeError(problem)
+
+
+def _check_order(reads: str, order: str | None, stateful: bool) -> None:
+    if reads not in ("pairs", "lists"):
+        raise TypeError(f"reads must be 'pairs' or 'lists'; got {reads!r}.")
+    if (reads == "lists") != (order in ORDERS):
+        raise TypeError(
+            f"order must be one of {', '.join(ORDERS)} for reads='lists', and unset for pairs; got {order!r}."
+        )
+    if reads == "lists" and stateful:
+        raise TypeError("a class, which keeps a running state, must read pairs.")
 
 
 def _add(variant: LossVariant) -> None:
@@ -254,13 +164,17 @@ def _load_plugins() -> None:
 
 
 def list_losses(
-    *, needs_reference: bool | None = None, verification: Verification | Collection[Verification] | None = None
+    *,
+    needs_reference: bool | None = None,
+    verification: Verification | Collection[Verification] | None = None,
+    reads: Reads | None = None,
 ) -> list[LossVariant]:
     """Return the declared variants, ours and those of installed plugins, sorted by name.
 
     Args:
         needs_reference: only those that need (True) or do not need (False) a reference model's log-probs.
         verification: only those of this grade, or of one of these grades.
+        reads: only those that read "pairs", or "lists".
 
     Raises:
         ValueError: a grade is unknown; the message lists them.
@@ -268,7 +182,7 @@ def list_losses(
     Example:
         >>> from trl_dpo_ext import list_losses
         >>> [variant.name for variant in list_losses(needs_reference=False, verification="framework")]
-        ['alphapo', 'cpo', 'orpo', 'sft']
+        ['alphapo', 'cpo', 'orpo', 'pl_reference_free', 'sft']
     """
     grades = [verification] if isinstance(verification, str) else verification
     for problem in filter(None, map(unknown_grade, grades or ())):
@@ -277,7 +191,9 @@ def list_losses(
     return [
         variant
         for _, variant in sorted(_variants.items())
-        if needs_reference in (None, variant.needs_reference) and (grades is None or variant.verification in grades)
+        if needs_reference in (None, variant.needs_reference)
+        and (grades is None or variant.verification in grades)
+        and reads in (None, variant.reads)
     ]
 
 

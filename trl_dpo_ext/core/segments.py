@@ -1,6 +1,6 @@
-"""Sums, means, and log-sum-exps over the answers of each prompt, which stand one after another in a flat tensor.
+"""Sums, means, and log-sum-exps over the answers to each prompt, which stand in one flat tensor.
 
-`segment` is the index of each value's prompt, ascending from 0; no axis is padded, so no value stands for "no answer".
+`segment` is the index of each value's prompt; no axis is padded, so no value stands for "no answer".
 
 Tests in tests/unit/core/test_lists.py.
 """
@@ -46,3 +46,23 @@ def segment_logsumexp(values: torch.Tensor, segment: torch.Tensor, segments: int
 def segment_log_softmax(values: torch.Tensor, segment: torch.Tensor, segments: int) -> torch.Tensor:
     """Return the log-softmax within each segment, in the shape of `values`."""
     return values - segment_logsumexp(values, segment, segments)[segment]
+
+
+def within_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index of both values of every ordered pair within a segment, each value with itself included.
+
+    Args:
+        segment: index of each value's segment, ascending from 0, shape (values,).
+        segments: their number.
+    """
+    sizes = segment_sizes(segment, segments)
+    partners = sizes[segment]
+    first = torch.arange(segment.numel(), device=segment.device).repeat_interleave(partners)
+    return first, (sizes.cumsum(0) - sizes)[segment[first]] + segment_place(first)
+
+
+def segment_place(segment: torch.Tensor) -> torch.Tensor:
+    """Return the place of each value in its segment, from 0 on, where segments stand one after another."""
+    index = torch.arange(segment.numel(), device=segment.device)
+    begins = segment.diff(prepend=segment.new_tensor([-1])) != 0
+    return index - torch.where(begins, index, torch.zeros_like(index)).cummax(0).values

@@ -1,7 +1,7 @@
 """Loss variants, one module per family, and every variant by its name: `from trl_dpo_ext.losses import dpop`.
 
-Importing this package declares them all. A variant is a pure function of `Pairs`; one with a running state is a class,
-whose instances are such functions.
+Importing this package declares them all. A variant is a pure function of `Pairs`, or of `Lists` in the `list_` modules;
+one with a running state is a class, whose instances are such functions.
 """
 
 from .asymmetric import anc_dpo, bdpo, bpo, dpo_shift, dpop, hdpo, mappo, minor_dpo
@@ -10,6 +10,9 @@ from .confidence import focalpo, ropo, uni_dpo
 from .entropy import mallows_dpo, rainbowpo
 from .likelihood import arpo, cpo, dpo_nll, orpo, sft, slic_hf
 from .link_functions import cauchy, chipo, discopop, gpo_exp, gpo_savage, gpo_truncquad, hinge, sympo
+from .list_lambda import lipo, lipo_normalized
+from .list_ranking import pl, pl_reference_free, rrhf, top1
+from .list_targets import infonca, nca, qrpo_list, sppo_list
 from .logistic import cdpo, centered, exo_pair, robust, sigmoid, sigmoid_norm
 from .offset import margin, odpo, rdpo
 from .optimal_transport import aot, aot_unpaired
@@ -59,18 +62,25 @@ __all__ = [
     "gpo_truncquad",
     "hdpo",
     "hinge",
+    "infonca",
     "ipo",
     "ipo_sum",
     "kldpo",
     "kto_pair",
+    "lipo",
+    "lipo_normalized",
     "mallows_dpo",
     "mappo",
     "margin",
     "minor_dpo",
+    "nca",
     "nca_pair",
     "odpo",
     "orpo",
+    "pl",
+    "pl_reference_free",
     "qrpo",
+    "qrpo_list",
     "rainbowpo",
     "rdpo",
     "repo",
@@ -79,6 +89,7 @@ __all__ = [
     "rpo_bwd",
     "rpo_fwd",
     "rpo_sq",
+    "rrhf",
     "sampo",
     "sft",
     "sigmoid",
@@ -90,10 +101,12 @@ __all__ = [
     "soft_dpo_p",
     "sppo",
     "sppo_hard",
+    "sppo_list",
     "sympo",
     "tdpo1",
     "tdpo2",
     "tis_dpo",
+    "top1",
     "uni_dpo",
     "unlikelihood",
 ]

@@ -247,17 +247,24 @@ def qrpo(
         >>> get_loss("qrpo")(pairs, qrpo_beta=0.1)
         tensor([0.1188])
     """
-    if qrpo_transform == "log":
-        log_z = -math.log1p(1 / qrpo_beta)
-    else:  # exp(1 / beta) overflows
-        log_z = math.log(qrpo_beta) + 1 / qrpo_beta + math.log1p(-math.exp(-1 / qrpo_beta))
     total = torch.zeros_like(p.chosen.logps)
     for side, name in ((p.chosen, "quantile_chosen"), (p.rejected, "quantile_rejected")):
-        reward = p.columns[name].to(side.logps.dtype)
-        reward = torch.log(reward) if qrpo_transform == "log" else reward
-        gap = reward - qrpo_beta * log_z - qrpo_beta * side.logratio
-        total = total + (absolute(gap) if qrpo_error == "mae" else squared(gap))
+        total = total + qrpo_error_of(side.logratio, p.columns[name], qrpo_beta, qrpo_transform, qrpo_error)
     return total / 2
+
+
+def qrpo_error_of(
+    logratio: torch.Tensor, quantile: torch.Tensor, beta: float, transform: str, error: str
+) -> torch.Tensor:
+    """QRPO's error of every answer, in the shape of `logratio`."""
+    if transform == "log":
+        log_z = -math.log1p(1 / beta)
+    else:  # exp(1 / beta) overflows
+        log_z = math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta))
+    reward = quantile.to(logratio.dtype)
+    reward = torch.log(reward) if transform == "log" else reward
+    gap = reward - beta * log_z - beta * logratio
+    return absolute(gap) if error == "mae" else squared(gap)
 
 
 def reward_quantile(reward: torch.Tensor, ref_rewards: torch.Tensor) -> torch.Tensor:

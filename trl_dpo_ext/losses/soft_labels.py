@@ -30,7 +30,7 @@ def score_gap(p: Pairs) -> torch.Tensor:
     needs=Need.REFERENCE,
     columns=SCORE_COLUMNS,
     f_divergence=True,
-    aliases=("mmpo", "infonca"),
+    aliases=("mmpo",),
     verification="authors",
 )
 def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.Tensor:
@@ -48,8 +48,8 @@ def soft_dpo(p: Pairs, *, beta: Beta, soft_dpo_eta: SoftDpoEta = 1.0) -> torch.T
         MMPO, arXiv 2410.03145; InfoNCA with two responses, arXiv 2402.05369.
 
     Note:
-        The same gradients as `rpo_bwd`, which subtracts the labels' entropy and so ends at zero. InfoNCA's temperature
-        is 1 / eta.
+        The same gradients as `rpo_bwd`, which subtracts the labels' entropy and so ends at zero. `infonca` is its form
+        for lists of answers, with the temperature 1 / eta.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss

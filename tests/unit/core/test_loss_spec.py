@@ -11,7 +11,8 @@ import pytest
 
 from trl_dpo_ext import InputError
 from trl_dpo_ext.core.loss_spec import LossSpec
-from trl_dpo_ext.core.mixture import LossMixture, MixtureParser
+from trl_dpo_ext.core.mixture import LossMixture
+from trl_dpo_ext.core.mixture_parser import MixtureParser
 
 SHARED = {"beta": 0.1, "label_smoothing": 0.0, "discopop_tau": 0.05}
 
