@@ -1,7 +1,7 @@
 """Losses of the order of the answers to one prompt: likelihoods of the ranking, of the best answer, and ranking hinges.
 
-Tests in tests/unit/losses/lists: test_golden.py, test_gradients.py and test_properties.py for every variant,
-test_pairwise_limits.py for this family.
+Tests in tests/unit/losses: test_list_golden.py, test_list_gradients.py and test_list_properties.py for every variant of
+lists, test_list_limits.py for this family.
 """
 
 from __future__ import annotations

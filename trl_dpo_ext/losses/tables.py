@@ -7,8 +7,11 @@ import json
 from collections import Counter
 from typing import Any
 
+from ..core.columns import COLUMNS_OF_SCORES
+from ..core.lists import Order
 from ..core.pairs import NEEDS
-from ..core.registry import LossVariant, get_loss, list_losses
+from ..core.registry import get_loss, list_losses
+from ..core.variant import LossVariant
 from ..core.verification import GRADES, REPRODUCES_CODE, Verification
 
 _MARKS: dict[Verification, str] = {"paper": " ¹", "third_party": " ²", "unverified": " ³"}
@@ -21,6 +24,8 @@ def record(variant: LossVariant) -> dict[str, Any]:
         "aliases": list(variant.aliases),
         "summary": variant.summary,
         "paper": variant.paper,
+        "reads": variant.reads,
+        "order": variant.order,
         "needs": _need_labels(variant),
         "columns": {name: meaning.help for name, meaning in variant.columns.items()},
         "hyperparameters": {p.name: _hyper_record(p) for p in variant.hyperparameters},
@@ -35,6 +40,7 @@ def record(variant: LossVariant) -> dict[str, Any]:
 
 def _hyper_record(parameter: Any) -> dict[str, Any]:
     shared = {"shared": True} if parameter.shared else {"shared": False, "default": parameter.default}
+    shared |= {"required": True} if parameter.hyper.required else {}
     return {**shared, "help": parameter.hyper.help, "bounds": list(parameter.choices) or parameter.hyper.bounds}
 
 
@@ -44,24 +50,24 @@ def as_json() -> str:
 
 
 def as_text() -> str:
-    """Return every variant as a table with aligned columns."""
+    """Return every variant as a table with aligned columns, losses of lists and experimental ones apart."""
     head = ("name", "verification", "paper", "needs", "hyperparameters (defaults)")
     tables = [
-        [(v.name, v.verification, _paper_id(v), _needs(v), _hypers(v)) for v in variants] for variants in _in_two()
+        [(v.name, v.verification, _paper_id(v), _needs(v), _hypers(v)) for v in variants] for variants in _in_parts()
     ]
     widths = [max(len(row[column]) for row in (head, *itertools.chain(*tables))) for column in range(4)]
-    known, experimental = (
+    pairs, lists, experimental = (
         ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
-        for rows in ([head, *tables[0]], tables[1])
+        for rows in ([head, *tables[0]], tables[1], tables[2])
     )
-    return "\n".join([*known, "", f"{_EXPERIMENTAL}:", *experimental])
+    return "\n".join([*pairs, "", f"{_LISTS}:", *lists, "", f"{_EXPERIMENTAL}:", *experimental])
 
 
 def as_markdown() -> str:
-    """Return every variant as Markdown tables, the experimental ones apart."""
-    known, experimental = ("\n".join(map(_markdown_row, variants)) for variants in _in_two())
+    """Return every variant as Markdown tables, losses of lists and experimental ones apart."""
+    pairs, lists, experimental = ("\n".join(map(_markdown_row, variants)) for variants in _in_parts())
     head = "| `loss_type` | what it does | paper | needs | hyperparameters (defaults) |\n|---|---|---|---|---|"
-    return f"{head}\n{known}\n\n{_EXPERIMENTAL}:\n\n{head}\n{experimental}"
+    return f"{head}\n{pairs}\n\n{_LISTS}:\n\n{head}\n{lists}\n\n{_EXPERIMENTAL}:\n\n{head}\n{experimental}"
 
 
 def _markdown_row(v: LossVariant) -> str:
@@ -69,13 +75,20 @@ def _markdown_row(v: LossVariant) -> str:
     return f"| {name} | {_escape(v.summary)} | {_link(v)} | {_needs(v)} | {_hypers(v)} |"
 
 
+_LISTS = "Losses of lists, which compare all answers to a prompt (a pair is a list of two answers)"
 _EXPERIMENTAL = "Experimental, because neither the paper nor the authors' code was seen"
+_ORDER: dict[Order, str] = {
+    "best": "lists with the best answer",
+    "ranks": "lists with ranks",
+    "scores": "lists with scores",
+}
 
 
-def _in_two() -> tuple[list[LossVariant], list[LossVariant]]:
-    """The variants, and the experimental ones."""
-    variants = list_losses()
-    return [v for v in variants if not v.experimental], [v for v in variants if v.experimental]
+def _in_parts() -> tuple[list[LossVariant], list[LossVariant], list[LossVariant]]:
+    """The variants that read pairs, those that read lists, and the experimental ones of both."""
+    known = [v for v in list_losses() if not v.experimental]
+    experimental = [v for v in list_losses() if v.experimental]
+    return [v for v in known if v.reads == "pairs"], [v for v in known if v.reads == "lists"], experimental
 
 
 def counts_as_markdown(table: str = "#loss-variants") -> str:
@@ -112,7 +125,9 @@ def describe(name: str) -> str:
         "paper": _url(v) or "none",
         "also called": ", ".join(v.aliases),
         "needs": _needs(v),
-        "columns": "; ".join(f"{column}: {meaning.help}" for column, meaning in v.columns.items()),
+        "columns" if v.reads == "pairs" else "columns of pairs": "; ".join(
+            f"{column}: {meaning.help}" for column, meaning in v.columns.items()
+        ),
         "pairs": "" if v.independent_pairs else _DEPENDENT_PAIRS,
         "weights": "" if v.order_preserving else "cannot be weighted by pair: the loss sorts its batch",
         "verification": f"{v.verification} ({GRADES[v.verification]})",
@@ -130,11 +145,13 @@ def _need_labels(variant: LossVariant) -> list[str]:
 
 
 def _needs(variant: LossVariant) -> str:
-    return ", ".join([*_need_labels(variant), *(f"column {name}" for name in variant.columns)]) or "nothing"
+    lists = [_ORDER[variant.order]] if variant.order else []
+    columns = [f"column {name}" for name in variant.columns if not (lists and name in COLUMNS_OF_SCORES)]
+    return ", ".join([*lists, *_need_labels(variant), *columns]) or "nothing"
 
 
 def _hypers(variant: LossVariant) -> str:
-    shown = [p.name if p.shared else f"{p.name} ({p.default})" for p in variant.hyperparameters]
+    shown = [p.name if p.required else f"{p.name} ({p.default})" for p in variant.hyperparameters]
     return ", ".join(shown) or "none"
 
 

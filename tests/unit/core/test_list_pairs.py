@@ -1,0 +1,133 @@
+"""Pairs of lists: which are kept, what they hold, and how they are weighed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.lists import SMOOTH_PROMPTS, Prompt, make_lists, permuted, slopes
+from trl_dpo_ext import Lists, Pairs, get_loss
+from trl_dpo_ext.core.list_pairs import ListPairs, ordered_pairs, pair_lists, pairs_of, parse_list_pairs
+
+#                         best tied   best second, a tie  all tied   five without ties
+SCORES = torch.tensor([7.0, 7, 4, 2, 9, 5, 5, 3, 3, 1, 2, 5, 4, 3])
+PROMPT = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3])
+
+
+def kept(which: ListPairs, generator: torch.Generator | None = None) -> list[tuple[int, int]]:
+    better, worse = ordered_pairs(SCORES, PROMPT, which, generator)
+    return list(zip(better.tolist(), worse.tolist(), strict=True))
+
+
+def test_all_pairs_are_the_ordered_ones_of_each_prompt() -> None:
+    expected = [(i, j) for i in range(14) for j in range(14) if PROMPT[i] == PROMPT[j] and SCORES[i] > SCORES[j]]
+    assert kept("all") == expected
+    assert len(expected) == 2 + 5 + 0 + 10
+
+
+def test_the_best_answers_against_the_rest() -> None:
+    assert kept("best") == [(0, 2), (1, 2), (4, 3), (4, 5), (4, 6), (11, 9), (11, 10), (11, 12), (11, 13)]
+
+
+def test_the_best_against_the_worst() -> None:
+    assert kept("best_worst") == [(0, 2), (1, 2), (4, 3), (11, 9)]
+
+
+def test_neighbors_are_next_to_each_other_in_score() -> None:
+    expected = [(0, 2), (1, 2), (4, 5), (4, 6), (5, 3), (6, 3), (10, 9), (11, 12), (12, 13), (13, 10)]
+    assert kept("neighbors") == expected
+
+
+def test_drawn_pairs_are_some_of_all_the_same_with_one_seed() -> None:
+    drawn = kept(3, torch.Generator().manual_seed(5))
+    assert drawn == kept(3, torch.Generator().manual_seed(5))
+    assert drawn == sorted(set(drawn))
+    assert set(drawn) <= set(kept("all"))
+    counts = torch.tensor([PROMPT[i] for i, _ in drawn]).bincount(minlength=4).tolist()
+    assert counts == [2, 3, 0, 3]
+    assert {tuple(kept(3, torch.Generator().manual_seed(seed))) for seed in range(20)} != {tuple(drawn)}
+
+
+def test_every_pair_is_drawn_about_equally_often() -> None:
+    scores, prompt = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.long)
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(4, 4)
+    for _ in range(600):
+        better, worse = ordered_pairs(scores, prompt, 1, generator)
+        counts[better, worse] += 1
+    assert counts.sum() == 600
+    assert counts.triu(1).count_nonzero() == 6
+    assert counts.max() < 150
+
+
+def test_a_draw_needs_a_generator() -> None:
+    with pytest.raises(ValueError, match=r"Drawing 2 pairs per prompt needs a torch\.Generator"):
+        kept(2)
+
+
+@pytest.mark.parametrize("which", ["all", "best", "best_worst", "neighbors", 3])
+def test_no_answers_make_no_pairs(which: ListPairs) -> None:
+    better, worse = ordered_pairs(torch.zeros(0), torch.zeros(0, dtype=torch.long), which, torch.Generator())
+    assert (better.numel(), worse.numel()) == (0, 0)
+
+
+def test_pairs_hold_scores_margins_and_columns_of_their_prompt() -> None:
+    lists = make_lists(SMOOTH_PROMPTS[:2])
+    lists = Lists(
+        lists.answers, lists.prompt, lists.scores, {"price": torch.tensor([3.0, 4.0])}, training=False, rank=2
+    )
+    pairs, weights = pairs_of(lists)
+    assert isinstance(pairs, Pairs)
+    assert (pairs.training, pairs.rank) == (False, 2)
+    assert pairs.columns["score_chosen"].tolist() == [0.8, 0.7, 0.7]
+    assert pairs.columns["score_rejected"].tolist() == [0.6, 0.4, 0.4]
+    torch.testing.assert_close(pairs.columns["margin"], torch.tensor([0.2, 0.3, 0.3], dtype=torch.float64))
+    assert pairs.columns["price"].tolist() == [3, 4, 4]
+    assert weights.tolist() == [1, 0.5, 0.5]
+    assert pairs_of(lists, reduction="sum")[1].tolist() == [1, 1, 1]
+    for side in (pairs.chosen, pairs.rejected):
+        assert side.token_logps.shape == (3, 11)
+        torch.testing.assert_close(side.token_logps.sum(1), side.logps)
+
+
+@pytest.mark.parametrize("which", ["all", "best", "best_worst", "neighbors"])
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "dpop", "margin", "tdpo1", "orpo"])
+def test_a_prompt_has_the_mean_of_its_pairs_whatever_their_number_and_order(name: str, which: ListPairs) -> None:
+    hyper = {p.name: 0.1 for p in get_loss(name).hyperparameters if p.shared}
+
+    def by_prompt(prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        lists = make_lists(prompts)
+        object.__setattr__(lists.answers, "token_kl", lists.answers.token_logps**2)
+        paired = pair_lists(lists, which)
+        values = paired.by_prompt(get_loss(name)(paired.pairs, **hyper))
+        return values, slopes(values, lists)
+
+    values, slope = by_prompt(SMOOTH_PROMPTS)
+    for place, prompt in enumerate(SMOOTH_PROMPTS):
+        lists = make_lists([prompt])
+        object.__setattr__(lists.answers, "token_kl", lists.answers.token_logps**2)
+        pairs, _ = pairs_of(lists, which)
+        torch.testing.assert_close(values[place], get_loss(name)(pairs, **hyper).mean(), rtol=1e-12, atol=1e-12)
+        order = list(range(len(prompt["pi"])))[::-1]
+        moved, moved_slope = by_prompt([permuted(prompt, order)])
+        torch.testing.assert_close(moved[0], values[place], rtol=1e-12, atol=1e-12)
+        own = slope[make_lists(SMOOTH_PROMPTS).prompt == place]
+        torch.testing.assert_close(moved_slope, own[order], rtol=1e-11, atol=1e-13)
+
+
+def test_a_prompt_without_pairs_has_the_value_zero_and_no_gradient() -> None:
+    lists = make_lists([{**SMOOTH_PROMPTS[1], "u": [2.0, 2.0, 2.0]}, SMOOTH_PROMPTS[0]])
+    paired = pair_lists(lists)
+    values = paired.by_prompt(get_loss("sigmoid")(paired.pairs, beta=0.1))
+    assert values[0].item() == 0
+    assert slopes(values, lists)[:3].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("text", "choice"), [("all", "all"), ("best_worst", "best_worst"), ("3", 3), (1, 1)])
+def test_a_choice_is_read_from_text(text: object, choice: ListPairs) -> None:
+    assert parse_list_pairs(text) == choice
+
+
+@pytest.mark.parametrize("text", ["0", "most", "-1", 0, True, 1.5, "", None])
+def test_what_is_no_choice_is_refused_with_the_choices(text: object) -> None:
+    with pytest.raises(ValueError, match=r"^list_pairs must be one of all, best, best_worst, neighbors, or a number"):
+        parse_list_pairs(text)
