@@ -66,7 +66,7 @@ def main() -> None:
     begin = start(tokenizer, data + held_out, steps=100)
     print(f"| variant | alarms (first step) | {' | '.join(READ)} |")
     print("|---" * (len(READ) + 2) + "|", flush=True)
-    for variant in list_losses():
+    for variant in list_losses(reads="pairs"):
         if options.losses and variant.name not in options.losses:
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -241,7 +241,7 @@ def main() -> None:
     tokenizer = words_of([text for row in data + held_out for text in row.values()])
     begin = start(tokenizer, data + held_out, steps=100)
     results = []
-    for variant in list_losses():
+    for variant in list_losses(reads="pairs"):  # on pairs, losses of lists are these
         if options.losses and variant.name not in options.losses:
             continue
         trainer = train(variant, begin, tokenizer, data, options.steps, options.learning_rate)

@@ -17,7 +17,7 @@ COMPILED = ("sigmoid", "ipo", "dpop", "simpo", "orpo", "apo_zero", "aot", "tdpo2
 def run(book: Book) -> None:
     from trl_dpo_ext import list_losses
 
-    variants = list_losses()
+    variants = list_losses(reads="pairs")
     if book.wanted("values and gradients", 15):
         with book.cell("values and gradients") as out:
             compare(book, variants, out)

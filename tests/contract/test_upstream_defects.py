@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support import runs
+from tests.support.batches import required_hyper
 from trl_dpo_ext import Pairs, Side, get_loss, list_losses
 from trl_dpo_ext.core import transforms
 
@@ -32,7 +33,7 @@ def test_a_loss_chosen_by_name_is_the_loss_that_trains(tmp_path) -> None:
     """One framework passes the name to an older TRL that ignores it: hinge and ipo silently train sigmoid."""
     for variant in list_losses():
         smoothing = 0.1 if any(p.name == "label_smoothing" for p in variant.hyperparameters) else 0.0
-        config = runs.config(tmp_path, loss_type=variant.name, label_smoothing=smoothing)
+        config = runs.config(tmp_path, loss_type=variant.name, label_smoothing=smoothing, **required_hyper(variant))
         assert [term.variant for term in config.loss_mixture().terms] == [variant]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support import runs, tiny
+from tests.support.batches import required_hyper
 from trl_dpo_ext import list_losses
 
 STEPS = 8
@@ -16,6 +17,7 @@ WRONG_AT_FIRST = {
     # (exp(0) - log 2) / (4 tau) - 3 / 4 = 0.78 per unit of beta x margin. It needs a policy that already prefers.
     "discopop",
 }
+REQUIRED = {p.name for v in list_losses() for p in v.owned if p.required}
 COLUMNS = {"score_chosen": 2.0, "score_rejected": 0.0, "margin": 0.5, "p_chosen": 0.95, "delta_r": 0.8} | {
     "quantile_chosen": 1.0,
     "quantile_rejected": 0.0,
@@ -36,7 +38,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict, dict]:
 def choose(trainer: Any, variant: Any) -> None:
     """Make `variant` the trainer's loss."""
     smoothed = any(p.name == "label_smoothing" for p in variant.hyperparameters)
-    trainer.set_losses(loss_type=[variant.name], label_smoothing=0.1 if smoothed else 0.0)
+    options = {"label_smoothing": 0.1 if smoothed else 0.0, **required_hyper(variant)}
+    options |= dict.fromkeys(set(REQUIRED) - set(options))  # of the variant before
+    trainer.set_losses(loss_type=[variant.name], **options)
 
 
 def columns(variant: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

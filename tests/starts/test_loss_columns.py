@@ -10,7 +10,8 @@ import pytest
 from datasets import Dataset
 
 from tests.support import runs, tiny
-from trl_dpo_ext import InputError, list_losses
+from tests.support.batches import required_hyper
+from trl_dpo_ext import InputError, get_loss, list_losses
 
 
 def with_quantiles(*values: float) -> Dataset:
@@ -41,7 +42,11 @@ def started(folder: Path, name: str) -> list[str]:
     """What a run with this loss says."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runs.trainer(folder, loss_type=name)
+        variant = get_loss(name)
+        rows = tiny.preferences()
+        columns = {column: [0.25 + 0.5 * (column == "score_chosen")] * len(rows) for column in variant.columns}
+        data = Dataset.from_dict({**rows.to_dict(), **columns})
+        runs.trainer(folder, train_dataset=data, loss_type=name, **required_hyper(variant))
     return [str(warning.message) for warning in caught if "experimental" in str(warning.message)]
 
 

@@ -125,6 +125,11 @@ def gradients(loss: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Ten
     return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
 
 
+def required_hyper(variant: LossVariant) -> dict[str, Any]:
+    """A value for every hyperparameter of a variant that has no default, such as a temperature."""
+    return {parameter.name: 1.0 for parameter in variant.owned if parameter.required}
+
+
 def hypers_of(variant: LossVariant) -> list[dict[str, Any]]:
     """Every set of hyperparameters that the golden cases use for a variant."""
     hypers: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ import pytest
 from trl import DPOConfig
 
 from tests.support import runs, tiny
+from tests.support.batches import required_hyper
 from trl_dpo_ext import DPOExtConfig, DPOExtTrainer, config_fields, hyperparameter_fields, list_losses
 from trl_dpo_ext.config import owned_hyperparameters
 from trl_dpo_ext.core.transforms import F_DIVERGENCES
@@ -44,7 +45,7 @@ def problems(tmp_path: Any, **settings: Any) -> list[str]:
 @pytest.mark.parametrize("variant", ALL, ids=lambda v: v.name)
 def test_every_variant_is_chosen_by_name_and_every_owned_hyperparameter_is_a_field(tmp_path, variant) -> None:
     smoothing = {"label_smoothing": 0.1} if any(p.name == "label_smoothing" for p in variant.hyperparameters) else {}
-    owned = {p.name: p.default for p in variant.owned if p.default is not None}
+    owned = {p.name: p.default for p in variant.owned if p.default is not None} | required_hyper(variant)
     config = runs.config(tmp_path, loss_type=variant.name, **smoothing, **owned)
     (term,) = config.loss_mixture().terms
     assert term.variant is variant

@@ -14,7 +14,7 @@ from trl_dpo_ext.core.mixture import LossMixture, Term
 from trl_dpo_ext.core.registry import LossVariant
 from trl_dpo_ext.evaluation import BatchCounts, Evaluated, WeightedMean
 
-VARIANTS = list_losses()
+VARIANTS = list_losses(reads="pairs")
 OVER_TOKENS = [variant for variant in VARIANTS if variant.token_sums]
 
 

@@ -45,14 +45,15 @@ class Lists:
     progress: float = 0.0
     """Share of the training steps that are done, from 0 to 1, for losses with a schedule."""
 
-    _prompts: int = field(init=False, default=-1, repr=False)
+    count: int | None = None
+    """Number of prompts, where it is known: to read it from `prompt` waits for the GPU."""
 
     @property
     def prompts(self) -> int:
         """Number of prompts."""
-        if self._prompts < 0:  # read once: it waits for the GPU
-            object.__setattr__(self, "_prompts", int(self.prompt[-1]) + 1 if self.prompt.numel() else 0)
-        return self._prompts
+        if self.count is None:  # read once
+            object.__setattr__(self, "count", int(self.prompt[-1]) + 1 if self.prompt.numel() else 0)
+        return self.count  # type: ignore[return-value]
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -180,6 +181,7 @@ class Lists:
             training=pairs.training,
             rank=pairs.rank,
             progress=pairs.progress,
+            count=count,
         )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..core.list_pairs import ListPairs
+from ..core.lists import Lists
 from ..core.mixture import LossMixture, Term
 from ..core.pairs import Need, Pairs
 
@@ -17,6 +21,8 @@ _BATCHES = (
 def expected_initial_loss(term: Term) -> float | None:
     """Return a loss's value at the first step, or None if it depends on the model or on the data.
 
+    What depends on how many answers a list has, such as `pl`, depends on the data.
+
     Example:
         >>> from trl_dpo_ext import DPOExtConfig
         >>> config = DPOExtConfig(output_dir="out", loss_type=["sigmoid", "sft"], bf16=False)
@@ -24,9 +30,10 @@ def expected_initial_loss(term: Term) -> float | None:
         [0.6931471805599453, None]
     """
     served = Need.REFERENCE | Need.LENGTHS | Need.BATCH
-    if term.variant.needs & ~served or term.variant.columns:
+    of_lists = term.variant.reads == "lists"
+    if term.variant.needs & ~served or (term.variant.columns and not of_lists):
         return None
-    values = [_value(term, batch) for batch in _BATCHES]
+    values = [_value_of_lists(term, batch) if of_lists else _value(term, batch) for batch in _BATCHES]
     same = abs(values[0] - values[1]) < 1e-9 * max(1.0, abs(values[0]))
     return values[0] if same else None
 
@@ -42,6 +49,52 @@ def _value(term: Term, batch: dict[str, list[float]]) -> float:
         rejected_lengths=tensors["rejected_lengths"],
     )
     return float(term.variant.make()(pairs, **term.hyper).mean())
+
+
+def _value_of_lists(term: Term, batch: dict[str, list[float]]) -> float:
+    """The value of the batch's answers as lists: of four in the first batch, of two in the second."""
+    sizes = (4,) if batch is _BATCHES[0] else (2, 2)
+    lists = _at_the_reference([*batch["chosen"], *batch["rejected"]], [(1.0, 0.6, 0.3, 0.2)[:size] for size in sizes])
+    return float(term.loss(lists, **term.hyper).mean())
+
+
+def _at_the_reference(logps: Sequence[float], scores: Sequence[Sequence[float]]) -> Lists:
+    values = torch.tensor(logps, dtype=torch.float64)
+    return Lists.from_logps(
+        logps=values,
+        ref_logps=values,
+        lengths=[1 + place % 4 for place in range(len(logps))],
+        prompt=[place for place, own in enumerate(scores) for _ in own],
+        scores=torch.tensor([score for own in scores for score in own], dtype=torch.float64),
+    )
+
+
+def expected_loss_of_lists(
+    mixture: LossMixture, scores: Sequence[Sequence[float]], which: ListPairs = "all"
+) -> float | None:
+    """Return the whole loss of the first step on lists, or None if a part of it depends on the model.
+
+    Args:
+        mixture: the losses of the run.
+        scores: of the answers to each prompt, higher is better.
+        which: the pairs of a list that terms of pairs see.
+
+    Example:
+        >>> from trl_dpo_ext import DPOExtConfig
+        >>> mixture = DPOExtConfig(output_dir="out", loss_type="pl", bf16=False).loss_mixture()
+        >>> round(expected_loss_of_lists(mixture, [[8, 6], [7, 5, 4, 1]]), 4)  # (log 2 + log 2 + log 3 + log 4) / 2
+        1.9356
+    """
+    served = Need.REFERENCE | Need.LENGTHS
+    if mixture.host_names or mixture.reference_free or mixture.needs & ~served:
+        return None
+    count = sum(map(len, scores))
+    drawn = ([-3.0 - 7.0 * (k % 5) for k in range(count)], [-50.0 - 11.0 * (k % 3) for k in range(count)])
+    values = [
+        float(mixture.on_lists(_at_the_reference(logps, scores), which, generator=torch.Generator())[0])
+        for logps in drawn
+    ]
+    return values[0] if abs(values[0] - values[1]) < 1e-9 * max(1.0, abs(values[0])) else None
 
 
 def announced_loss(mixture: LossMixture) -> float | None:

@@ -24,9 +24,15 @@ def test_wrong_input_ends_with_status_two_and_no_traceback(capsys) -> None:
 def test_losses_lists_every_variant(capsys) -> None:
     assert cli.main(["losses"]) == 0
     table = capsys.readouterr().out
-    known, experimental = table.split("\n\n")
-    for part, wanted in ((known, False), (experimental, True)):
-        names = [variant.name for variant in list_losses() if variant.experimental == wanted]
+    pairs, lists, experimental = table.split("\n\n")
+    seen = [variant for variant in list_losses() if not variant.experimental]
+    for part, variants in (
+        (pairs, [variant for variant in seen if variant.reads == "pairs"]),
+        (lists, [variant for variant in seen if variant.reads == "lists"]),
+        (experimental, [variant for variant in list_losses() if variant.experimental]),
+    ):
+        names = [variant.name for variant in variants]
+        assert names
         assert [line.split()[0] for line in part.splitlines()[1:]] == names
     assert cli.main(["losses", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)

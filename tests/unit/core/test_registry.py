@@ -91,6 +91,65 @@ def test_the_list_is_filtered_by_need_and_by_verification():
         list_losses(verification="memory")
 
 
+def test_losses_of_lists_are_declared_as_such():
+    of_lists = list_losses(reads="lists")
+    assert [v.name for v in of_lists] == sorted(
+        [
+            "infonca",
+            "lipo",
+            "lipo_normalized",
+            "nca",
+            "pl",
+            "pl_reference_free",
+            "qrpo_list",
+            "rrhf",
+            "sppo_list",
+            "top1",
+        ]
+    )
+    assert sorted(v.name for v in of_lists + list_losses(reads="pairs")) == [v.name for v in list_losses()]
+    assert all(v.order is None for v in list_losses(reads="pairs"))
+    assert {v.name: v.order for v in of_lists if v.order != "scores"} == {
+        "pl": "ranks", "pl_reference_free": "ranks", "rrhf": "ranks", "top1": "best",
+    }  # fmt: skip
+    for variant in of_lists:
+        # Scores of pairs are two columns; those of lists come with the lists.
+        assert set(variant.columns) == ({"score_chosen", "score_rejected"} if variant.order == "scores" else set())
+        assert variant.independent_pairs
+        assert not variant.stateful
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"reads": "lists"}, r"order must be one of best, ranks, scores for reads='lists'.*got None"),
+        ({"reads": "lists", "order": "score"}, r"order must be one of .* got 'score'"),
+        ({"order": "ranks"}, r"order must be .* and unset for pairs; got 'ranks'"),
+        ({"reads": "rows"}, r"reads must be 'pairs' or 'lists'; got 'rows'"),
+    ],
+)
+def test_what_a_loss_reads_is_declared_fully(declared, words):
+    with pytest.raises(TypeError, match=words):
+
+        @register_loss(paper=None, verification="paper", **declared)
+        def unread(p): ...
+
+
+def test_a_loss_of_lists_keeps_no_state():
+    with pytest.raises(TypeError, match="must read pairs"):
+
+        @register_loss(paper=None, verification="paper", needs=Need.STATE, reads="lists", order="best")
+        class Remembering:
+            def __call__(self, p): ...
+
+
+def test_a_required_hyperparameter_has_no_default():
+    with pytest.raises(TypeError, match=r"warm_tau is required, so its default must be None; got 1\.0"):
+
+        @register_loss(paper=None, verification="paper", reads="lists", order="best")
+        def warm(p, *, warm_tau: Annotated[float, Hyper("Temperature.", required=True)] = 1.0): ...
+
+
 # --- the package's own names ----------------------------------------------------------------------------------------
 
 OURS = [v for v in list_losses() if v.function.__module__.startswith("trl_dpo_ext.")]

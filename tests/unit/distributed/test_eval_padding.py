@@ -102,7 +102,7 @@ def test_what_was_gathered_is_trimmed_to_the_real_pairs() -> None:
 
 # --- losses on a padded batch ---------------------------------------------------------------------------------------
 
-VARIANTS = list_losses()
+VARIANTS = list_losses(reads="pairs")
 OF_PROCESS = {"aot", "aot_unpaired", "sampo", "sft", "cpo", "arpo", "dpo_nll"}
 """Losses that sort the pairs of their own process, draw with its index, or average over its tokens."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.batches import AWKWARD, PUBLISHED, hypers_of, make_pairs, take
 from trl_dpo_ext import get_loss, list_losses
 
-VARIANTS = list_losses()
+VARIANTS = list_losses(reads="pairs")
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 few = settings(max_examples=12, deadline=None, derandomize=True)
 

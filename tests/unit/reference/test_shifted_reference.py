@@ -26,7 +26,7 @@ def shifted(pairs: Pairs, by: float, per_token: bool) -> Pairs:
     return Pairs(**{**fields, "chosen": sides[0], "rejected": sides[1], "columns": {**pairs.columns, **weights}})
 
 
-@pytest.mark.parametrize("variant", [v for v in list_losses() if v.needs_reference], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [v for v in list_losses(reads="pairs") if v.needs_reference], ids=lambda v: v.name)
 def test_what_a_shift_of_both_sides_moves_is_what_is_declared(variant) -> None:
     moved = {}
     for per_token in (False, True):
