@@ -61,6 +61,20 @@ class Lists:
         return segment_sizes(self.prompt, self.prompts)
 
     @property
+    def same_prompt(self) -> torch.Tensor:
+        """Whether two answers are to one prompt, bool, shape (answers, answers)."""
+        return self.prompt.unsqueeze(1) == self.prompt
+
+    @property
+    def better(self) -> torch.Tensor:
+        """Whether an answer (row) is better than another one (column) to its prompt, bool, (answers, answers).
+
+        A batch has few answers, so that this is small, and unlike a list of pairs its shape is known without waiting
+        for the GPU.
+        """
+        return self.same_prompt & (self.scores.unsqueeze(1) > self.scores)
+
+    @property
     def tied(self) -> torch.Tensor:
         """Whether all answers of a prompt have one score, bool, shape (prompts,): it has no order to learn."""
         return self.max(self.scores) == -self.max(-self.scores)
@@ -171,7 +185,7 @@ class Lists:
         if scored:
             scores = interleave(columns["score_chosen"], columns["score_rejected"])
         else:
-            scores = pairs.chosen.logps.new_tensor([1.0, 0.0]).repeat(count)
+            scores = 1.0 - torch.arange(2 * count, device=pairs.chosen.logps.device) % 2
         return cls(
             merge_sides(pairs.chosen, pairs.rejected),
             torch.arange(count, device=scores.device).repeat_interleave(2),

@@ -64,5 +64,5 @@ def within_segments(segment: torch.Tensor, segments: int) -> tuple[torch.Tensor,
 def segment_place(segment: torch.Tensor) -> torch.Tensor:
     """Return the place of each value in its segment, from 0 on, where segments stand one after another."""
     index = torch.arange(segment.numel(), device=segment.device)
-    begins = segment.diff(prepend=segment.new_tensor([-1])) != 0
+    begins = segment.diff(prepend=segment[:1] - 1) != 0
     return index - torch.where(begins, index, torch.zeros_like(index)).cummax(0).values

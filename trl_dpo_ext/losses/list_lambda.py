@@ -13,11 +13,10 @@ import torch.nn.functional as F
 
 from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
-from ..core.list_pairs import ordered_pairs
 from ..core.lists import Lists
 from ..core.pairs import Need
 from ..core.registry import register_loss
-from ..core.segments import segment_place, segment_sum
+from ..core.segments import segment_place
 
 LipoScale = Annotated[
     float | None,
@@ -117,10 +116,15 @@ def _labels(p: Lists, scale: float | None) -> torch.Tensor:
 
 
 def _weighted_pairs(p: Lists, rewards: torch.Tensor, gains: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    better, worse = ordered_pairs(p.scores, p.prompt, "all")
     inverse = _inverse_discounts(p, rewards.detach(), labels)
-    weights = (gains[better] - gains[worse]) * (inverse[better] - inverse[worse]).abs()
-    return segment_sum(weights * -F.logsigmoid(rewards[better] - rewards[worse]), p.prompt[better], p.prompts)
+    weights = _differences(gains) * _differences(inverse).abs()
+    values = weights * -F.logsigmoid(_differences(rewards))
+    return p.sum(values.masked_fill(~p.better, 0).sum(dim=1))
+
+
+def _differences(values: torch.Tensor) -> torch.Tensor:
+    """An answer's value (row) minus another one's (column), (answers, answers)."""
+    return values.unsqueeze(1) - values
 
 
 @torch.no_grad()

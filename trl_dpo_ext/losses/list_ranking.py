@@ -11,12 +11,10 @@ from typing import Annotated, Literal
 import torch
 
 from ..core.hyperparameters import Beta, Hyper
-from ..core.list_pairs import ordered_pairs
 from ..core.lists import Lists
 from ..core.numerics import clamp_min, relu
 from ..core.pairs import Need, Side
 from ..core.registry import register_loss
-from ..core.segments import segment_logsumexp, segment_sizes, segment_sum
 from .likelihood import avg_logps_reward
 
 PlReduction = Annotated[
@@ -131,26 +129,23 @@ def top1(p: Lists, *, beta: Beta) -> torch.Tensor:
         >>> get_loss("top1")(lists, beta=0.1)
         tensor([1.0019])
     """
-    better, worse = ordered_pairs(p.scores, p.prompt, "best")
-    nll = _nll_against(beta * p.answers.score, better, worse)
+    nll = _nll_against(beta * p.answers.score, p.better)
     best = p.best.to(nll.dtype)
     return p.sum(nll * best) / p.sum(best)
 
 
 def _plackett_luce(p: Lists, rewards: torch.Tensor, reduction: str) -> torch.Tensor:
-    better, worse = ordered_pairs(p.scores, p.prompt, "all")
-    value = p.sum(_nll_against(rewards, better, worse))
+    better = p.better
+    value = p.sum(_nll_against(rewards, better))
     if reduction == "sum":
         return value
-    stages = (segment_sizes(better, rewards.numel()) > 0).to(value.dtype)
-    return value / clamp_min(p.sum(stages), 1)
+    return value / clamp_min(p.sum(better.any(dim=1).to(value.dtype)), 1)
 
 
-def _nll_against(rewards: torch.Tensor, better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
-    """-log of the probability that an answer wins against those it is paired with, 0 for one without, (answers,)."""
-    own = torch.arange(rewards.numel(), device=rewards.device)
-    values, segment = torch.cat((rewards, rewards[worse])), torch.cat((own, better))
-    return segment_logsumexp(values, segment, rewards.numel()) - rewards
+def _nll_against(rewards: torch.Tensor, better: torch.Tensor) -> torch.Tensor:
+    """-log of the probability that an answer wins against all that it is better than, 0 for none, (answers,)."""
+    own = torch.eye(rewards.numel(), dtype=torch.bool, device=rewards.device)
+    return rewards.expand_as(better).masked_fill(~(better | own), -torch.inf).logsumexp(dim=1) - rewards
 
 
 RrhfNllWeight = Annotated[float, Hyper("Weight of the likelihood of the best answer.", ge=0)]
@@ -192,9 +187,9 @@ def rrhf(p: Lists, *, rrhf_nll_weight: RrhfNllWeight = 1.0, rrhf_reduction: Rrhf
         tensor([4.])
     """
     per_token = p.answers.avg_logps
-    better, worse = ordered_pairs(p.scores, p.prompt, "all")
-    hinges = segment_sum(relu(per_token[worse] - per_token[better]), p.prompt[better], p.prompts)
+    better = p.better
+    hinges = p.sum(relu(per_token - per_token.unsqueeze(1)).masked_fill(~better, 0).sum(dim=1))
     if rrhf_reduction == "mean":
-        hinges = hinges / clamp_min(segment_sizes(p.prompt[better], p.prompts), 1)
+        hinges = hinges / clamp_min(p.sum(better.sum(dim=1)), 1)
     best = p.best.to(per_token.dtype)
     return p.zero_if_tied(hinges - rrhf_nll_weight * p.sum(per_token * best) / p.sum(best))

@@ -17,7 +17,7 @@ from ..core.lists import Lists
 from ..core.numerics import clamp_min
 from ..core.pairs import Need
 from ..core.registry import register_loss
-from ..core.segments import segment_log_softmax, segment_sum, within_segments
+from ..core.segments import segment_log_softmax
 from .regression import QrpoBeta, QrpoError, QrpoTransform, SppoBeta, qrpo_error_of
 
 InfoncaTau = Annotated[
@@ -160,9 +160,9 @@ def sppo_list(
 
 
 def _win_rates(p: Lists, scores: torch.Tensor) -> torch.Tensor:
-    first, second = within_segments(p.prompt, p.prompts)
-    wins = torch.where(first == second, 0.0, torch.sigmoid(scores[first] - scores[second]))
-    return segment_sum(wins, first, scores.numel()) / clamp_min(p.sizes - 1, 1)[p.prompt]
+    wins = torch.sigmoid(scores.unsqueeze(1) - scores).masked_fill(~p.same_prompt, 0)
+    itself = 0.5  # an answer's own entry
+    return (wins.sum(dim=1) - itself) / clamp_min(p.sizes - 1, 1)[p.prompt]
 
 
 QrpoListScores = Annotated[
@@ -230,6 +230,5 @@ def qrpo_list(
 
 
 def _shares(p: Lists) -> torch.Tensor:
-    first, second = within_segments(p.prompt, p.prompts)
-    reached = (p.scores[second] <= p.scores[first]).to(p.answers.logps.dtype)
-    return segment_sum(reached, first, p.scores.numel()) / p.sizes[p.prompt]
+    reached = p.same_prompt & (p.scores <= p.scores.unsqueeze(1))
+    return reached.sum(dim=1).to(p.answers.logps.dtype) / p.sizes[p.prompt]

@@ -10,6 +10,7 @@ import torch
 
 from tests.support.batches import PUBLISHED, hypers_of, make_pairs
 from tests.support.fake_cuda import WAITS, fake_cuda, no_waits
+from tests.support.lists import SMOOTH_PROMPTS, list_hypers_of, make_lists
 from trl_dpo_ext import get_loss, list_losses
 
 MAY_WAIT = {"sampo": "what is drawn depends on the lengths", "sft": "TRL's own expression, to the last bit"}
@@ -36,6 +37,21 @@ def test_values_stay_on_the_device_and_the_host_does_not_wait(name: str) -> None
         assert values.device.type == "cuda"
         assert values.shape == (len(PUBLISHED["chosen"]),)
         assert values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [variant.name for variant in list_losses(reads="lists")])
+def test_values_of_lists_stay_on_the_device_and_the_host_does_not_wait(name: str) -> None:
+    lists, variant = make_lists(SMOOTH_PROMPTS, dtype=torch.float32), get_loss(name)
+    pairs = make_pairs(PUBLISHED, dtype=torch.float32)
+    for hyper in list_hypers_of(variant):
+        with fake_cuda() as on_gpu:
+            moved = on_gpu(dataclasses.replace(lists, count=len(SMOOTH_PROMPTS)))
+            sides = {"chosen": on_gpu(pairs.chosen), "rejected": on_gpu(pairs.rejected)}
+            of_two = dataclasses.replace(pairs, **sides, columns=on_gpu(dict(pairs.columns)))
+            with no_waits():
+                values, as_pairs = variant(moved, **hyper), variant(of_two, **hyper)
+        assert (values.device.type, values.shape) == ("cuda", (len(SMOOTH_PROMPTS),))
+        assert (as_pairs.device.type, as_pairs.shape) == ("cuda", (len(PUBLISHED["chosen"]),))
 
 
 @pytest.mark.parametrize(
