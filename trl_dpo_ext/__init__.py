@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import losses as _losses  # noqa: F401  (importing it declares every variant)
 from .core.columns import Column
 from .core.hyperparameters import Beta, Hyper, LabelSmoothing
+from .core.list_pairs import pairs_of
 from .core.lists import Lists
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs, Side, implicit_reward
@@ -42,6 +43,7 @@ __all__ = [
     "inspect_preferences",
     "list_losses",
     "load_reference",
+    "pairs_of",
     "rank_completions",
     "register_loss",
     "reward_quantile",

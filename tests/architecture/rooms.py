@@ -65,7 +65,7 @@ ROOMS = (
     Room("estimate/", "Estimates memory and names pitfalls before a run."),
     Room("recipe_registry.py", "Finds, lists, and copies the recipes."),
     Room("_trl/", "Everything that knows the internals of TRL; each fact has a test in `tests/contract`."),
-    Room("losses/", "Formulas: pure functions of `Pairs`, one file per family."),
+    Room("losses/", "Formulas: pure functions of `Pairs` or `Lists`, one file per family."),
     Room("core/", "What a loss reads and how it is declared; torch and the standard library only."),
     Room("option_docs.py", "One text per option: docstring and `help`."),
     Room("pages/", "Builds one HTML file that works without network: frame, safe markup, charts as SVG."),

@@ -86,8 +86,8 @@ def ordered_pairs(
     return better, worse
 
 
-def _keep(kept: torch.Tensor, *indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(index[kept] for index in indices)
+def _keep(kept: torch.Tensor, better: torch.Tensor, worse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return better[kept], worse[kept]
 
 
 def _drawn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.lists import SMOOTH_PROMPTS, Prompt, make_lists, permuted, slopes
+from tests.support.list_batches import SMOOTH_PROMPTS, Prompt, make_lists, permuted, slopes
 from trl_dpo_ext import Lists, Pairs, get_loss
 from trl_dpo_ext.core.list_pairs import ListPairs, ordered_pairs, pair_lists, pairs_of, parse_list_pairs
 

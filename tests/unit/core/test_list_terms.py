@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.batches import SMOOTH, make_pairs
-from tests.support.lists import SMOOTH_PROMPTS, make_lists, slopes
+from tests.support.list_batches import SMOOTH_PROMPTS, make_lists, slopes
 from trl_dpo_ext import DPOExtConfig, InputError, LossMixture, Need, get_loss, list_losses
 from trl_dpo_ext.core.list_pairs import pair_lists
 from trl_dpo_ext.core.list_terms import list_problems, needed_order, variant_problems
@@ -33,6 +33,7 @@ def test_list_and_pair_terms_add_up_with_their_weights() -> None:
     assert {name: value.item() for name, value in each.items()} == {n: v.item() for n, v in expected.items()}
     assert not any(value.requires_grad for value in each.values())
     total = expected["pl"] + 0.25 * expected["sigmoid"] + 2.0 * expected["rrhf"]
+    assert isinstance(loss, torch.Tensor)
     torch.testing.assert_close(loss, total)
     torch.testing.assert_close(slopes(loss, lists), slopes(total, lists))
 
@@ -90,7 +91,9 @@ def test_pairs_of_a_loss_of_scores_need_its_columns_within_its_bounds() -> None:
     assert in_logs["score_rejected"].broken_bound(0.0) == "> 0"
     sampled = mixture("qrpo_list", qrpo_list_scores="samples")
     assert sampled.columns["score_chosen"].broken_bound(-7.0) is None
-    assert mixture("lipo_normalized", lipo_scale=5.0).terms[0].score_bounds.broken_bound(5.5) == "<= 5"
+    bounds = mixture("lipo_normalized", lipo_scale=5.0).terms[0].score_bounds
+    assert bounds is not None
+    assert bounds.broken_bound(5.5) == "<= 5"
     assert mixture("pl").columns == {}
     assert mixture("pl").terms[0].score_bounds is None
 

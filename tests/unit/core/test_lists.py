@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.batches import SMOOTH, make_pairs
-from tests.support.lists import SMOOTH_PROMPTS, make_lists
+from tests.support.list_batches import SMOOTH_PROMPTS, make_lists
 from trl_dpo_ext import Lists, Need, Pairs, get_loss, list_losses
 from trl_dpo_ext.core.lists import interleave, take_answers
 from trl_dpo_ext.core.segments import (

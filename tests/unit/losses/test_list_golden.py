@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.golden import list_cases, oracle_lists
-from tests.support.lists import GOLDEN_LISTS, PUBLISHED_LISTS, make_lists, slopes
+from tests.support.list_batches import GOLDEN_LISTS, PUBLISHED_LISTS, make_lists, slopes
 from trl_dpo_ext import LossMixture, LossVariant, get_loss, list_losses
 from trl_dpo_ext.core.list_pairs import pair_lists
 from trl_dpo_ext.core.mixture import Term

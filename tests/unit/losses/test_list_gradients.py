@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.lists import (
+from tests.support.list_batches import (
     PROMPTS,
     SMOOTH_PROMPTS,
     Prompt,

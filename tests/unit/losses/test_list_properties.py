@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.lists import SMOOTH_PROMPTS, Prompt, list_hypers_of, make_lists, permuted, slopes, some_list_hyper
+from tests.support.list_batches import (
+    SMOOTH_PROMPTS,
+    Prompt,
+    list_hypers_of,
+    make_lists,
+    permuted,
+    slopes,
+    some_list_hyper,
+)
 from tests.unit.losses.test_list_gradients import BY_DIFFERENCES, VARIANTS
 from trl_dpo_ext import LossVariant, get_loss
 

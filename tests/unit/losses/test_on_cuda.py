@@ -10,7 +10,7 @@ import torch
 
 from tests.support.batches import PUBLISHED, hypers_of, make_pairs
 from tests.support.fake_cuda import WAITS, fake_cuda, no_waits
-from tests.support.lists import SMOOTH_PROMPTS, list_hypers_of, make_lists
+from tests.support.list_batches import SMOOTH_PROMPTS, list_hypers_of, make_lists
 from trl_dpo_ext import get_loss, list_losses
 
 MAY_WAIT = {"sampo": "what is drawn depends on the lengths", "sft": "TRL's own expression, to the last bit"}
