@@ -63,6 +63,8 @@ def make_lists(
         logps.unsqueeze(1) * share,
         mask,
         ref_logps.unsqueeze(1) * share,
+        ref_entropy=(1 + lengths.remainder(3)).to(dtype) / 5,
+        token_kl=0.5 * ((logps - ref_logps).unsqueeze(1) * share) ** 2,
     )
     sizes = torch.tensor([len(prompt["pi"]) for prompt in prompts], dtype=torch.long)
     return Lists(answers, torch.arange(len(prompts)).repeat_interleave(sizes), flat("u"))
