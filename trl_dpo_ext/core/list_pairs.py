@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .lists import Lists, take_answers
+from .numerics import sort
 from .pairs import Pairs
 from .segments import segment_max, segment_place, segment_sizes, segment_sum, within_segments
 
@@ -99,7 +100,7 @@ def _drawn(
     key = torch.rand(better.numel(), generator=generator, device=generator.device).to(better.device)
     order = key.argsort()
     order = order[prompt[order].argsort(stable=True)]
-    drawn = order[segment_place(prompt[order]) < number].sort().values
+    drawn = sort(order[segment_place(prompt[order]) < number])
     return better[drawn], worse[drawn]
 
 

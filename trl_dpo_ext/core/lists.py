@@ -77,12 +77,12 @@ class Lists:
     @property
     def tied(self) -> torch.Tensor:
         """Whether all answers of a prompt have one score, bool, shape (prompts,): it has no order to learn."""
-        return self.max(self.scores) == -self.max(-self.scores)
+        return self._largest(self.scores) == -self._largest(-self.scores)
 
     @property
     def best(self) -> torch.Tensor:
         """Whether each answer has the highest score of its prompt, bool, shape (answers,); several may."""
-        return self.scores == self.max(self.scores)[self.prompt]
+        return self.scores == self._largest(self.scores)[self.prompt]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum values of answers by prompt: (answers,) to (prompts,)."""
@@ -92,9 +92,12 @@ class Lists:
         """Average values of answers by prompt: (answers,) to (prompts,)."""
         return segment_mean(values, self.prompt, self.prompts)
 
+    def _largest(self, values: torch.Tensor) -> torch.Tensor:
+        return segment_max(values, self.prompt, self.prompts)
+
     def max(self, values: torch.Tensor) -> torch.Tensor:
         """Return the largest value of each prompt, without gradient: (answers,) to (prompts,)."""
-        return segment_max(values, self.prompt, self.prompts)
+        return self._largest(values)
 
     def zero_if_tied(self, values: torch.Tensor) -> torch.Tensor:
         """Return values of prompts with 0, and no gradient, for those whose answers are all tied: (prompts,)."""

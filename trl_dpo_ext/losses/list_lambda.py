@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from ..core.columns import Column
 from ..core.hyperparameters import Beta, Hyper
 from ..core.lists import Lists
+from ..core.numerics import absolute
 from ..core.pairs import Need
 from ..core.registry import register_loss
 from ..core.segments import segment_place
@@ -117,7 +118,7 @@ def _labels(p: Lists, scale: float | None) -> torch.Tensor:
 
 def _weighted_pairs(p: Lists, rewards: torch.Tensor, gains: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     inverse = _inverse_discounts(p, rewards.detach(), labels)
-    weights = _differences(gains) * _differences(inverse).abs()
+    weights = _differences(gains) * absolute(_differences(inverse))
     values = weights * -F.logsigmoid(_differences(rewards))
     return p.sum(values.masked_fill(~p.better, 0).sum(dim=1))
 
