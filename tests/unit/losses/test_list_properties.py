@@ -38,7 +38,7 @@ def test_the_order_of_answers_does_not_matter(variant: LossVariant) -> None:
     hyper = some_list_hyper(variant)
     for prompt in SMOOTH_PROMPTS[:3]:
         value, slope = value_and_slopes(variant, [prompt], hyper)
-        for order in itertools.permutations(range(len(prompt["pi"]))):
+        for order in list(itertools.permutations(range(len(prompt["pi"]))))[1::4]:
             other, moved = value_and_slopes(variant, [permuted(prompt, order)], hyper)
             assert_same(other, value)
             assert_same(moved, slope[list(order)])
