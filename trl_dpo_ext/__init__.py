@@ -14,6 +14,7 @@ from .core.pairs import Need, Pairs, Side, implicit_reward
 from .core.registry import LossVariant, get_loss, list_losses, register_loss
 from .errors import InputError
 from .losses.regression import reward_quantile
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .config import DPOExtConfig
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from .reference.model.loading import load_reference
     from .scoring.score import rank_completions, score_preferences
     from .trainer import DPOExtTrainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Beta",

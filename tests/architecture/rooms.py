@@ -74,6 +74,7 @@ ROOMS = (
     Room("statistics.py", "Quantiles, intervals, and correlations of arrays."),
     Room("text_table.py", "Text tables with aligned columns."),
     Room("logging_setup.py", "Shows what a run prints, unless it is asked to be silent."),
+    Room("version.py", "Says which version of the package runs."),
     Room("errors.py", "The exceptions that users see."),
 )
 

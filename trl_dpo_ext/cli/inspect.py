@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from datasets import Dataset, IterableDataset
 
-from .. import __version__, _trl
+from .. import _trl
 from ..checks.tokenizers import eos_ids, load_processing_class
 from ..data.findings import LEVELS, WARNING, unknown_findings
 from ..data.loading import load_splits
@@ -23,6 +23,7 @@ from ..inspection.preferences import inspect_preferences
 from ..inspection.result import ROW_FILES, Inspection, write_rows
 from ..inspection.terminal import make_console, show
 from ..inspection.terminal_rows import show_row
+from ..version import __version__
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
 from .output import write_json, write_output

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
 from ..errors import AlarmStop, InputError, StoreWriteError
 from ..logging_setup import is_unicode, mute_import_messages
+from ..version import __version__
 
 PROG = "trl-dpo-ext"
 COMMANDS = {

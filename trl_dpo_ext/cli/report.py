@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
 from ..errors import InputError
 from ..reports.page import page
 from ..reports.plot import plot_run
 from ..reports.result import report_of
 from ..reports.run_data import read_runs
 from ..reports.summary import compare_runs, summarize_folder
+from ..version import __version__
 from .output import write_json, write_output
 
 

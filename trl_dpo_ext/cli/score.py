@@ -13,7 +13,6 @@ from typing import Any
 
 from accelerate import PartialState
 
-from .. import __version__
 from ..checks.models import NO_MODEL
 from ..data.loading import load_splits
 from ..errors import InputError, collecting
@@ -32,6 +31,7 @@ from ..scoring.selection import Selection
 from ..scoring.summary import SummaryOptions
 from ..scoring.terminal import show, show_counts
 from ..scoring.texts import texts_of
+from ..version import __version__
 from .arguments import Arguments, quantization_config, with_loading
 from .output import write_json, write_output
 from .score_arguments import read_score_arguments

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 from typing import Any
 
 from .. import _trl
 from ..estimate.strategy import detect_strategy
 from ..reference.model.memory import describe_quantization
+from ..version import __version__
 from .names import Named, dataset_of, named, rows_of
 
 _LIBRARIES = {
@@ -112,8 +112,7 @@ def version_lines(quantized: bool) -> list[str]:
 
 def library_versions(quantized: bool) -> dict[str, str]:
     """The versions of this package and of the libraries under it."""
-    package = __name__.partition(".")[0]
-    versions = {"trl-dpo-ext": sys.modules[package].__version__}  # right in a checkout too, which has no metadata
+    versions = {"trl-dpo-ext": __version__}
     libraries = _LIBRARIES | ({"bitsandbytes": "bitsandbytes"} if quantized else {})
     for library, shown in libraries.items():
         try:
