@@ -7,13 +7,14 @@ PIP := $(PY) -m pip install --quiet --constraint constraints.txt
 COMPAT := oldest newest
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # Tests with these markers have their own targets.
-QUICK := not distributed and not recipes and not slurm and not model and not features and not slow and not browser
+QUICK := not distributed and not recipes and not slurm and not model and not features and not slow and not browser and not release and not notebooks
 
 # No target needs the Hub; without this, every model load would contact it.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-browser test-distributed test-recipes test-features test-slurm test-compat test-compat-quick check generated docs clean \
+.PHONY: help demo test test-model test-browser test-distributed test-recipes test-features test-slurm test-compat test-compat-quick \
+	test-release test-notebooks check generated docs build clean \
 	gpu gpu-wheels gpu-dry-run
 
 help: ## List the targets
@@ -60,6 +61,17 @@ test-recipes: $(VENV)/deepspeed ## Launch a small version of every recipe with i
 
 test-features: $(VENV)/made ## Train with every feature of TRL's trainer, by TRL and by this package, and run the slow tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist worksteal -m "features or slow"
+
+test-release: $(VENV)/made ## Build the distributions, check them, and run the installed wheel outside the checkout
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m release
+
+test-notebooks: $(VENV)/made ## Execute the notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m notebooks
+
+build: $(VENV)/made ## Build the source distribution and the wheel into dist/, and check them
+	rm -rf dist
+	$(PY) -m build --no-isolation
+	$(PY) -m twine check --strict dist/*
 
 test-slurm: $(VENV)/made ## Run multi_node.slurm on two simulated machines (needs root and Debian's slurm-wlm)
 	$(PY) -m pytest -q -m slurm

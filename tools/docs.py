@@ -78,7 +78,15 @@ def _from(file: str, folder: str) -> str:
     return "" if way == "." else f"{Path(way).as_posix()}/"
 
 
+def schema() -> str:
+    """The JSON Schema of a configuration."""
+    from trl_dpo_ext.cli.schema import as_json  # reads the configuration, as the parts do
+
+    return as_json()
+
+
 FILES: dict[str, Callable[[], str]] = {"trl_dpo_ext/config_fields.py": hyperparameter_fields.source}
+FROM_CONFIGURATION: dict[str, Callable[[], str]] = {"recipes/trl_dpo_ext.schema.json": schema}
 PARTS: dict[str, Callable[[str], str]] = {
     "loss counts": counts_as_markdown,
     "versions": lambda _: importlib.import_module("tools.compat").as_markdown(),
@@ -142,8 +150,9 @@ def main() -> int:
     if status:
         return status
     importlib.invalidate_caches()
+    status = _all(((file, write()) for file, write in FROM_CONFIGURATION.items()), check)
     texts = ((file, (ROOT / file).read_text(encoding="utf-8")) for file in markdown_files())
-    return _all(((file, generated(file, text)) for file, text in texts), check)
+    return status | _all(((file, generated(file, text)) for file, text in texts), check)
 
 
 def _all(wanted: Iterable[tuple[str, str]], check: bool) -> int:

@@ -21,6 +21,8 @@ HEADINGS = ("Source", "Hardware", "Launch", "Memory", "Batch", "First step", "Da
 REQUIRED = ("Source", "Hardware", "Launch", "Memory", "Batch", "First step", "Differs")
 ACCELERATE = "accelerate"
 """Folder of the accelerate configurations, next to the folders of the models."""
+SCHEMA = "trl_dpo_ext.schema.json"
+"""File that tells editors what a configuration may hold, next to the folders of the models."""
 
 _HEADING = re.compile(rf"# ({'|'.join(HEADINGS)})\s+(.*)")
 
@@ -215,6 +217,7 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
     sources = {folder / f"{recipe.name.replace('/', '-')}.yaml": recipe.path}
     sources |= {folder / file.name: file for file in _needed_files(recipe.path)}
     existing = [str(target) for target in sources if target.exists()]
+    sources[folder / SCHEMA] = recipes_folder() / SCHEMA  # that of this version, in the place of another's
     if existing:
         raise InputError(*[f"{file} already exists; choose another folder, or move the file." for file in existing])
     try:
@@ -223,6 +226,7 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
             text = source.read_text(encoding="utf-8")
             for new, old in sources.items():
                 text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
+            text = text.replace(f"$schema=../{SCHEMA}", f"$schema={SCHEMA}")
             target.write_text(text, encoding="utf-8")
             target.chmod(source.stat().st_mode)
     except OSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 from trl import TrlParser
@@ -106,3 +108,15 @@ def test_a_file_sets_defaults_that_flags_override(tmp_path) -> None:
     argv = ["--config", str(tmp_path / "options.yaml"), "--second", "6"]
     (parsed,) = TrlParser((Options,)).parse_args_and_config(argv)
     assert (parsed.first, parsed.second) == (4, 6), seam("parse_args_and_config: flags override the file")
+
+
+def test_the_values_of_a_configuration_file_are_handed_over_by_a_method(tmp_path: Path) -> None:
+    class Parser(TrlParser):
+        def set_defaults_with_config(self, **config: Any) -> list[str]:
+            return super().set_defaults_with_config(**{key: config[key] for key in config if key != "first"})
+
+    file = tmp_path / "config.yaml"
+    file.write_text("first: [7]\nsecond: [8]\n")
+    (parsed,) = Parser((Options,)).parse_args_and_config(["--config", str(file)])
+    assert parsed.first is None, seam("set_defaults_with_config(**config) takes the file's values")
+    assert parsed.second == [8], seam("a value of the file that is no text is taken as it is")

@@ -67,6 +67,7 @@ OVERRIDES = {
     "_prepare_dataset": "test_trl.py::test_tokenized_data_has_the_columns_that_lengths_are_made_of",
     "_precompute_ref_logps": "test_trl_constructor.py::test_the_constructor_runs_the_pass_through_a_method_that_may_leave_the_dataset_alone",
     "_get_help_string": "test_argparse.py::test_the_help_of_one_option_is_made_by_a_method",
+    "set_defaults_with_config": "test_argparse.py::test_the_values_of_a_configuration_file_are_handed_over_by_a_method",
     "error": "test_argparse.py::test_errors_go_through_a_method",
     "to": "test_attention.py::test_the_inputs_of_a_layer_are_moved_by_their_own_method",
     "detach": "test_attention.py::test_reentrant_checkpointing_detaches_what_a_layer_is_given_by_position",

@@ -114,7 +114,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys) -> None:
     assert cli.main(["recipes", "zephyr-7b/dpo_full", "--copy", str(tmp_path / "mine")]) == 0
     printed = capsys.readouterr().out
     copies = {file.name for file in (tmp_path / "mine").iterdir()}
-    assert copies == {"zephyr-7b-dpo_full.yaml", "zero3.yaml"}
+    assert copies == {"zephyr-7b-dpo_full.yaml", "zero3.yaml", "trl_dpo_ext.schema.json"}
     assert f"--config_file {tmp_path / 'mine' / 'zero3.yaml'}" in printed
     copy = recipe_registry.read_recipe(tmp_path / "mine" / "zephyr-7b-dpo_full.yaml")
     assert "recipes/" not in copy.header["Launch"]
@@ -131,7 +131,9 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys) -> None:
 def test_a_recipe_for_several_machines_is_copied_with_its_scripts(tmp_path) -> None:
     files = recipe_registry.copy_recipe("tulu3-70b/dpo_norm_full", tmp_path / "mine")
     names = {file.name for file in files}
-    assert names == {"tulu3-70b-dpo_norm_full.yaml", "zero3.yaml", "multi_node.sh", "multi_node.slurm"}
+    assert names == {"tulu3-70b-dpo_norm_full.yaml", "zero3.yaml", "multi_node.sh", "multi_node.slurm"} | {
+        "trl_dpo_ext.schema.json"
+    }
     assert not any("recipes/accelerate" in file.read_text() for file in files)
     assert os.access(tmp_path / "mine" / "multi_node.sh", os.X_OK)
     assert f"exec bash {tmp_path / 'mine' / 'multi_node.sh'} " in (tmp_path / "mine" / "multi_node.slurm").read_text()

@@ -1,8 +1,8 @@
-"""A start from a saved adapter as the estimate and the run summary see it."""
+"""Adapters in the flags: a start from a saved one, and flags of one that is not asked for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from .._trl import adapter_kind
@@ -62,3 +62,18 @@ def describe_policy(trainer: Any, model: Any) -> str | None:
     if adapter is None or trainer.args.merge_adapter:
         return f"a new {kind} adapter on {base}"
     return f"the {kind} adapter {adapter.name}, trained further, on {base}"
+
+
+def unused_adapter_flags(model: Any) -> list[str]:
+    """Return what is wrong with flags of an adapter without the one that asks for it: all weights would be trained, in silence."""
+    if model is None or model.use_peft:
+        return []
+    flags = [f for f in fields(model) if f.name.startswith("lora_") or f.name in ("use_rslora", "use_dora")]
+    defaults = type(model)()
+    given = [f"--{f.name}" for f in flags if getattr(model, f.name) != getattr(defaults, f.name)]
+    if not given:
+        return []
+    return [
+        f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect without --use_peft: all weights would be "
+        "trained. Add --use_peft, or remove the others."
+    ]

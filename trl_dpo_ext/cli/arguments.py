@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from trl import (
@@ -26,6 +26,8 @@ from ..errors import InputError, collecting
 from ..legacy_keys import unknown_key_problems
 from ..mapping_options import MAPPINGS
 from ..recipe_registry import find_config, nearest_recipe
+from .adapters import unused_adapter_flags
+from .value_forms import OWN_READERS, form_of, problem_of
 
 Options = TypeVar("Options")
 
@@ -51,6 +53,7 @@ class TrainParser(TrlParser):
 
     def __init__(self, prog: str | None = None) -> None:
         types: Any = (ScriptArguments, DPOExtConfig, ModelConfig, DatasetMixtureConfig)
+        hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
         super().__init__(types, prog=prog, allow_abbrev=False, formatter_class=_HelpFormatter)
         self._group_by_variant()
         for action in self._actions:
@@ -58,8 +61,12 @@ class TrainParser(TrlParser):
                 action.type = str  # JSON, which the configuration reads
             elif action.dest == "datasets":
                 action.type = _or_json(action.type)
-        self._declared = {action.dest: action.default for action in self._actions}
+        options = {field.name for kind in types for field in fields(kind) if field.init}
+        choices = {action.dest: tuple(action.choices) for action in self._actions if action.choices}
+        self.forms = {name: form_of(hints[name], name, choices.get(name)) for name in options}
+        self.defaults = {action.dest: action.default for action in self._actions}
         self._wrong_values: list[str] = []
+        self._misread: dict[str, str] = {}
 
     def _group_by_variant(self) -> None:
         """Show each variant's flags under a separate heading in --help."""
@@ -82,7 +89,7 @@ class TrainParser(TrlParser):
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
             self._wrong_values.append(f"{error} (see --help)")
-            return self._declared[action.dest]
+            return self.defaults[action.dest]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -93,7 +100,7 @@ class TrainParser(TrlParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         before = len(self._wrong_values)
         values = super()._get_values(action, arg_strings)
-        return values if len(self._wrong_values) == before else self._declared.get(action.dest)
+        return values if len(self._wrong_values) == before else self.defaults.get(action.dest)
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Parse flags and the YAML file of `--config`; flags override the file.
@@ -120,6 +127,8 @@ class TrainParser(TrlParser):
         is_partial = bool(problems)
         file = None if is_partial else file
         problems += self._unknown_arguments(keys, flags)
+        self._misread = self._misread_values(keys)
+        problems += self._misread.values()
         config = ["--config", str(file)] if file else []
         argv = [*config, *flags]
         args = self._construct(DPOExtConfig, argv, problems) or self._stand_in(argv)
@@ -128,7 +137,7 @@ class TrainParser(TrlParser):
         data = self._construct(DatasetMixtureConfig, argv, problems)
         is_partial |= not (script and model and data)
         problems += self._wrong_values
-        problems += _unused_adapter_flags(model)
+        problems += unused_adapter_flags(model)
         return Arguments(
             script or ScriptArguments(),
             args,
@@ -138,6 +147,16 @@ class TrainParser(TrlParser):
             tuple(dict.fromkeys(problems)),
             is_partial,
         )
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        """Take the values of the configuration file, except those that no option can have."""
+        return super().set_defaults_with_config(**{k: v for k, v in config.items() if k not in self._misread})
+
+    def _misread_values(self, keys: dict[str, Any]) -> dict[str, str]:
+        """By option, what is wrong with the type of its value in the file, which argparse takes as it is."""
+        checked = {key: value for key, value in keys.items() if key in self.forms and key not in OWN_READERS}
+        found = {key: problem_of(key, value, self.forms[key]) for key, value in checked.items()}
+        return {key: problem for key, problem in found.items() if problem}
 
     def _construct(self, kind: type[Options], argv: Sequence[str], problems: list[str]) -> Options | None:
         """Parse the options of one dataclass; add its problems to a list, and return None if it has any."""
@@ -187,21 +206,6 @@ def _or_json(from_path: Any) -> Callable[[str], Any]:
             ) from None
 
     return parse
-
-
-def _unused_adapter_flags(model: ModelConfig | None) -> list[str]:
-    """Flags of an adapter without the one that asks for it: all weights would be trained, in silence."""
-    if model is None or model.use_peft:
-        return []
-    flags = [f for f in fields(model) if f.name.startswith("lora_") or f.name in ("use_rslora", "use_dora")]
-    defaults = ModelConfig()
-    given = [f"--{f.name}" for f in flags if getattr(model, f.name) != getattr(defaults, f.name)]
-    if not given:
-        return []
-    return [
-        f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect without --use_peft: all weights would be "
-        "trained. Add --use_peft, or remove the others."
-    ]
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
