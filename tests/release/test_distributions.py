@@ -59,7 +59,7 @@ def test_the_source_distribution_can_be_tested_and_has_no_junk(in_sdist: set[str
 
 
 def test_the_wheel_holds_the_package_and_the_recipes_alone(in_wheel: set[str]) -> None:
-    package = {name for name in tracked("trl_dpo_ext")}
+    package = tracked("trl_dpo_ext")
     recipes = {f"trl_dpo_ext/{name}" for name in tracked("recipes")}
     files = {name for name in in_wheel if ".dist-info/" not in name}
     assert files == package | recipes

@@ -65,7 +65,7 @@ def describe_policy(trainer: Any, model: Any) -> str | None:
 
 
 def unused_adapter_flags(model: Any) -> list[str]:
-    """Return what is wrong with flags of an adapter without the one that asks for it: all weights would be trained, in silence."""
+    """Return what is wrong with flags of an adapter without --use_peft: all weights would be trained, in silence."""
     if model is None or model.use_peft:
         return []
     flags = [f for f in fields(model) if f.name.startswith("lora_") or f.name in ("use_rslora", "use_dora")]
