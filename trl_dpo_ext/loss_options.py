@@ -30,7 +30,7 @@ def _divergence_problems(args: Any, mixture: LossMixture) -> list[str]:
     if kind == "forward_kl_linear" and mixture.host_names:
         problems.append(
             f"f_divergence_type={kind!r} cannot be used with losses left to TRL ({', '.join(mixture.host_names)}): TRL "
-            "does not have it."
+            "does not have it. Name them without trl:."
         )
     if kind != "reverse_kl":
         # The divergence leaves a term beta * log Z(prompt) that cancels in a difference of scores and nowhere else.
@@ -39,7 +39,7 @@ def _divergence_problems(args: Any, mixture: LossMixture) -> list[str]:
             able = ", ".join(v.name for v in list_losses() if v.f_divergence)
             problems.append(
                 f"f_divergence_type={kind!r} cannot be used with {', '.join(refused)}: only losses of the difference "
-                f"of two scores support it ({able})."
+                f"of two scores support it ({able}). Remove it, or choose one of these."
             )
         elif not mixture.host_names and not any(v.f_divergence for v in variants):
             problems.append(
@@ -48,7 +48,8 @@ def _divergence_problems(args: Any, mixture: LossMixture) -> list[str]:
     coefficient, default = args.f_alpha_divergence_coef, args.__dataclass_fields__["f_alpha_divergence_coef"].default
     if kind != "alpha_divergence" and coefficient != default:
         problems.append(
-            f"f_alpha_divergence_coef={coefficient} has no effect without f_divergence_type='alpha_divergence'."
+            f"f_alpha_divergence_coef={coefficient} has no effect without "
+            f"f_divergence_type='alpha_divergence'. Set that, or remove it."
         )
     if not math.isfinite(coefficient):
         problems.append(f"f_alpha_divergence_coef must be finite; got {coefficient}.")
@@ -79,12 +80,15 @@ def _weighting_problems(args: Any, mixture: LossMixture) -> list[str]:
     if chosen and sorted_losses:
         problems.append(
             f"{' and '.join(chosen)} cannot be used with {', '.join(sorted_losses)}, which sorts the batch: a weight "
-            "would apply to another pair's loss."
+            "would apply to another pair's loss. Remove one of the two."
         )
     if args.wpo_clamp and not args.use_weighting:
-        problems.append("wpo_clamp=True has no effect without use_weighting=True.")
+        problems.append("wpo_clamp=True has no effect without use_weighting=True. Set that, or remove it.")
     if args.weight_column and mixture.host_names:
-        problems.append(f"weight_column cannot be used with losses left to TRL ({', '.join(mixture.host_names)}).")
+        problems.append(
+            f"weight_column cannot be used with losses left to TRL "
+            f"({', '.join(mixture.host_names)}). Name them without trl:."
+        )
     return problems
 
 
@@ -94,7 +98,8 @@ def _reference_problems(args: Any, mixture: LossMixture) -> list[str]:
     reads = any(term.variant.needs_reference for term in mixture.terms) or bool(mixture.host_names)
     if args.reference_free and mixture.host_names:
         problems.append(
-            f"reference_free=True cannot be used with losses left to TRL ({', '.join(mixture.host_names)})."
+            f"reference_free=True cannot be used with losses left to TRL "
+            f"({', '.join(mixture.host_names)}). Name them without trl:."
         )
     elif args.reference_free and not reads:
         problems.append(f"reference_free=True has no effect: {chosen} needs no reference. Remove it.")
@@ -113,8 +118,10 @@ def _live_reference_problems(args: Any, mixture: LossMixture) -> list[str]:
         if names and args.precompute_ref_log_probs and not args.reference_free:
             problems.append(
                 f"precompute_ref_log_probs=True cannot be used with {names}: the store holds token log-probs, and "
-                f"{names} needs {words}."
+                f"{names} needs {words}. Remove one of the two."
             )
         if names and args.reference_free:
-            problems.append(f"reference_free=True cannot be used with {names}, which needs {words}.")
+            problems.append(
+                f"reference_free=True cannot be used with {names}, which needs {words}. Remove one of the two."
+            )
     return problems

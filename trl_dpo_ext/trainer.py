@@ -158,7 +158,10 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
             mixture = self.args.loss_mixture()
             missing = mixture.needs.of_reference & ~self.reference.settings.needs
             if missing:
-                raise InputError(f"{mixture.describe()} needs a reference; this trainer was created without it.")
+                raise InputError(
+                    f"{mixture.describe()} needs a reference; this trainer was created without it. "
+                    f"Create one with this loss_type."
+                )
         for name, value in options.items():
             setattr(self.args, name, value)
         self.mixture, self.extra_columns = mixture, loss_columns(self.args, mixture)

@@ -99,7 +99,9 @@ def _trained(policy: Any) -> Iterator[torch.nn.Parameter]:
 
 
 def _frozen(policy: Any) -> str:
-    problem = "Nothing would train: no parameter of the policy requires a gradient."
+    problem = (
+        "Nothing would train: no parameter of the policy requires a gradient. Unfreeze some, or pass a peft_config."
+    )
     if _trl.is_peft_model(policy):
         return (
             f"{problem} Pass is_trainable=True to PeftModel.from_pretrained (or load_adapter), or call "
@@ -171,7 +173,8 @@ def check_reached(policy: Any) -> None:
     if gradients and not any(gradient.any() for gradient in gradients):
         warnings.warn(
             "The first step changes no weight: its gradient is exactly 0. The pairs of the batch may be identical, "
-            "have the weight 0, or not hold the tokens that turn an adapter on.",
+            "have the weight 0, or not hold the tokens that turn an adapter on. Look at them with "
+            "`trl-dpo-ext inspect`.",
             stacklevel=5,
         )
 

@@ -235,7 +235,7 @@ def _read_keys(file: Path) -> dict[str, Any]:
     try:
         keys = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error}") from None
+        raise InputError(f"{file} is not valid YAML: {error} Write one `key: value` in each line.") from None
     if not isinstance(keys, dict):
         raise InputError(f"{file} must hold a YAML mapping of keys to values.")
     return keys

@@ -157,11 +157,13 @@ def _file_problems(ours: argparse.Namespace) -> list[str]:
         flag: getattr(ours, flag) for flag in ("json", "html", "write_rows") if getattr(ours, flag) not in (None, "-")
     }
     problems = [
-        f"--{flag} {file}: there is no folder {Path(file).parent}."
+        f"--{flag} {file}: there is no folder {Path(file).parent}. Create it, or name another file."
         for flag, file in files.items()
         if not Path(file).parent.is_dir()
     ]
-    problems += [f"--{flag} {file}: this is a folder." for flag, file in files.items() if Path(file).is_dir()]
+    problems += [
+        f"--{flag} {file}: this is a folder. Name a file." for flag, file in files.items() if Path(file).is_dir()
+    ]
     if ours.write_rows and not ours.write_rows.endswith(ROW_FILES):
         problems.append(f"--write_rows {ours.write_rows}: a file of rows must end in {' or '.join(ROW_FILES)}.")
     return problems

@@ -19,7 +19,7 @@ def run_recipes(argv: Sequence[str], prog: str) -> int:
     form.add_argument("--markdown", action="store_true", help="print the table of recipes/README.md")
     parsed = parser.parse_args(argv)
     if parsed.copy and not parsed.name:
-        raise InputError("--copy needs the name of a recipe.")
+        raise InputError("--copy needs the name of a recipe. Run `trl-dpo-ext recipes` to list them.")
     if parsed.copy:
         files = recipe_registry.copy_recipe(parsed.name, parsed.copy)
         print("\n".join(str(file) for file in files))

@@ -64,7 +64,9 @@ def _problems(ours: argparse.Namespace) -> list[str]:
         problems.append(f"--html_rows must be 0 or more; got {ours.html_rows}.")
     files = {name: getattr(ours, name) for name in ("json", "html") if getattr(ours, name) not in (None, "-")}
     problems += [
-        f"--{name} {file}: the folder does not exist." for name, file in files.items() if not Path(file).parent.is_dir()
+        f"--{name} {file}: the folder does not exist. Create it, or name another file."
+        for name, file in files.items()
+        if not Path(file).parent.is_dir()
     ]
     if ours.max_tokens is not None and ours.max_tokens < 1:
         problems.append(f"--max_tokens must be at least 1; got {ours.max_tokens}.")

@@ -127,7 +127,10 @@ def _read_one(name: str, hint: Any, default: Any, prefix: str) -> DeclaredHyper:
     if len(metadata) != 1:
         raise TypeError(f"{name} must be annotated as Annotated[type, Hyper(...)].")
     if default is NO_DEFAULT and name not in SHARED:
-        raise TypeError(f"{name} needs a default: only {', '.join(SHARED)} are shared with DPOConfig and have none.")
+        raise TypeError(
+            f"{name} needs a default: only {', '.join(SHARED)} are shared with DPOConfig and have "
+            f"none. Give it its published default."
+        )
     if default is not NO_DEFAULT and not name.startswith(f"{prefix}_"):
         raise TypeError(f"{name} must be named {prefix}_<word>: a variant owns those that have a default.")
     if metadata[0].required and default is not None:

@@ -65,7 +65,9 @@ class MixtureParser:
             )
             return [1.0] * len(self.specs)
         if self.weights and not any(self.weights):
-            self.problems.append(f"Nothing would train: all loss_weights are 0 ({', '.join(self.specs)}).")
+            self.problems.append(
+                f"Nothing would train: all loss_weights are 0 ({', '.join(self.specs)}). Set one above 0."
+            )
         return list(self.weights)
 
     def _term(self, spec: LossSpec, weight: float) -> list[tuple[LossVariant, float, dict[str, Any], LossSpec]]:

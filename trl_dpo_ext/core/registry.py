@@ -144,12 +144,17 @@ def _add(variant: LossVariant) -> None:
     for taken in (variant.name, *variant.aliases):
         if taken in _variants or taken in _aliases:
             other = _variants.get(taken) or _variants[_aliases[taken]]
-            raise ValueError(f"loss_type {taken!r} is already declared by {other.function.__module__}.")
+            raise ValueError(
+                f"loss_type {taken!r} is already declared by {other.function.__module__}. Choose another name."
+            )
     for parameter in variant.owned:
         for other in _variants.values():
             twin = next((p for p in other.owned if p.name == parameter.name), None)
             if twin is not None and twin != parameter:
-                raise ValueError(f"{parameter.name} is declared differently by {other.name!r} and {variant.name!r}.")
+                raise ValueError(
+                    f"{parameter.name} is declared differently by {other.name!r} and "
+                    f"{variant.name!r}. Name the new one after its variant."
+                )
     _variants[variant.name] = variant
     _aliases.update(dict.fromkeys(variant.aliases, variant.name))
 
@@ -160,7 +165,10 @@ def _load_plugins() -> None:
         try:
             point.load()
         except Exception as error:  # a broken plugin must not break everyone else's training run
-            warnings.warn(f"Loss plugin {point.value!r} could not be loaded: {error!r}.", stacklevel=2)
+            warnings.warn(
+                f"Loss plugin {point.value!r} could not be loaded: {error!r}. Update the plug-in, or uninstall it.",
+                stacklevel=2,
+            )
 
 
 def list_losses(

@@ -138,7 +138,8 @@ class LossVariant:
         """Return every problem of these hyperparameters: missing, unknown, out of range, or mutually exclusive."""
         declared = {parameter.name: parameter for parameter in self.hyperparameters}
         problems = [
-            f"loss_type {self.name!r} has no hyperparameter {name!r}; it has {', '.join(declared) or 'none'}."
+            f"loss_type {self.name!r} has no hyperparameter {name!r}; it has "
+            f"{', '.join(declared) or 'none'}. Remove it."
             for name in hyper
             if name not in declared
         ]
@@ -151,5 +152,7 @@ class LossVariant:
             problems += [problem] if problem else []
             other = declared.get(parameter.hyper.excludes or "")
             if other and hyper[name] != parameter.default and hyper.get(other.name, other.default) != other.default:
-                problems.append(f"{name} and {other.name} are mutually exclusive for loss_type {self.name!r}.")
+                problems.append(
+                    f"{name} and {other.name} are mutually exclusive for loss_type {self.name!r}. Remove one of them."
+                )
         return problems

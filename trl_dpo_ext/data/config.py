@@ -66,10 +66,17 @@ def parse_dataset_columns(given: Any) -> tuple[dict[str, str] | None, list[str]]
     if given is None:
         return None, []
     items = list(given.items()) if isinstance(given, Mapping) else list(_pairs(given))
-    problems = [f"dataset_columns: {item!r} is not of the form NAME=COLUMN." for item in items if not _is_pair(item)]
+    problems = [
+        f"dataset_columns: {item!r} is not of the form NAME=COLUMN. Write for instance prompt=question."
+        for item in items
+        if not _is_pair(item)
+    ]
     pairs = [(str(item[0]), str(item[1])) for item in items if _is_pair(item)]
     names = [name for name, _ in pairs]
-    problems += [f"dataset_columns names {name!r} twice." for name in sorted({n for n in names if names.count(n) > 1})]
+    problems += [
+        f"dataset_columns names {name!r} twice. Name it once."
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     sources = [source for name, source in pairs if name != "winner_is_b"]
     problems += [
         f"dataset_columns gives the column {source!r} two names. Name it once."

@@ -47,7 +47,7 @@ def _problems(wanted: Mapping[str, str], first: Mapping[str, Any], name: str) ->
     absent = {ours: missing for ours, source in wanted.items() if (missing := _missing(source, first))}
     problems = [
         f"{name}: --dataset_columns {ours}={wanted[ours]} names {missing}, which the dataset does not have; it has "
-        f"{', '.join(map(repr, first))}."
+        f"{', '.join(map(repr, first))}. Name one of these."
         for ours, missing in absent.items()
     ]
     targets = [ours for ours in wanted if ours not in _ANSWERS]

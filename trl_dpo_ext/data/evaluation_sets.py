@@ -53,7 +53,7 @@ def watching_problems(args: Any, labels: Sequence[str] | None, eval_dataset: Any
         return []  # told before
     return [
         f"metric_for_best_model={metric!r} is not a metric of this run; it has "
-        f"{', '.join(f'{prefixes[0]}{name}' for name in known)}."
+        f"{', '.join(f'{prefixes[0]}{name}' for name in known)}. Choose one of these."
     ]
 
 

@@ -92,6 +92,6 @@ def _check_path(name: str, path: Path, builder: str | None) -> None:
     if path.is_file() and builder is None:
         raise InputError(f"--dataset_name {name}: a dataset file must end in {', '.join(_FILE_BUILDERS)}.")
     if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"--dataset_name {name}: the file is empty.")
+        raise InputError(f"--dataset_name {name}: the file is empty. Write the rows again.")
     if not path.exists() and (builder or name.startswith((".", "/", "~"))):
-        raise InputError(f"--dataset_name {name}: no such file or folder.")
+        raise InputError(f"--dataset_name {name}: no such file or folder. Check the path.")

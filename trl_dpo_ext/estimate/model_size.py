@@ -148,7 +148,9 @@ def _config_from_file(path: Path) -> Any:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"--model_config {file} is not valid JSON: {error}") from None
+        raise InputError(
+            f"--model_config {file} is not valid JSON: {error}. Pass the config.json of the model's folder."
+        ) from None
     if not isinstance(values, dict) or "model_type" not in values:
         raise InputError(f"--model_config {file} has no model_type; pass a model's config.json.")
     try:

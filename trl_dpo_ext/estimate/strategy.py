@@ -112,7 +112,9 @@ def read_strategy(file: str | Path) -> ParallelStrategy:
     try:
         return _strategy_from_keys(keys)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(f"{file} is not a valid accelerate configuration: {error!r}.") from None
+        raise InputError(
+            f"{file} is not a valid accelerate configuration: {error!r}. Make one with `accelerate config`."
+        ) from None
 
 
 def _strategy_from_keys(keys: Mapping[str, Any]) -> ParallelStrategy:

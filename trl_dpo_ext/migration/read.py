@@ -34,7 +34,7 @@ def read_configuration(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} could not be read: {error}.") from None
+        raise InputError(f"{file} could not be read: {error}. Check the path.") from None
     if file.suffix == ".sh" or text.startswith("#!"):
         return _command(text, file)
     try:

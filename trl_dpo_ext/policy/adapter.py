@@ -53,10 +53,14 @@ class SavedAdapter:
         try:
             config = PeftConfig.from_pretrained(name, **hub)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{found} cannot be read as the configuration of an adapter: {error}") from error
+            raise InputError(
+                f"{found} cannot be read as the configuration of an adapter: {error}. Save the "
+                f"adapter again with PEFT's save_pretrained."
+            ) from error
         if Path(name).is_dir() and not any((Path(found).parent / file).is_file() for file in _WEIGHTS):
             raise InputError(
-                f"{name} has the configuration of an adapter, but not its weights ({' or '.join(_WEIGHTS)})."
+                f"{name} has the configuration of an adapter, but not its weights "
+                f"({' or '.join(_WEIGHTS)}). Copy them into the folder."
             )
         return cls(name, load, config)
 

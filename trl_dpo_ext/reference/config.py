@@ -43,7 +43,7 @@ def store_problems(args: Any, mixture: LossMixture) -> list[str]:
     if not args.precompute_ref_log_probs:
         unused = {"ref_store": args.ref_store, "precompute_ref_max_tokens": limit}
         problems += [
-            f"{name}={value!r} has no effect without precompute_ref_log_probs=True."
+            f"{name}={value!r} has no effect without precompute_ref_log_probs=True. Set that, or remove it."
             for name, value in unused.items()
             if value is not None
         ]
@@ -152,12 +152,16 @@ def _precision_problems(args: Any) -> list[str]:
 def _drift_problems(args: Any) -> list[str]:
     problems = []
     if args.ref_drift_num_pairs < 0:
-        problems.append(f"ref_drift_num_pairs must be 0 (no measurement) or more; got {args.ref_drift_num_pairs}.")
+        problems.append(
+            f"ref_drift_num_pairs must be 0 (no measurement) or more; got "
+            f"{args.ref_drift_num_pairs}. Raise it, or remove ref_calibrate."
+        )
     if args.ref_calibrate and not (args.ref_quantization or args.ref_dtype):
         problems.append("ref_calibrate=True has no error to remove: set ref_quantization or ref_dtype, or remove it.")
     elif args.ref_calibrate and args.ref_drift_num_pairs < FEWEST_PAIRS:
         problems.append(
-            f"ref_calibrate=True needs ref_drift_num_pairs >= {FEWEST_PAIRS}; got {args.ref_drift_num_pairs}."
+            f"ref_calibrate=True needs ref_drift_num_pairs >= {FEWEST_PAIRS}; got "
+            f"{args.ref_drift_num_pairs}. Raise it, or remove ref_calibrate."
         )
     return problems
 

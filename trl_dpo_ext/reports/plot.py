@@ -32,7 +32,7 @@ def plot_run(output_dir: str | Path, png: str | Path, held_out: Sequence[LogEntr
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("Plotting needs matplotlib: pip install 'trl-dpo-ext[plot]'.") from None
+        raise InputError("Plotting needs matplotlib. Run pip install 'trl-dpo-ext[plot]'.") from None
     figure = Figure(figsize=(11, 8), dpi=110, layout="constrained")
     (loss, accuracy), (margin, logps) = figure.subplots(2, 2)
     _draw(loss, run, {"loss": ("", _NEUTRAL)}, "Loss", "mean over the batch")

@@ -99,9 +99,14 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
     losses, betas = _scales(runs)
     warnings = _evaluation_warnings(runs, letters, used)
     if not losses:
-        warnings.append("The runs minimize different losses, so values of the loss are not comparable.")
+        warnings.append(
+            "The runs minimize different losses, so values of the loss are not comparable. Compare "
+            "accuracies and margins."
+        )
     if not betas:
-        warnings.append("Rewards and margins are multiples of beta, which differs between the runs.")
+        warnings.append(
+            "Rewards and margins are multiples of beta, which differs between the runs. Compare accuracies."
+        )
     return {
         "evaluation_sets": letters,
         "same_evaluation": len(used) == 1 and used != ["?"],
@@ -130,7 +135,10 @@ def _evaluation_warnings(runs: Sequence[RunData], letters: Sequence[str | None],
         )
     if "?" in used:
         unknown = ", ".join(run.name for run, letter in zip(runs, letters, strict=True) if letter == "?")
-        found.append(f"It was not recorded which data {unknown} was evaluated on, so it may be other data.")
+        found.append(
+            f"It was not recorded which data {unknown} was evaluated on, so it may be other data. "
+            f"Compare only runs whose data you know."
+        )
     return found
 
 

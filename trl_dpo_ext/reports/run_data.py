@@ -122,7 +122,7 @@ def _read(folder: Path, name: str) -> RunData:
     except InputError as error:
         entries, state, problem = [], {}, str(error)
         if not folder.is_dir():
-            problem = f"{folder} is no folder."
+            problem = f"{folder} is not a folder. Pass the output_dir of a run."
     else:
         problem = None
     match = _CHECKPOINT.fullmatch(folder.resolve().name)

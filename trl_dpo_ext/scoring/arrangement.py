@@ -29,7 +29,9 @@ from .token_rows import token_rows
 
 Protocol = Literal["train", "rewardbench"]
 _NAME = "the dataset"
-_NOTHING = "The dataset has no completions, so that there is nothing to score."
+_NOTHING = (
+    "The dataset has no completions, so that there is nothing to score. Name their columns with --dataset_columns."
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ class Arrangement:
         mapped = map_columns(numbered(plan.rows.with_format(None)), _NAME, plan.args.dataset_columns or {})
         kept, mapped = np.array(mapped[ROW][:], np.int64), mapped.remove_columns(ROW)
         if rank and len(mapped) < len(plan.rows):
-            raise InputError("--dataset_columns names a winner of two answers, and --rank reads any number of them.")
+            raise InputError(
+                "--dataset_columns names a winner of two answers, and --rank reads any number of "
+                "them. Remove --rank, or name the column of completions."
+            )
         if len(kept) < len(plan.rows):
             for line in told([ties(len(plan.rows), kept.tolist())], _NAME, plan.args):
                 warnings.warn(line, stacklevel=4)
@@ -109,7 +114,8 @@ class Arrangement:
             dataset = Dataset.from_dict(rows)
         except pa.ArrowException as error:
             raise InputError(
-                f"Prompts or completions are texts in some rows and messages in others ({error})."
+                f"Prompts or completions are texts in some rows and messages in others ({error}). Make them all "
+                "texts, or all messages."
             ) from None
         arranged = replace(plan, rows=dataset, args=_without_columns(plan.args))
         return cls(arranged, plan.rows, "train", np.array(places, np.int64).reshape(-1, 2), read.groups)

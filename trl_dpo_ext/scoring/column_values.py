@@ -38,14 +38,19 @@ def as_vector(column: pa.ChunkedArray, name: str) -> Vector:
     if pa.types.is_integer(kind):
         ends = _compute.min_max(column).as_py()
         if max(abs(ends["min"] or 0), abs(ends["max"] or 0)) > _EXACT:
-            raise InputError(f"Column {name!r} holds integers beyond 2**53, which cannot be compared exactly.")
+            raise InputError(
+                f"Column {name!r} holds integers beyond 2**53, which cannot be compared exactly. Store them as texts."
+            )
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _compute.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         values = np.empty(len(column), dtype=object)
         values[:] = column.to_pylist()
         return values
-    raise InputError(f"Column {name!r} holds {kind}; numbers, texts, or true and false are needed.")
+    raise InputError(
+        f"Column {name!r} holds {kind}; numbers, texts, or true and false are needed. Choose "
+        f"another column, or convert it."
+    )
 
 
 def numeric_column(dataset: Dataset, name: str, flag: str) -> Vector:
@@ -65,7 +70,9 @@ def check_numeric(dataset: Dataset, name: str, flag: str) -> None:
         raise InputError(missing_column(dataset, name, flag))
     if not is_numeric(dataset, name):
         kind = dataset.features.arrow_schema.field(name).type
-        raise InputError(f"--{flag}: column {name!r} holds {kind}; numbers are needed.")
+        raise InputError(
+            f"--{flag}: column {name!r} holds {kind}; numbers are needed. Choose another column, or convert it."
+        )
 
 
 def is_numeric(dataset: Dataset, name: str) -> bool:

@@ -25,14 +25,20 @@ def dry_run(file: Path, selection: Selection) -> Selected:
     if file.suffix not in ENDINGS:
         raise InputError(f"--output {file}: a file of scored rows must end in {' or '.join(ENDINGS)}.")
     if not file.is_file():
-        raise InputError(f"--dry_run counts rows of an existing --output; {file} does not exist.")
+        raise InputError(
+            f"--dry_run counts rows of an existing --output; {file} does not exist. Run `score` "
+            f"without --dry_run first."
+        )
     try:
         names, read, rows = _parquet(file) if file.suffix == ".parquet" else _lines(file)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"--output {file} cannot be read: {error}") from error
     missing = [name for name in TYPES if name not in names]
     if missing and rows:
-        raise InputError(f"--dry_run: {file} has no column {missing[0]!r}; `score` has not written it.")
+        raise InputError(
+            f"--dry_run: {file} has no column {missing[0]!r}; `score` has not written it. Run it "
+            f"without --dry_run first."
+        )
     return select(selection, names, read, np.arange(rows))
 
 

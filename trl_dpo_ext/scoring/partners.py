@@ -101,9 +101,9 @@ def _changed(
 def check_signed(kind: pa.DataType, name: str) -> None:
     """Raise an `InputError` for a type that holds no numbers below 0."""
     if pa.types.is_unsigned_integer(kind):
-        raise InputError(f"--signed_columns: column {name!r} holds {kind}, which has no negative values.")
+        raise InputError(f"--signed_columns: column {name!r} holds {kind}, which has no negative values. Leave it out.")
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise InputError(f"--signed_columns: column {name!r} holds {kind}; numbers are needed.")
+        raise InputError(f"--signed_columns: column {name!r} holds {kind}; numbers are needed. Leave it out.")
 
 
 def _negated(column: pa.Array, name: str, where: pa.Array) -> pa.Array:

@@ -131,7 +131,7 @@ def _notes(policy: LogProbs, reference: LogProbs | None) -> list[str]:
         if found is not None and found.identity.quantization != "none":
             notes.append(
                 f"The {who} is quantized ({found.identity.quantization}): the log-prob of an answer may be off by "
-                "several nats, which exceeds small margins."
+                "several nats, which exceeds small margins. Load it without quantization where they matter."
             )
     return notes
 
@@ -165,7 +165,7 @@ def _check_adapter(adapter: SavedAdapter) -> None:
     if adapter.config.is_prompt_learning:
         raise InputError(
             f"{adapter.name} is an adapter of virtual tokens ({adapter.kind}), which stand in front of every sequence "
-            "and cannot be scored or merged."
+            "and cannot be scored or merged. Score an adapter of another kind, such as LoRA."
         )
     if _trl.adapts_head(adapter.config):
         raise InputError(

@@ -52,7 +52,10 @@ class Selection:
         missing = [name for name in self.signed_columns or () if name not in names]
         if missing:
             listed = ", ".join(names)
-            problems.append(f"--signed_columns: no column is called {', '.join(missing)}; the dataset has {listed}.")
+            problems.append(
+                f"--signed_columns: no column is called {', '.join(missing)}; the "
+                f"dataset has {listed}. Name one of these."
+            )
         with collecting(problems):
             _computed(self, [*dict.fromkeys([*names, *TYPES])], _with_placeholders(dataset), len(dataset))
         if self.relabel:
@@ -158,7 +161,9 @@ def relabeled_before(names: Sequence[str], read: Read) -> Any:
         return False
     marks = as_vector(read(RELABELED), RELABELED)
     if marks.dtype != bool:
-        raise InputError(f"--relabel writes the column {RELABELED!r}, which the dataset has with other values.")
+        raise InputError(
+            f"--relabel writes the column {RELABELED!r}, which the dataset has with other values. Rename that column."
+        )
     return marks
 
 

@@ -190,7 +190,10 @@ def _notes(statistics: Mapping[str, Any]) -> list[str]:
     notes = []
     if statistics["rows"]["nonfinite"]:
         first = ", ".join(map(str, statistics["rows"]["nonfinite_rows"][:5]))
-        notes.append(f"The log-probs of {statistics['rows']['nonfinite']} rows are not finite (rows {first}).")
+        notes.append(
+            f"The log-probs of {statistics['rows']['nonfinite']} rows are not finite (rows "
+            f"{first}). Look for NaN in the weights, or load them in float32."
+        )
     if rate is not None and rate < 0.5 and abs(mean) > _CERTAIN:
         notes.append(
             f"The accuracy is below one half with a mean margin of {mean:+.2f}: is the reference the model that the "

@@ -129,12 +129,14 @@ def parse_thresholds(given: Any) -> tuple[dict[str, float], list[str]]:
     problems: list[str] = []
     for name, text in _threshold_pairs(given):
         if text is None:
-            problems.append(f"watch_thresholds: {name!r} is not of the form NAME=X, such as chosen_falls=1.0.")
+            problems.append(
+                f"watch_thresholds: {name!r} is not of the form NAME=X. Write for instance chosen_falls=1.0."
+            )
             continue
         unknown = _unknown("watch_thresholds", [name])
         problems += unknown or _wrong_threshold(name, text)
         if not unknown and name in thresholds:
-            problems.append(f"watch_thresholds names {name} twice.")
+            problems.append(f"watch_thresholds names {name} twice. Name it once.")
         if not unknown and not _wrong_threshold(name, text):
             thresholds[name] = float(text)
     return thresholds, problems
@@ -161,7 +163,9 @@ def _wrong_threshold(name: str, text: Any) -> list[str]:
     if number <= 0:
         return [f"watch_thresholds: the threshold of {name} must be above 0; got {number:g}."]
     if ALARMS[name].is_share and number > 1:
-        return [f"watch_thresholds: the threshold of {name} is a share, at most 1; got {number:g}."]
+        return [
+            f"watch_thresholds: the threshold of {name} is a share, at most 1; got {number:g}. Set it to 1 or less."
+        ]
     return []
 
 
@@ -208,7 +212,13 @@ def _stop_problems(args: Any) -> list[str]:
     for name in args.stop_on:
         of = ALARMS[name].of if name in ALARMS else ""
         if of in ("samples", "kl") and unsampled:
-            problems.append(f"stop_on: {name} reads sampled answers, and watch_prompts=0 samples none.")
+            problems.append(
+                f"stop_on: {name} reads sampled answers, and watch_prompts=0 samples none. Set "
+                f"watch_prompts above 0, or remove it."
+            )
         elif of == "kl" and args.watch_kl == "off":
-            problems.append(f"stop_on: {name} reads the KL divergence, and watch_kl='off' computes none.")
+            problems.append(
+                f"stop_on: {name} reads the KL divergence, and watch_kl='off' computes none. Set "
+                f"watch_kl='auto', or remove it."
+            )
     return problems

@@ -86,4 +86,6 @@ class Journal:
         try:
             write()
         except OSError as error:
-            logger.warning(f"Watching could not write into {self.folder}: {error}.")
+            logger.warning(
+                f"Watching could not write into {self.folder}: {error}. Free space, or check its permissions."
+            )

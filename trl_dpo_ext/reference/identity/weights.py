@@ -122,7 +122,10 @@ def adapter_hash(model: nn.Module, adapter: str) -> str:
     configs: Any = getattr(model, "peft_config", {})
     if adapter not in configs:
         adapters = ", ".join(configs) or "none"
-        raise InputError(f"The reference's adapter {adapter!r} is not in the model; its adapters are {adapters}.")
+        raise InputError(
+            f"The reference's adapter {adapter!r} is not in the model; its adapters are {adapters}. Load it "
+            "before the run."
+        )
     tensors = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter, save_embedding_layers=False
     )

@@ -51,7 +51,7 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
     ]
     problems = [
         f"ref_skip_modules: {name!r} matches no linear layer of {kind.__name__}, by full name or suffix; it has "
-        f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}."
+        f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}. Name one of these."
         for name in wanted
         if all(should_convert_module(layer, [name]) for layer in layers)
     ]

@@ -165,7 +165,10 @@ def checkpoint_problems(args: Any, policy: Any, tokenizer: Any) -> list[str]:
     settings = reference_settings(args, policy)
     name, revision = settings["model"], settings["revision"]
     if not name:
-        return ["ref_model_revision needs ref_model_name_or_path: the policy was not loaded from a named checkpoint."]
+        return [
+            "ref_model_revision needs ref_model_name_or_path: the policy was not loaded from a "
+            "named checkpoint. Set ref_model_name_or_path too."
+        ]
     config = checkpoint(name, revision, settings)[0]
     theirs = config.get_text_config().vocab_size
     load = args.model_init_kwargs or {}

@@ -47,7 +47,7 @@ def moving_option_problems(args: Any, mixture: LossMixture) -> list[str]:
     if args.precompute_ref_log_probs:
         problems.append(
             "precompute_ref_log_probs=True cannot be used with sync_ref_model=True: the reference would change, "
-            "but not its stored log-probs."
+            "but not its stored log-probs. Remove one of the two."
         )
     if args.ref_quantization:
         problems.append(

@@ -140,7 +140,7 @@ class Node:
 
     def _made(self, work: Callable[[Allocate], object], memory: SharedMemory | None) -> dict[str, np.ndarray]:
         if memory is None and len(self.ranks) > 1:
-            raise InputError("The system has refused more shared memory (memfd_create).")
+            raise InputError("The system has refused more shared memory (memfd_create). Raise its limit.")
         made: dict[str, np.ndarray] = {}
 
         def allocate(layout: Layout) -> dict[str, np.ndarray]:

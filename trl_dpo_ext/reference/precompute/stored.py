@@ -191,7 +191,7 @@ def _sent(keys: np.ndarray) -> SharedMemory:
     """Keys in memory for the first process of the node."""
     memory = SharedMemory.create()
     if memory is None:
-        raise InputError("The system has refused more shared memory (memfd_create).")
+        raise InputError("The system has refused more shared memory (memfd_create). Raise its limit.")
     memory.allocate({"keys": (keys.shape, keys.dtype)})["keys"][:] = keys
     memory.publish()
     return memory

@@ -212,7 +212,7 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     lists = column.combine_chunks()
     values = lists.flatten()
     if lists.null_count or values.null_count:
-        raise ValueError("A row of the dataset has no token ids.")
+        raise ValueError("A row of the dataset has no token ids. Filter empty rows.")
     return np.asarray(values.cast(pa.int32())), np.cumsum([0, *np.asarray(lists.value_lengths())])
 
 

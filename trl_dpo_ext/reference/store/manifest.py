@@ -71,7 +71,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise InputError(f"Cannot read the reference store {folder}: {error.strerror}.") from error
+            raise InputError(
+                f"Cannot read the reference store {folder}: {error.strerror}. Check its permissions."
+            ) from error
         except ValueError:
             content = None
     if content is None:
@@ -106,14 +108,18 @@ def check_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() or place.is_symlink():
             if not place.is_dir():
-                raise InputError(f"Cannot use {folder} as --ref_store: {place} is not a directory.")
+                raise InputError(
+                    f"Cannot use {folder} as --ref_store: {place} is not a directory. Choose another folder."
+                )
             break
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
     try:
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
     except OSError as error:
-        raise InputError(f"Cannot read the reference store {folder}: {error.strerror}.") from error
+        raise InputError(
+            f"Cannot read the reference store {folder}: {error.strerror}. Check its permissions."
+        ) from error
     if MANIFEST in names:  # another process has created the store meanwhile
         return
     if names - ({PARTS, CARD} if PARTS in names else set()):
@@ -146,7 +152,10 @@ def create_store(folder: Path, identity: Identity) -> Manifest:
         create_exclusive(folder / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
         create_exclusive(folder / CARD, _CARD.encode())
     except OSError as error:
-        raise InputError(f"Cannot create the reference store {folder}: {error.strerror}.") from error
+        raise InputError(
+            f"Cannot create the reference store {folder}: {error.strerror}. Check the "
+            f"permissions, or set another --ref_store."
+        ) from error
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"The reference store {folder} was removed while it was being created.")

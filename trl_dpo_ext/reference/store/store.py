@@ -250,7 +250,10 @@ class Store:
         """
         reason = write_error(self.folder) if self._is_writable else "it was opened read-only"
         if reason:
-            raise InputError(f"Reference store {self.folder} is missing sequences and is not writable: {reason}.")
+            raise InputError(
+                f"Reference store {self.folder} is missing sequences and is not "
+                f"writable: {reason}. Fill it with `trl-dpo-ext precompute`, or copy it."
+            )
         return PartWriter(self.folder, self.identity.fingerprint, self.add_part, **settings)
 
     def add_part(self, part: Part, replaces: Sequence[Part] = ()) -> None:
@@ -285,7 +288,7 @@ class Store:
             self._drop(error)
             return
         except OSError as error:
-            raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+            raise InputError(f"Cannot read {path}: {error.strerror}. Check its permissions.") from error
         if part.reference != self.identity.fingerprint:
             raise InputError(
                 f"{path} was computed with another reference than the rest of the store. Remove it from the folder."
@@ -299,8 +302,14 @@ class Store:
         self._index = None
         renamed = self._is_writable and quarantine(path)
         done = f"It was renamed to {path.name}{CORRUPT_SUFFIX}" if renamed else "It is ignored"
-        warnings.warn(f"{path} is corrupt: {reason}. {done}, and its sequences count as missing.", stacklevel=3)
+        warnings.warn(
+            f"{path} is corrupt: {reason}. {done}, and its sequences count as missing. "
+            f"Run `trl-dpo-ext precompute` to fill the store.",
+            stacklevel=3,
+        )
 
 
 def _raise_absent(folder: Path) -> NoReturn:
-    raise InputError(f"{folder} is not a reference store: it has no {MANIFEST}.")
+    raise InputError(
+        f"{folder} is not a reference store: it has no {MANIFEST}. Pass the folder that --ref_store names."
+    )

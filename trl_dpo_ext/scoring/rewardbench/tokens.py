@@ -51,7 +51,10 @@ class BenchTokenizer:
             )
         eos: int | None = tokenizer.eos_token_id
         if eos is None:
-            problems.append("--protocol rewardbench ends answers with the EOS token, and the tokenizer has none.")
+            problems.append(
+                "--protocol rewardbench ends answers with the EOS token, and the tokenizer has "
+                "none. Set tokenizer.eos_token, and save it."
+            )
         if problems or eos is None:
             raise InputError(*problems)
         self.tokenizer = tokenizer
