@@ -24,11 +24,17 @@ def run(argv: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("old", metavar="OLD", help="its file: YAML, JSON, or a shell script with the command")
     parser.add_argument("--from", dest="tool", choices=tuple(TOOLS), help="the tool, if its keys do not tell")
+    parser.add_argument(
+        "--dataset_info",
+        metavar="FILE",
+        type=Path,
+        help="LLaMA-Factory's dataset_info.json, if it is not beside OLD or in its dataset_dir",
+    )
     parser.add_argument("--output", metavar="FILE", help="write the configuration there; printed otherwise")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
     parsed = parser.parse_args(argv)
     old = Path(parsed.old)
-    tool, draft = migrated(read_configuration(old), option_names(), parsed.tool, str(old))
+    tool, draft = migrated(read_configuration(old), option_names(), parsed.tool, str(old), parsed.dataset_info)
     text = as_yaml(draft, tool, old.name)
     if parsed.output is None:
         print(text, end="")

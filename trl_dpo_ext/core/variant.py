@@ -146,7 +146,11 @@ class LossVariant:
         for name, parameter in declared.items():
             if name not in hyper:
                 meaning = "" if parameter.shared else f": {parameter.hyper.help[0].lower()}{parameter.hyper.help[1:-1]}"
-                problems += [f"loss_type {self.name!r} needs {name}{meaning}."] if parameter.required else []
+                problems += (
+                    [f"loss_type {self.name!r} needs {name}{meaning}. Pass it by keyword."]
+                    if parameter.required
+                    else []
+                )
                 continue
             problem = parameter.problem(hyper[name], self.name)
             problems += [problem] if problem else []

@@ -19,6 +19,8 @@ class Source:
         name: of its configuration.
         columns: the columns that are kept.
         share: of its rows, up to 1; or their number, from 2 on; None for all.
+        folder: inside a dataset of the Hub, that is read alone.
+        reader: for a file, what `datasets` reads its kind with.
     """
 
     path: str
@@ -26,6 +28,8 @@ class Source:
     name: str | None = None
     columns: Sequence[str] | None = None
     share: float | int | None = None
+    folder: str | None = None
+    reader: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -43,7 +47,9 @@ class Source:
 
     def described(self) -> dict[str, Any]:
         """An entry of `datasets:`."""
-        entry = {"path": self.path, "name": self.name, "split": self.slice, "columns": self.columns}
+        place = {"path": self.reader, "data_files": self.path} if self.reader else {"path": self.path}
+        place["data_dir"] = self.folder
+        entry = {**place, "name": self.name, "split": self.slice, "columns": self.columns}
         return {key: list(value) if key == "columns" else value for key, value in entry.items() if value}
 
 
@@ -55,7 +61,7 @@ def put_sources(draft: Draft, sources: Sequence[Source], test_split: str | None 
         sources: at least one.
         test_split: the split for evaluation, if the other configuration names one.
     """
-    if len(sources) == 1 and sources[0].is_whole and not sources[0].columns:
+    if len(sources) == 1 and sources[0].is_whole and not sources[0].columns and not sources[0].folder:
         (one,) = sources
         draft.put("dataset_name", one.path)
         if one.name and one.name != "default":

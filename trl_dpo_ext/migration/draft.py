@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .dataset_info import DatasetInfo  # which needs `data.py`, and that a draft
 
 Rule = Callable[["Draft", str, Any], None]
 """`rule(draft, key, value)` says what becomes of one key."""
@@ -18,6 +21,7 @@ class Draft:
 
     Attributes:
         given: the other tool's keys and values, without those that are null.
+        datasets: LLaMA-Factory's table of datasets; None if it was not found.
         keys: ours, in the order in which they were put.
         comments: by our key, what a reader of it has to know.
         left_out: by the other tool's key, why nothing here takes its place.
@@ -26,6 +30,7 @@ class Draft:
     """
 
     given: Mapping[str, Any]
+    datasets: DatasetInfo | None = None
     keys: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -70,19 +75,22 @@ class Tool:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def translate(given: Mapping[str, Any], tool: Tool, known: Collection[str]) -> Draft:
+def translate(
+    given: Mapping[str, Any], tool: Tool, known: Collection[str], datasets: DatasetInfo | None = None
+) -> Draft:
     """Translate a configuration.
 
     Args:
         given: keys and values of the other tool.
         tool: whose they are.
         known: the keys that a configuration here may have.
+        datasets: LLaMA-Factory's table of datasets, if there is one.
 
     Raises:
         InputError: it trains something else than preference pairs.
     """
     computed = {key: value for key, value in given.items() if _is_computed(value)}
-    draft = Draft({key: value for key, value in given.items() if value is not None and key not in computed})
+    draft = Draft({key: value for key, value in given.items() if value is not None and key not in computed}, datasets)
     for key, value in computed.items():
         draft.drop(key, f"the script computes it ({value}): write the value")
     for key, value in draft.given.items():

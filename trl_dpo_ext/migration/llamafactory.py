@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .adapters import modules, put_lora
 from .data import Source, hold_out, put_sources
+from .dataset_info import differing
 from .draft import Draft, Rule, Tool, gone, of_the_launcher, one_of, refuse_other_training, renamed, warmup
 from .losses import put_loss, put_smoothing
 
@@ -68,6 +70,8 @@ _RULES: dict[str, Rule] = {
     "loraplus_lr_ratio": gone("TRL has no LoRA+"),
     "pissa_init": gone("pass init_lora_weights in peft_config, from Python"),
     "default_system": gone("write the system message into the rows, or map a column (dataset_columns)"),
+    "mix_strategy": gone("rows of all datasets are shuffled together", unless=("concat",)),
+    "interleave_probs": gone("set the share of each dataset: datasets: [{path: ..., fraction: ...}]"),
     "tokenized_path": gone("tokenized rows are cached by content"),
     "download_dir": gone("set the environment variable HF_HOME"),
     "hf_hub_token": gone("log in with `hf auth login`"),
@@ -147,15 +151,37 @@ def _put_adapter(draft: Draft) -> None:
 def _put_data(draft: Draft) -> None:
     given = draft.given
     names = modules(given.get("dataset")) or []
+    if given.get("eval_dataset"):
+        draft.drop("eval_dataset", "name the split for evaluation with dataset_test_split, or hold rows out")
     if not names:
+        return
+    if draft.datasets is not None:
+        _put_described(draft, names)
         return
     put_sources(draft, [Source(name, share=given.get("max_samples")) for name in names])
     draft.differs(
-        f"Datasets are named by {_TITLE}'s dataset_info.json ({', '.join(names)}): write the Hub id or the file that "
-        "it lists for each, and map columns that are called otherwise (dataset_columns: {prompt: COLUMN})."
+        f"Datasets are named by {_TITLE}'s dataset_info.json ({', '.join(names)}), which was not found: pass it with "
+        "--dataset_info, or write the Hub id or the file that it lists for each, and map columns that are called "
+        "otherwise (dataset_columns: {prompt: COLUMN})."
     )
-    if given.get("eval_dataset"):
-        draft.drop("eval_dataset", "name the split for evaluation with dataset_test_split, or hold rows out")
+
+
+def _put_described(draft: Draft, names: Sequence[str]) -> None:
+    """Set the datasets as the table describes them; what has no counterpart is left out with the reason."""
+    assert draft.datasets is not None
+    described = [draft.datasets.describe(name, draft.given.get("max_samples")) for name in names]
+    sources = [one.source for one in described if one.source is not None]
+    if sources:
+        put_sources(draft, sources)
+    reasons = [reason for one in described for reason in one.reasons]
+    if differing(described):
+        reasons.append("the columns have other names in each dataset, and dataset_columns holds for all: rename them")
+    elif described[0].columns:
+        draft.put("dataset_columns", described[0].columns)
+    for effect in (effect for one in described for effect in one.effects):
+        draft.differs(effect)
+    if reasons:
+        draft.drop("dataset", "; ".join(reasons))
 
 
 LLAMAFACTORY = Tool(

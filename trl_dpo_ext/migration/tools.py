@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .axolotl import AXOLOTL
+from .dataset_info import DatasetInfo
 from .draft import Draft, Tool, translate
 from .handbook import HANDBOOK, TRL, is_orpo
 from .llamafactory import LLAMAFACTORY
@@ -43,7 +45,11 @@ def tool_of(given: Mapping[str, Any], name: str | None = None) -> Tool:
 
 
 def migrated(
-    given: Mapping[str, Any], known: Collection[str], name: str | None = None, location: str = ""
+    given: Mapping[str, Any],
+    known: Collection[str],
+    name: str | None = None,
+    location: str = "",
+    dataset_info: Path | None = None,
 ) -> tuple[Tool, Draft]:
     """Translate a configuration of any of these tools.
 
@@ -52,6 +58,8 @@ def migrated(
         known: the keys that a configuration here may have.
         name: of the tool, if it is known.
         location: where it lies: alignment-handbook's recipes for ORPO differ from those for DPO in their folder alone.
+            LLaMA-Factory's table of datasets is looked for from there on.
+        dataset_info: the file of that table, if it is known.
 
     Raises:
         InputError: it is no such configuration, or trains something else than preference pairs.
@@ -60,4 +68,16 @@ def migrated(
     if tool is HANDBOOK or tool is TRL:
         trainer = given.get("trainer", "orpo" if is_orpo(location) else "dpo")
         given = {**given, "trainer": trainer}
-    return tool, translate(given, tool, known)
+    return tool, translate(given, tool, known, _datasets(given, tool, location, dataset_info))
+
+
+def _datasets(given: Mapping[str, Any], tool: Tool, location: str, file: Path | None) -> DatasetInfo | None:
+    if tool is not LLAMAFACTORY:
+        if file is not None:
+            raise InputError(
+                f"--dataset_info is for configurations of {LLAMAFACTORY.title}; this one is for {tool.title}."
+            )
+        return None
+    if file is not None:
+        return DatasetInfo.read(file)
+    return DatasetInfo.find(Path(location), given.get("dataset_dir")) if location else None
