@@ -100,10 +100,11 @@ $(VENV)-quick/made: $(VENV)/made tests/compat/oldest.txt
 test-compat-quick: $(VENV)-quick/made ## Run contracts, losses and parity on the oldest TRL and transformers (a few minutes)
 	$(VENV)-quick/bin/python tools/compat.py quick
 
-check: $(VENV)/made ## Check lint, format, types, the generated files, and the documentation
+check: $(VENV)/made ## Check lint, format, types and their completeness, the generated files, and the documentation
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) tools/public_types.py
 	$(PY) tools/docs.py --check
 	$(PY) -m tools.site
 

@@ -15,7 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, *problems: str) -> None:
-        self.problems = list(dict.fromkeys(problems))
+        self.problems: list[str] = list(dict.fromkeys(problems))
         several = f"{len(self.problems)} problems:\n" + "\n".join(f"- {problem}" for problem in self.problems)
         super().__init__(several if len(self.problems) > 1 else self.problems[0])
 

@@ -98,7 +98,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
         spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
-        self.started_from = spec.policy.started_from
+        self.started_from: str | None = spec.policy.started_from
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
@@ -115,8 +115,9 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
         self.add_callback(self.preparation.streams)
         self.add_callback(RunLog(self))
         collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
-        self.data_collator = self.reference.attach(collator)
-        self.first_step = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
+        self.data_collator: Any = self.reference.attach(collator)
+        checks = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
+        self.first_step: FirstStepChecks = checks
 
     def _check_models(self) -> None:
         """Check what only the loaded models and the tokenized data can tell.
