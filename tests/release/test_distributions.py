@@ -12,6 +12,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from trove_classifiers import classifiers as known_classifiers
 
 from tests.release.conftest import ROOT, output_of
 
@@ -78,6 +79,7 @@ def test_the_metadata_says_what_pyproject_says(metadata: Message) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     classifiers = metadata.get_all("Classifier") or []
     assert "Typing :: Typed" in classifiers
+    assert set(classifiers) <= known_classifiers  # an index refuses others
     assert not [line for line in classifiers if line.startswith("License ::")]  # the expression replaces it
     assert {"demo", "plot", "deepspeed", "test", "dev"} <= set(metadata.get_all("Provides-Extra") or [])
 
