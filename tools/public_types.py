@@ -38,12 +38,9 @@ def incomplete(symbols: Iterable[Mapping[str, Any]], names: Iterable[str]) -> tu
         symbols: of the package.
         names: of those that count, with their attributes and methods.
     """
-    starts = tuple(names)
-    ours = [
-        one
-        for one in symbols
-        if one["name"].startswith(tuple(f"{start}." for start in starts)) or one["name"] in starts
-    ]
+    whole = set(names)
+    starts = tuple(f"{name}." for name in whole)
+    ours = [one for one in symbols if one["name"] in whole or one["name"].startswith(starts)]
     found = []
     for one in ours:
         said = [each["message"].splitlines()[0] for each in one["diagnostics"]]
