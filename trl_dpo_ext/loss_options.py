@@ -49,7 +49,7 @@ def _divergence_problems(args: Any, mixture: LossMixture) -> list[str]:
     if kind != "alpha_divergence" and coefficient != default:
         problems.append(
             f"f_alpha_divergence_coef={coefficient} has no effect without "
-            f"f_divergence_type='alpha_divergence'. Set that, or remove it."
+            "f_divergence_type='alpha_divergence'. Set that, or remove it."
         )
     if not math.isfinite(coefficient):
         problems.append(f"f_alpha_divergence_coef must be finite; got {coefficient}.")
@@ -86,7 +86,7 @@ def _weighting_problems(args: Any, mixture: LossMixture) -> list[str]:
         problems.append("wpo_clamp=True has no effect without use_weighting=True. Set that, or remove it.")
     if args.weight_column and mixture.host_names:
         problems.append(
-            f"weight_column cannot be used with losses left to TRL "
+            "weight_column cannot be used with losses left to TRL "
             f"({', '.join(mixture.host_names)}). Name them without trl:."
         )
     return problems
@@ -98,7 +98,7 @@ def _reference_problems(args: Any, mixture: LossMixture) -> list[str]:
     reads = any(term.variant.needs_reference for term in mixture.terms) or bool(mixture.host_names)
     if args.reference_free and mixture.host_names:
         problems.append(
-            f"reference_free=True cannot be used with losses left to TRL "
+            "reference_free=True cannot be used with losses left to TRL "
             f"({', '.join(mixture.host_names)}). Name them without trl:."
         )
     elif args.reference_free and not reads:

@@ -161,7 +161,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
             if missing:
                 raise InputError(
                     f"{mixture.describe()} needs a reference; this trainer was created without it. "
-                    f"Create one with this loss_type."
+                    "Create one with this loss_type."
                 )
         for name, value in options.items():
             setattr(self.args, name, value)

@@ -129,7 +129,7 @@ def _read_one(name: str, hint: Any, default: Any, prefix: str) -> DeclaredHyper:
     if default is NO_DEFAULT and name not in SHARED:
         raise TypeError(
             f"{name} needs a default: only {', '.join(SHARED)} are shared with DPOConfig and have "
-            f"none. Give it its published default."
+            "none. Give it its published default."
         )
     if default is not NO_DEFAULT and not name.startswith(f"{prefix}_"):
         raise TypeError(f"{name} must be named {prefix}_<word>: a variant owns those that have a default.")

@@ -134,7 +134,7 @@ def check_weights(policy: Any, checkpoint: Path, by_engine: bool) -> None:
         if not problems and not (checkpoint / "optimizer.pt").is_file():
             warnings.warn(
                 f"{checkpoint} has no optimizer state (save_only_model), so the optimizer starts "
-                f"anew. Set save_only_model=False to save it.",
+                "anew. Set save_only_model=False to save it.",
                 stacklevel=4,
             )
     if problems:

@@ -109,7 +109,7 @@ class DatasetInfo:
         if "prompt" in found.columns and "," in found.columns["prompt"]:
             found.effects.append(
                 f"LLaMA-Factory joins {found.columns['prompt'].replace(',', ' and ')} of {name} by "
-                f"one line break; here "
+                "one line break; here "
                 "a blank line is between them."
             )
         if entry.get("num_samples"):

@@ -55,7 +55,7 @@ class SavedAdapter:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{found} cannot be read as the configuration of an adapter: {error}. Save the "
-                f"adapter again with PEFT's save_pretrained."
+                "adapter again with PEFT's save_pretrained."
             ) from error
         if Path(name).is_dir() and not any((Path(found).parent / file).is_file() for file in _WEIGHTS):
             raise InputError(

@@ -152,10 +152,7 @@ def _precision_problems(args: Any) -> list[str]:
 def _drift_problems(args: Any) -> list[str]:
     problems = []
     if args.ref_drift_num_pairs < 0:
-        problems.append(
-            f"ref_drift_num_pairs must be 0 (no measurement) or more; got "
-            f"{args.ref_drift_num_pairs}. Raise it, or remove ref_calibrate."
-        )
+        problems.append(f"ref_drift_num_pairs must be 0 (no measurement) or more; got {args.ref_drift_num_pairs}.")
     if args.ref_calibrate and not (args.ref_quantization or args.ref_dtype):
         problems.append("ref_calibrate=True has no error to remove: set ref_quantization or ref_dtype, or remove it.")
     elif args.ref_calibrate and args.ref_drift_num_pairs < FEWEST_PAIRS:

@@ -137,7 +137,7 @@ def _evaluation_warnings(runs: Sequence[RunData], letters: Sequence[str | None],
         unknown = ", ".join(run.name for run, letter in zip(runs, letters, strict=True) if letter == "?")
         found.append(
             f"It was not recorded which data {unknown} was evaluated on, so it may be other data. "
-            f"Compare only runs whose data you know."
+            "Compare only runs whose data you know."
         )
     return found
 

@@ -49,7 +49,7 @@ def as_vector(column: pa.ChunkedArray, name: str) -> Vector:
         return values
     raise InputError(
         f"Column {name!r} holds {kind}; numbers, texts, or true and false are needed. Choose "
-        f"another column, or convert it."
+        "another column, or convert it."
     )
 
 

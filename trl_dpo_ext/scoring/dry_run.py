@@ -27,7 +27,7 @@ def dry_run(file: Path, selection: Selection) -> Selected:
     if not file.is_file():
         raise InputError(
             f"--dry_run counts rows of an existing --output; {file} does not exist. Run `score` "
-            f"without --dry_run first."
+            "without --dry_run first."
         )
     try:
         names, read, rows = _parquet(file) if file.suffix == ".parquet" else _lines(file)
@@ -37,7 +37,7 @@ def dry_run(file: Path, selection: Selection) -> Selected:
     if missing and rows:
         raise InputError(
             f"--dry_run: {file} has no column {missing[0]!r}; `score` has not written it. Run it "
-            f"without --dry_run first."
+            "without --dry_run first."
         )
     return select(selection, names, read, np.arange(rows))
 

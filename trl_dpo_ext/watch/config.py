@@ -214,11 +214,11 @@ def _stop_problems(args: Any) -> list[str]:
         if of in ("samples", "kl") and unsampled:
             problems.append(
                 f"stop_on: {name} reads sampled answers, and watch_prompts=0 samples none. Set "
-                f"watch_prompts above 0, or remove it."
+                "watch_prompts above 0, or remove it."
             )
         elif of == "kl" and args.watch_kl == "off":
             problems.append(
                 f"stop_on: {name} reads the KL divergence, and watch_kl='off' computes none. Set "
-                f"watch_kl='auto', or remove it."
+                "watch_kl='auto', or remove it."
             )
     return problems

@@ -154,7 +154,7 @@ def create_store(folder: Path, identity: Identity) -> Manifest:
     except OSError as error:
         raise InputError(
             f"Cannot create the reference store {folder}: {error.strerror}. Check the "
-            f"permissions, or set another --ref_store."
+            "permissions, or set another --ref_store."
         ) from error
     manifest = read_manifest(folder)
     if manifest is None:

@@ -304,7 +304,7 @@ class Store:
         done = f"It was renamed to {path.name}{CORRUPT_SUFFIX}" if renamed else "It is ignored"
         warnings.warn(
             f"{path} is corrupt: {reason}. {done}, and its sequences count as missing. "
-            f"Run `trl-dpo-ext precompute` to fill the store.",
+            "Run `trl-dpo-ext precompute` to fill the store.",
             stacklevel=3,
         )
 
