@@ -23,6 +23,7 @@ _READS_NO = "YAML reads no, yes, on, and off without quotes as true or false"
 # More than their types say, because what reads them takes more.
 _WIDER: Mapping[str, Schema] = {
     "fsdp": {"type": ["boolean", "string", "array", "null"]},
+    "watch_kl": {"type": ["string", "boolean"]},  # off, which YAML reads as false
     "debug": {"type": ["string", "array", "null"], "items": {"type": "string"}},
 }
 OWN_READERS = frozenset(
@@ -46,7 +47,7 @@ def form_of(kind: Any, name: str = "", choices: tuple[Any, ...] | None = None) -
     enums = [arm for arm in arms if isinstance(arm, type) and issubclass(arm, Enum)]
     if enums:
         arms = enums  # `Enum | str` takes the texts of its members alone
-    forms = [form for arm in arms if arm is not type(None) for form in _forms(arm, optional)]
+    forms: list[Schema] = [form for arm in arms if arm is not type(None) for form in _forms(arm, optional)]
     if choices and str in arms:
         forms = [{"enum": list(choices)}]
     if {} in forms:

@@ -47,7 +47,7 @@ class Source:
 
     def described(self) -> dict[str, Any]:
         """An entry of `datasets:`."""
-        place = {"path": self.reader, "data_files": self.path} if self.reader else {"path": self.path}
+        place: dict[str, Any] = {"path": self.reader, "data_files": self.path} if self.reader else {"path": self.path}
         place["data_dir"] = self.folder
         entry = {**place, "name": self.name, "split": self.slice, "columns": self.columns}
         return {key: list(value) if key == "columns" else value for key, value in entry.items() if value}

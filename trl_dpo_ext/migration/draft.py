@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from .dataset_info import DatasetInfo  # which needs `data.py`, and that a draft
 
 Rule = Callable[["Draft", str, Any], None]
 """`rule(draft, key, value)` says what becomes of one key."""
@@ -21,7 +18,7 @@ class Draft:
 
     Attributes:
         given: the other tool's keys and values, without those that are null.
-        datasets: LLaMA-Factory's table of datasets; None if it was not found.
+        datasets: LLaMA-Factory's table of datasets (`DatasetInfo`); None if it was not found.
         keys: ours, in the order in which they were put.
         comments: by our key, what a reader of it has to know.
         left_out: by the other tool's key, why nothing here takes its place.
@@ -30,7 +27,7 @@ class Draft:
     """
 
     given: Mapping[str, Any]
-    datasets: DatasetInfo | None = None
+    datasets: Any = None
     keys: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -75,9 +72,7 @@ class Tool:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def translate(
-    given: Mapping[str, Any], tool: Tool, known: Collection[str], datasets: DatasetInfo | None = None
-) -> Draft:
+def translate(given: Mapping[str, Any], tool: Tool, known: Collection[str], datasets: Any = None) -> Draft:
     """Translate a configuration.
 
     Args:

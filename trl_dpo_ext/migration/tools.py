@@ -75,7 +75,8 @@ def _datasets(given: Mapping[str, Any], tool: Tool, location: str, file: Path | 
     if tool is not LLAMAFACTORY:
         if file is not None:
             raise InputError(
-                f"--dataset_info is for configurations of {LLAMAFACTORY.title}; this one is for {tool.title}."
+                f"--dataset_info is for configurations of {LLAMAFACTORY.title}; this one is for "
+                f"{tool.title}. Remove it."
             )
         return None
     if file is not None:
