@@ -59,6 +59,7 @@ watch_thresholds: {kl_high: 2}
 watch_thresholds: [kl_high=2]
 stop_on: nan
 ref_quantization: nf4
+watch_kl: off
 """.strip().splitlines()
 
 WRONG = """
