@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tools import messages
+
 from . import command_line, losses, options, overlay
 
 PACKAGE = Path(__file__).parents[2] / "trl_dpo_ext"
@@ -20,6 +22,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "all options": options.as_markdown,
     "losses by family": losses.index,
     "overlay": overlay.as_html,
+    "errors and warnings": messages.as_markdown,
 }
 """What a comment may ask for."""
 IN_PLACE_OF = {"losses": "losses by family"}
