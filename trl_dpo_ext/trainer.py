@@ -28,6 +28,7 @@ from .logging_setup import show_messages
 from .model_card import ModelCardMixin, RunLog
 from .preflight import RunSpec
 from .reference.model.quantization import disable_cpu_repacking
+from .reference.precompute.settings import PassSettings
 from .reference.source import ReferenceSource
 from .watch.mixin import WatchMixin
 
@@ -75,6 +76,8 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
     pair_forward: PairForward
     reference: ReferenceSource
     preparation: DatasetPreparation
+    pass_settings = PassSettings()
+    """How log-probs are computed for a store."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from tests.support import scoring, tiny
+from tests.support import runs, scoring, tiny
 from trl_dpo_ext import score_preferences
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.scoring.sequences import score_sequences
@@ -172,3 +172,14 @@ def test_rows_without_finite_log_probs_are_counted_and_named(tmp_path, models, b
     texts = texts_of(result.scored, [0])[0]
     assert texts is not None
     assert np.isnan(texts.chosen_ratios).all()
+
+
+def test_a_pass_says_whose_log_probs_it_computes(tmp_path, models, capsys):
+    args = scoring.config(tmp_path / "score", disable_tqdm=False)
+    score_preferences(models["policy"], tiny.preferences(2), args=args, reference=models["base"])
+    told = capsys.readouterr().err
+    assert "Log-probs of the policy:" in told
+    assert "Log-probs of the reference:" in told
+    assert "Reference log-probs" not in told
+    runs.trainer(tmp_path / "run", data=tiny.preferences(2), disable_tqdm=False, precompute_ref_log_probs=True)
+    assert "Reference log-probs of train:" in capsys.readouterr().err

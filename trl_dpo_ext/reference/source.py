@@ -239,7 +239,8 @@ class StoredReference(ProducedReference):
             args = self.settings.args
             identity = self.producer.identity()
             store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
-            self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens)
+            settings = self.host.trainer.pass_settings
+            self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings)
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
 

@@ -15,10 +15,9 @@ from .. import _trl
 from ..config import DPOExtConfig
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
-from ..reference import source
 from ..reference.identity.identity import Identity
-from ..reference.precompute import runner
 from ..reference.precompute.runner import PrecomputeStats
+from ..reference.precompute.settings import PassSettings
 from ..reference.precompute.stored import StoredLogps
 from ..reference.precompute.wanted import RowKeys, row_keys
 from ..reference.store.keys import unpack_keys
@@ -94,15 +93,16 @@ class Model:
         """Whether it is loaded by name without being trained: what `train` does with a described reference."""
         return isinstance(self.given, str) and self.adapter is None
 
-    def trainer(self, args: DPOExtConfig, dataset: Any, processing_class: Any) -> DPOExtTrainer:
+    def trainer(self, args: DPOExtConfig, dataset: Any, processing_class: Any, settings: PassSettings) -> _PassTrainer:
         """A trainer whose reference is this model, with the rows' log-probs in the store that `args` name."""
         given: dict[str, Any] = {"args": args, "train_dataset": dataset, "processing_class": processing_class}
+        given["settings"] = settings
         if self.is_described:
             with _trl.stub_policy():
-                return DPOExtTrainer(self.given, **given)
+                return _PassTrainer(self.given, **given)
         if isinstance(self.given, str):
-            return DPOExtTrainer(self.given, quantization_config=self.quantization, **given)
-        return DPOExtTrainer(self.given, **given)
+            return _PassTrainer(self.given, quantization_config=self.quantization, **given)
+        return _PassTrainer(self.given, **given)
 
     @property
     def described(self) -> str:
@@ -117,12 +117,26 @@ class Model:
         return contextlib.nullcontext() if isinstance(self.given, str) else _trl.borrowed(self.given)
 
 
-class _TolerantLogps(StoredLogps):
-    """Leaves out sequences whose log-probs are not finite."""
+class _PassTrainer(DPOExtTrainer):
+    """A trainer that is built for the pass over its rows.
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.nonfinite = []
+    Args:
+        *positional, **keywords: of the trainer.
+        settings: of the pass.
+    """
+
+    def __init__(self, *positional: Any, settings: PassSettings, **keywords: Any) -> None:
+        self.pass_settings = settings
+        super().__init__(*positional, **keywords)
+
+
+def _settings(who: str) -> PassSettings:
+    """Of a pass over the rows of a score.
+
+    Args:
+        who: what the progress bar calls the model.
+    """
+    return PassSettings(f"Log-probs of the {who}", leaves_out_nonfinite=True)
 
 
 class Pass:
@@ -148,10 +162,9 @@ class Pass:
     ) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(model.borrowed())
-            tolerant = _trl.temporarily(source, StoredLogps=_TolerantLogps)
-            with _named(who, folder), _trl.tokens_kept(), tolerant:
+            with _named(who, folder), _trl.tokens_kept():
                 args = config(ref_store=str(folder), **model.options)
-                self.trainer = model.trainer(args, dataset, processing_class)
+                self.trainer = model.trainer(args, dataset, processing_class, _settings(who))
             self._borrowed = stack.pop_all()
         stored = self.trainer.reference.stored  # type: ignore[attr-defined]
         self.result = LogProbs(self.trainer.data_collator.logps, stored.store.identity, stored.stats)  # type: ignore[union-attr]
@@ -186,17 +199,16 @@ class Pass:
         trainer, producer = self.trainer, self.trainer.reference.producer  # type: ignore[attr-defined]
         with _trl.without_frozen_copy(trainer.host.unwrapped(trainer.model)), _named(who, folder):
             store = Store.open(folder, producer.identity(), read_index=False)
-            stored = _TolerantLogps(trainer.host, store, trainer.args.precompute_ref_max_tokens)
+            stored = StoredLogps(trainer.host, store, trainer.args.precompute_ref_max_tokens, _settings(who))
             stored.fill(trainer.train_dataset, "", self._collator, producer.running)
             return LogProbs(stored.collator(self._collator).logps, store.identity, stored.stats)
 
 
 @contextlib.contextmanager
 def _named(who: str, folder: Path) -> Iterator[None]:
-    """Let the progress bar and a refused store say whose log-probs they are about."""
+    """Let a refused store say whose log-probs it is about."""
     try:
-        with _trl.temporarily(runner, BAR=f"Log-probs of the {who}"):
-            yield
+        yield
     except AnotherReferenceError as error:
         raise InputError(
             f"{folder} holds log-probs of another {who}: {'; '.join(error.differences)}. {_REMEDY[who]}"

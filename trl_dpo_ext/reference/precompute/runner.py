@@ -27,10 +27,6 @@ from .sequences import TokenSequence
 _FLUSH_SHARE = 0.1
 """Share of the elapsed time, between a second and a minute, after which a part is written: a kill costs no more."""
 
-BAR = "Reference log-probs of {}"
-"""What the progress bar says of data with a label."""
-
-# What libraries raise, besides `torch.OutOfMemoryError`, when an allocation on the device (or on the CPU) fails.
 Result = TypeVar("Result")
 
 
@@ -88,8 +84,8 @@ class ReferencePass:
     synchronous_forward: bool = False
     """Whether a forward waits for those of the other processes, as under FSDP and ZeRO-3."""
     communicator: Communicator = field(default_factory=Communicator)
-    label: str = ""
-    """Name of the data in the progress bar."""
+    title: str = ""
+    """What the progress bar says."""
     disable_tqdm: bool = False
     nonfinite: list[bytes] | None = None
     """Where the keys of sequences go whose log-probs are not finite; None makes the first of them an error. After `run`
@@ -124,7 +120,7 @@ class ReferencePass:
     def _compute_all(self, batches: list[Batch], fillers: int) -> PrecomputeStats:
         progress = tqdm(
             total=sum(batch.tokens for batch in batches),
-            desc=BAR.format(self.label),
+            desc=self.title,
             unit=" tokens",
             unit_scale=True,
             disable=self.disable_tqdm or self.communicator.rank > 0 or not batches,

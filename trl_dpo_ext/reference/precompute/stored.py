@@ -23,6 +23,7 @@ from .collator import ReferenceCollator
 from .processes import Communicator, Node
 from .runner import Fetch, PrecomputeStats, ReferencePass, default_max_tokens, fetched_later
 from .sequences import batch_sequences
+from .settings import PassSettings
 from .wanted import Collator, Sequences, content, portions
 
 Running = Callable[[], AbstractContextManager[tuple[Any, Any]]]
@@ -38,13 +39,19 @@ class StoredLogps:
         host: the trainer.
         store: of the run's reference.
         max_tokens: token positions per batch of the pass; None for the default.
+        settings: of the pass.
     """
 
-    nonfinite: list[bytes] | None = None
-    """Keys of sequences whose log-probs are not finite, which are left out; None where they are an error."""
-
-    def __init__(self, host: _trl.Host, store: Store, max_tokens: int | None = None) -> None:
-        self.host, self.store, self.max_tokens = host, store, max_tokens
+    def __init__(
+        self,
+        host: _trl.Host,
+        store: Store,
+        max_tokens: int | None = None,
+        settings: PassSettings = PassSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.host, self.store, self.max_tokens, self.settings = host, store, max_tokens, settings
+        self._nonfinite: list[bytes] | None = [] if settings.leaves_out_nonfinite else None
+        """Keys of sequences that were left out; None where they are an error."""
         self.stats = PrecomputeStats()
         self._keys: list[np.ndarray] | None = []
         """Packed keys that this process has found and that no table holds yet; None for all of the store."""
@@ -133,9 +140,9 @@ class StoredLogps:
                 share=not packing_problems(causal),
                 synchronous_forward=self.host.is_sharded,
                 communicator=self.communicator,
-                label=name,
+                title=self.settings.title.format(name),
                 disable_tqdm=self.host.trainer.args.disable_tqdm,
-                nonfinite=self.nonfinite,
+                nonfinite=self._nonfinite,
             )
             self.stats.add(run.run(missing.by_key()))
             self.max_tokens = run.max_tokens  # lower, if a batch did not fit in memory
@@ -162,7 +169,7 @@ class StoredLogps:
 
     def _left_out(self, packed: np.ndarray) -> np.ndarray:
         """Which keys are of sequences without finite log-probs, (keys,) bool."""
-        return KeyIndex.build(pack_keys(self.nonfinite or [])).find(packed) >= 0
+        return KeyIndex.build(pack_keys(self._nonfinite or [])).find(packed) >= 0
 
     def _load(self) -> LogpTable:
         """Read what the processes of this node need into memory that they share."""
