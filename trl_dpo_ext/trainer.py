@@ -27,6 +27,7 @@ from .inspection.training import DatasetPreparation
 from .logging_setup import show_messages
 from .model_card import ModelCardMixin, RunLog
 from .preflight import RunSpec
+from .reference.model.instance import recorded_instances
 from .reference.model.quantization import disable_cpu_repacking
 from .reference.precompute.settings import PassSettings
 from .reference.source import ReferenceSource
@@ -102,6 +103,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
         self.started_from: str | None = spec.policy.started_from
+        self.given_models = recorded_instances(start=spec.policy.instance, reference=ref_model)
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),

@@ -24,6 +24,8 @@ class DistributedTrainerMixin(Trainer):
     """The run's `ReferenceSource`, which keeps a part of checkpoints."""
     started_from: str | None = None
     """The name of the model or adapter that training started from, if it is known."""
+    given_models: Mapping[str, Mapping[str, Any]] = {}
+    """The start and the reference of the run as far as they were passed as instances, described."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, and keep FSDP2 from rounding log-probs.
@@ -75,7 +77,12 @@ class DistributedTrainerMixin(Trainer):
     def _described_run(self) -> dict[str, Any]:
         described = resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
         models = {"start": self.started_from, "reference": getattr(self.args, "ref_model_name_or_path", None)}
-        return {**described, **resumption.reached_from(Path(str(self.args.output_dir)), models)}
+        output = Path(str(self.args.output_dir))
+        return {
+            **described,
+            **resumption.reached_from(output, models),
+            resumption.GIVEN: resumption.given_reached_from(output, self.given_models),
+        }
 
     def load_extra_state(self, checkpoint: Path) -> None:
         """Read what `save_extra_state` wrote."""

@@ -18,6 +18,8 @@ from ..run_files import read_json
 
 RUN_FILE = "trl_dpo_ext_run.json"
 """File of a checkpoint that tells which run has written it."""
+GIVEN = "given"
+"""Its key for the models that were passed in Python."""
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _SAMPLED_ROWS = 8
@@ -49,6 +51,16 @@ def reached_from(output: Path, models: Mapping[str, str | None]) -> dict[str, st
     return {what: _reached_from(output, name) for what, name in models.items()}
 
 
+def given_reached_from(output: Path, models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Describe models that were passed in Python, the folders that they were loaded from as `reached_from` does.
+
+    Args:
+        output: the output folder.
+        models: their descriptions, each with a `name`.
+    """
+    return {what: {**model, "name": _reached_from(output, model["name"])} for what, model in models.items()}
+
+
 def _reached_from(output: Path, name: str | None) -> str | None:
     if name is None or not Path(name).is_dir():
         return name
@@ -65,11 +77,31 @@ def recorded_models(folder: Path) -> dict[str, str]:
         folder: of the run, or one of its checkpoints.
     """
     run, found = read_json(folder / RUN_FILE) or {}, {}
-    output = folder.parent if folder.name.startswith("checkpoint-") else folder
     for what in ("start", "reference"):
         if isinstance(name := run.get(what), str) and name:
-            found[what] = os.path.normpath(output / name) if (output / name).is_dir() else name
+            found[what] = _found_from(folder, name)
     return found
+
+
+def recorded_given(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what a run has recorded of the models that were passed to it in Python; empty where it has nothing.
+
+    Args:
+        folder: of the run, or one of its checkpoints.
+    """
+    given = (read_json(folder / RUN_FILE) or {}).get(GIVEN)
+    found = {}
+    for what, model in given.items() if isinstance(given, Mapping) else ():
+        if isinstance(model, Mapping):
+            name = model.get("name")
+            found[what] = {**model, "name": _found_from(folder, name) if isinstance(name, str) and name else None}
+    return found
+
+
+def _found_from(folder: Path, name: str) -> str:
+    """A recorded name as it can be loaded: a folder's, or another."""
+    output = folder.parent if folder.name.startswith("checkpoint-") else folder
+    return os.path.normpath(output / name) if (output / name).is_dir() else name
 
 
 def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:

@@ -70,6 +70,11 @@ class Policy:
         return self.given if isinstance(self.given, str) and self.peft_config is None else None
 
     @property
+    def instance(self) -> Any:
+        """The given model, if it is not a name and all of its weights train."""
+        return None if isinstance(self.given, str) or self.is_adapted else self.given
+
+    @property
     def converts(self) -> bool:
         """Whether the given model is made a `PeftModel`, whose frozen copy of the adapter is the reference.
 

@@ -101,7 +101,7 @@ class ScorePlan:
             of_reference = of_store(to, rows)
         pairs = _pairs(self.rows, rows, of_policy, of_reference, beta_of(self.args))
         described = self._described(rows, of_policy, of_reference)
-        return Scored(pairs, described, _notes(of_policy, of_reference), rows, of_policy, of_reference)
+        return Scored(pairs, described, self._notes(of_policy, of_reference), rows, of_policy, of_reference)
 
     def _described(self, rows: Tokenized, policy: LogProbs, reference: LogProbs | None) -> dict[str, Any]:
         template = getattr(rows.processing_class, "chat_template", None)
@@ -117,23 +117,22 @@ class ScorePlan:
             "passes": {"policy": vars(policy.stats), "reference": reference and vars(reference.stats)},
         }
 
+    def _notes(self, policy: LogProbs, reference: LogProbs | None) -> list[str]:
+        notes = [self.reference.note] if self.reference.note else []
+        for who, found in (("policy", policy), ("reference", reference)):
+            if found is not None and found.identity.quantization != "none":
+                notes.append(
+                    f"The {who} is quantized ({found.identity.quantization}): the log-prob of an answer may be off by "
+                    "several nats, which exceeds small margins. Load it without quantization where they matter."
+                )
+        return notes
+
 
 def _names(model: Model | None, reference: Reference | None) -> list[str]:
     """The names of what would be loaded."""
     models = [each for each in (model, reference and reference.model) if each is not None]
     bases = [each.adapter.base for each in models if each.adapter is not None]
     return list(dict.fromkeys([*(each.given for each in models if isinstance(each.given, str)), *bases]))
-
-
-def _notes(policy: LogProbs, reference: LogProbs | None) -> list[str]:
-    notes = []
-    for who, found in (("policy", policy), ("reference", reference)):
-        if found is not None and found.identity.quantization != "none":
-            notes.append(
-                f"The {who} is quantized ({found.identity.quantization}): the log-prob of an answer may be off by "
-                "several nats, which exceeds small margins. Load it without quantization where they matter."
-            )
-    return notes
 
 
 def _policy(given: Any, args: DPOExtConfig, tokenizer: Any, quantization: Any) -> tuple[Model, Any]:

@@ -11,14 +11,21 @@ from huggingface_hub import ModelCard
 from .. import _trl
 from ..config import DPOExtConfig
 from ..distributed.checkpoints import list_checkpoints
-from ..distributed.resumption import recorded_models
+from ..distributed.resumption import RUN_FILE, recorded_given, recorded_models
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
+from ..reference.checkpointed import SYNCED_REFERENCE
 from ..reference.config import ReferenceModelOptions
 from ..reference.identity.files import weight_files, weight_files_hash
+from ..reference.model.instance import Instance
 from ..reference.model.resolve import vocabulary_problems
+from ..run_files import read_json
 from .passes import Model
 
+MOVED = (
+    "The run moved its reference toward the policy while it trained (sync_ref_model). Rewards are relative to the "
+    "reference as it was when the run started, so they show what the whole run has changed."
+)
 _DESCRIBING = [
     option.name
     for option in fields(ReferenceModelOptions)
@@ -44,6 +51,8 @@ class Reference:
     store: Path | None = None
     """That the user has named; None for one in the work folder."""
     is_none: bool = False
+    note: str | None = None
+    """What a reader of the rewards needs to know of it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class Wanted:
     free: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     """Options of `ReferenceModelOptions` that are set."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the caller says which model it is."""
+        return any((self.options.get("ref_model_name_or_path"), self.model is not None, self.adapter))
 
     @classmethod
     def of(cls, args: DPOExtConfig, **given: Any) -> Wanted:
@@ -86,10 +100,11 @@ def find_reference(policy: Model, args: DPOExtConfig, wanted: Wanted, tokenizer:
     if problems:
         raise InputError(*problems)
     store = Path(wanted.store) if wanted.store else None
+    note = MOVED if not wanted.is_named and isinstance(policy.given, str) and _has_moved(Path(policy.given)) else None
     named = _named(policy, args, wanted)
     if named is None and _is_adapted(policy):
         base = f"base {policy.adapter.base}" if policy.adapter is not None else "the policy's base"
-        return Reference(f"{base} with the adapter off", adapter_off=True, store=store)
+        return Reference(f"{base} with the adapter off", adapter_off=True, store=store, note=note)
     if named is None:
         if store is None:
             raise InputError(NO_REFERENCE + _needs_none(args))
@@ -98,7 +113,7 @@ def find_reference(policy: Model, args: DPOExtConfig, wanted: Wanted, tokenizer:
     problems = [*_same(policy, model, args), *_other_vocabulary(model, tokenizer)]
     if problems:
         raise InputError(*problems)
-    return Reference(described, model, store=store)
+    return Reference(described, model, store=store, note=note)
 
 
 def _needs_none(args: DPOExtConfig) -> str:
@@ -124,8 +139,9 @@ def _conflicts(wanted: Wanted) -> list[str]:
 def _named(policy: Model, args: DPOExtConfig, wanted: Wanted) -> tuple[str, Model] | None:
     """The reference that is a model apart, in words and to be run; None without one."""
     name, origin = wanted.options.get("ref_model_name_or_path") or wanted.model or wanted.adapter, ""
+    recorded: dict[str, Any] = {}
     if name is None:
-        name, origin = _of_the_run(policy, bool(wanted.options))
+        name, origin, recorded = _of_the_run(policy, wanted)
     if name is None:
         return None
     if not isinstance(name, str):
@@ -138,26 +154,42 @@ def _named(policy: Model, args: DPOExtConfig, wanted: Wanted) -> tuple[str, Mode
         )
     if adapter is not None:
         return f"{adapter.base} with the adapter {name}{origin}", Model(name, adapter, quantization=policy.quantization)
-    options = {**wanted.options, "ref_model_name_or_path": name}
+    options = {**recorded, **wanted.options, "ref_model_name_or_path": name}
     details = [f"{option.removeprefix('ref_')}={value}" for option, value in options.items() if value != name]
     return name + (f" ({', '.join(details)})" if details else "") + origin, Model(name, options=options)
 
 
-def _of_the_run(policy: Model, changed: bool) -> tuple[str | None, str]:
-    """The model that the policy's run had as its reference, and how that is known; no name if that is its base.
+def _of_the_run(policy: Model, wanted: Wanted) -> tuple[str | None, str, dict[str, Any]]:
+    """The model that the policy's run had as its reference, how that is known, and how it was loaded.
 
-    Args:
-        policy: the scored model.
-        changed: whether options ask for that model in another form.
+    There is no name if that is the policy's base, or if nothing is known.
+
+    Raises:
+        InputError: it was passed in Python, and cannot be loaded.
     """
     base = policy.adapter.base if policy.adapter is not None else None
     start = recorded_reference(policy.given) if isinstance(policy.given, str) else None
+    if isinstance(start, Instance):
+        if wanted.store is not None:
+            return None, "", {}
+        problem = start.problem()
+        if problem is not None:
+            raise InputError(_unloadable(start, problem))
+        return start.name, ", as the run has recorded", start.options
     if start is not None and start != base:
-        return start, ", as the run has recorded"
+        return start, ", as the run has recorded", {}
     if base is not None:
-        return (base, "") if changed else (None, "")
+        return (base, "", {}) if wanted.options else (None, "", {})
     named = _base_of_card(policy.given) if isinstance(policy.given, str) else None
-    return named, ", by the model card" if named else ""
+    return named, ", by the model card" if named else "", {}
+
+
+def _unloadable(given: Instance, problem: str) -> str:
+    return (
+        f"The run's reference was passed in Python as a model ({given.described}), and {problem}. Save that model with "
+        "save_pretrained and set --ref_model_name_or_path to its folder, set --ref_store to a store of its log-probs, "
+        "pass it to score_preferences(reference=...), or set --reference_free mean to score without a reference."
+    )
 
 
 def _base_of_card(name: str) -> str | None:
@@ -178,8 +210,10 @@ def _is_adapted(policy: Model) -> bool:
     return _trl.is_peft_model(policy.given) or _trl.has_adapter_inside(policy.given)
 
 
-def recorded_reference(name: str) -> str | None:
+def recorded_reference(name: str) -> str | Instance | None:
     """The reference of a run, or what it started from, as its folder or a checkpoint records it; None where none does.
+
+    An `Instance` stands for a model that was passed in Python.
 
     A frozen copy of the adapter that training started from lies in the folder `ref` of a checkpoint.
 
@@ -190,14 +224,29 @@ def recorded_reference(name: str) -> str | None:
     if not folder.is_dir():
         return None
     for place in (folder, *list_checkpoints(folder)):
-        models = recorded_models(place)
-        if "reference" in models:
-            return models["reference"]
+        models, given = recorded_models(place), recorded_given(place)
+        instances = {what: found for what in given if (found := Instance.read(given[what])) is not None}
+        for found in (models.get("reference"), instances.get("reference")):
+            if found is not None:
+                return found
         if (place / _trl.FROZEN / "adapter_config.json").is_file():
             return str(place / _trl.FROZEN)
-        if "start" in models:
-            return models["start"]
+        for found in (models.get("start"), instances.get("start")):
+            if found is not None:
+                return found
     return None
+
+
+def _has_moved(folder: Path) -> bool:
+    """Whether a run, of which this is the folder or a checkpoint, moved its reference."""
+    for place in (folder, *list_checkpoints(folder)):
+        record = (read_json(place / RUN_FILE) or {}).get("record")
+        settings = record.get("settings") if isinstance(record, dict) else None
+        if isinstance(settings, dict) and settings.get("sync_ref_model"):
+            return True
+        if (place / SYNCED_REFERENCE).is_file():
+            return True
+    return False
 
 
 def _same(policy: Model, model: Model, args: DPOExtConfig) -> list[str]:

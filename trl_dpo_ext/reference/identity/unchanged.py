@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
 from typing import Any
 
@@ -26,6 +28,19 @@ def version(model: nn.Module) -> int:
 def base_sample(model: nn.Module) -> dict[str, list[float]]:
     """Return some values of each base weight: equal before and after what leaves the base as it is."""
     return {name: _sample(p) for name, p in base_tensors(model).items() if _can_be_read(p)}
+
+
+def sample_fingerprint(model: nn.Module) -> str | None:
+    """Return 32 hexadecimal digits for some values of each base weight and their dtypes, as a model is recorded by.
+
+    Models with the same weights have the same digits; a trained, merged or resized one has others. None where an engine
+    holds a part of the weights elsewhere.
+    """
+    tensors = {name: p for name, p in base_tensors(model).items() if isinstance(p, nn.Parameter)}
+    if not tensors or not all(_can_be_read(p) and p.numel() for p in tensors.values()):
+        return None
+    values = {name: (str(p.dtype), list(p.shape), _sample(p)) for name, p in sorted(tensors.items())}
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
 def _can_be_read(value: Any) -> bool:
