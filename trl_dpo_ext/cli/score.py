@@ -60,12 +60,15 @@ def _count(ours: argparse.Namespace, arguments: Arguments) -> int:
     ]
     if problems:
         raise InputError(*problems)
-    show_counts(dry_run(Path(ours.output), _selection(ours)).counts(), ours.output, make_console())
+    show_counts(dry_run(Path(ours.output), _selection(ours, arguments)).counts(), ours.output, make_console())
     return 0
 
 
-def _selection(ours: argparse.Namespace) -> Selection:
-    return Selection(ours.keep, ours.relabel, ours.weigh, ours.weight_column, ours.signed_columns)
+def _selection(ours: argparse.Namespace, arguments: Arguments) -> Selection:
+    return Selection(
+        *(ours.keep, ours.relabel, ours.weigh, ours.weight_column, ours.signed_columns),
+        dataset_columns=getattr(arguments.args, "dataset_columns", None),
+    )
 
 
 @dataclass
@@ -87,7 +90,7 @@ class _Job:
         Raises:
             InputError: listing all problems.
         """
-        selection = _selection(ours)
+        selection = _selection(ours, arguments)
         scores = tuple(ours.score_columns) if ours.score_columns else None
         options = SummaryOptions(ours.normalize, ours.reference_free, ours.subset_column, scores)  # type: ignore[arg-type]
         problems = [*arguments.problems]

@@ -81,7 +81,7 @@ def output_problems(file: Path, dataset: Dataset, selection: Selection, overwrit
             problems.append(f"--output {file}: JSON cannot hold the columns {', '.join(held)}. Choose a .parquet file.")
     if selection.relabel:
         try:
-            exchanged_types(dataset.features.arrow_schema)
+            exchanged_types(dataset.features.arrow_schema, selection.dataset_columns)
             if RELABELED in dataset.column_names:
                 relabeled_before([RELABELED], lambda name: arrow_column(dataset, name))
         except InputError as error:
@@ -191,7 +191,7 @@ class _Rows:
         self.selected, self.selection = selected, selection
         features = {**dataset.features}
         if selection.relabel:
-            changed = exchanged_types(dataset.features.arrow_schema)
+            changed = exchanged_types(dataset.features.arrow_schema, selection.dataset_columns)
             made = Features.from_arrow_schema(pa.schema([*changed.items()]))
             features |= made
         features |= Features.from_arrow_schema(pa.schema([(name, column.type) for name, column in added.items()]))
@@ -215,7 +215,7 @@ class _Rows:
         names = [*self.added]
         settled = {name: table[name] for name in names[len(TYPES) :]}  # known for the rows as they are now
         where = pa.array(self.selected.relabeled[start:end])
-        table = exchange_sides(table, where, self.selection.signed)
+        table = exchange_sides(table, where, self.selection.signed, self.selection.dataset_columns)
         for name, column in settled.items():
             table = table.set_column(table.column_names.index(name), name, column)
         return table

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from .. import _trl
 from ..errors import InputError
 
 MIRRORED = frozenset({"p_chosen", "dpo_p_chosen", "dpo_correct"})
@@ -43,45 +44,122 @@ def _exchanged(name: str) -> str | None:
     return found if found != name else None
 
 
-def exchange_sides(table: pa.Table, where: pa.Array, signed: Sequence[str] = SIGNED) -> pa.Table:
-    """Exchange the sides of marked rows: pairs of columns, also inside of structs; signed and mirrored columns.
+def side_pairs(names: Sequence[str], mapping: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return `partners`, with the columns that a dataset calls otherwise and `dataset_columns` names.
+
+    >>> side_pairs(["good", "bad"], {"chosen": "good", "rejected": "bad"})
+    {'good': 'bad', 'bad': 'good'}
+    """
+    sources = {ours: source for ours, source in (mapping or {}).items() if source in names}
+    return partners(names) | {sources[ours]: sources[other] for ours, other in partners(sources).items()}
+
+
+def side_problems(names: Sequence[str], mapping: Mapping[str, str] | None = None) -> list[str]:
+    """Return why the sides of a dataset cannot be exchanged: they are not two whole columns.
+
+    Args:
+        names: columns of the dataset.
+        mapping: `dataset_columns`.
+    """
+    mapping = mapping or {}
+    if "winner" in mapping:
+        where = f"a column {mapping['winner']!r} that names the better one"
+    elif set(_trl.TOKEN_IDS) <= set(names):
+        return []
+    else:
+        missing = [source for side in ("chosen", "rejected") if (source := mapping.get(side, side)) not in names]
+        if not missing:
+            return []
+        where = f"no column {' and no column '.join(map(repr, missing))}"
+    return [
+        f"--relabel exchanges the columns of the two sides, and the dataset has {where}. Give it the columns 'chosen' "
+        "and 'rejected', or leave out --relabel."
+    ]
+
+
+def exchange_sides(
+    table: pa.Table, where: pa.Array, signed: Sequence[str] = SIGNED, mapping: Mapping[str, str] | None = None
+) -> pa.Table:
+    """Exchange the sides of marked rows: pairs of columns, also inside of structs and lists; signed, mirrored columns.
 
     Args:
         table: rows.
         where: marked rows, (rows,) of bool.
         signed: columns that are negated.
+        mapping: `dataset_columns`.
 
     Raises:
         InputError: two columns of a pair have types that have nothing in common, or a signed one holds no numbers.
     """
-    names, pairs = table.column_names, partners(table.column_names)
+    names, pairs = table.column_names, side_pairs(table.column_names, mapping)
     columns = [_changed(table, name, pairs, where, signed) for name in names]
     return pa.table(columns, names=names)
 
 
-def exchanged_types(schema: pa.Schema) -> dict[str, pa.DataType]:
-    """Return the types of columns that differ between the sides of a pair, as one type for both.
+def exchanged_types(schema: pa.Schema, mapping: Mapping[str, str] | None = None) -> dict[str, pa.DataType]:
+    """Return the types of columns that change where sides of two types are exchanged, as one type for both.
 
     Raises:
         InputError: two types have nothing in common; all such pairs.
     """
-    found, problems = {}, []
-    for name, other in partners(schema.names).items():
-        mine, theirs = schema.field(name).type, schema.field(other).type
-        if mine == theirs:
-            continue
-        try:
-            both = [pa.schema([("", kind)]) for kind in (mine, theirs)]
-            found[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-        except (pa.ArrowTypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            if name < other:
-                problems.append(
-                    f"--relabel exchanges {name!r} and {other!r}, but the one holds {mine} and the other {theirs}. "
-                    "Convert or remove one of them."
-                )
+    pairs = side_pairs(schema.names, mapping)
+    problems: list[str] = []
+    made = {field.name: _type_of(schema, field, pairs, problems) for field in schema}
     if problems:
-        raise InputError(*problems)
-    return found
+        raise InputError(*dict.fromkeys(problems))
+    return {name: kind for name, kind in made.items() if kind != schema.field(name).type}
+
+
+def _type_of(
+    schema: pa.Schema, field: pa.Field, pairs: Mapping[str, str], problems: list[str], outer: str = ""
+) -> pa.DataType:
+    """The type of one column: that of both sides of a pair, or with such types inside."""
+    name, kind = field.name, field.type
+    if name not in pairs:
+        return _type_inside(kind, problems, f"{outer}{name}.")
+    theirs = schema.field(pairs[name]).type
+    try:
+        both = [pa.schema([("", each)]) for each in (kind, theirs)]
+        return kind if kind == theirs else pa.unify_schemas(both, promote_options="permissive").field(0).type
+    except (pa.ArrowTypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if name < pairs[name]:
+            problems.append(
+                f"--relabel exchanges {outer + name!r} and {outer + pairs[name]!r}, but the one holds {kind} and the "
+                f"other {theirs}. Convert or remove one of them."
+            )
+        return kind
+
+
+def _type_inside(kind: pa.DataType, problems: list[str], outer: str) -> pa.DataType:
+    if not _holds_sides(kind):
+        return kind
+    if pa.types.is_struct(kind):
+        schema = pa.schema(list(_fields(kind)))
+        pairs = partners(schema.names)
+        return pa.struct([each.with_type(_type_of(schema, each, pairs, problems, outer)) for each in schema])
+    item = kind.value_field
+    changed = item.with_type(_type_inside(item.type, problems, outer))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(changed, kind.list_size)
+    return pa.large_list(changed) if pa.types.is_large_list(kind) else pa.list_(changed)
+
+
+def _holds_sides(kind: pa.DataType) -> bool:
+    """Whether a struct somewhere inside has the two sides of something, or a probability."""
+    if pa.types.is_struct(kind):
+        names = [field.name for field in _fields(kind)]
+        if len({*names}) < len(names):
+            return False
+        return bool(partners(names) or MIRRORED & {*names}) or any(_holds_sides(field.type) for field in _fields(kind))
+    return _is_list(kind) and _holds_sides(kind.value_type)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _fields(kind: Any) -> list[pa.Field]:
+    return [kind.field(at) for at in range(kind.num_fields)]
 
 
 def _changed(
@@ -89,7 +167,7 @@ def _changed(
 ) -> pa.ChunkedArray | pa.Array:
     column = _joined(table[name])
     if name in pairs:
-        kind = exchanged_types(table.select([name, pairs[name]]).schema).get(name, column.type)
+        kind = _type_of(table.schema, table.schema.field(name), pairs, [])
         return _mixed(column.cast(kind), _joined(table[pairs[name]]).cast(kind), where)
     if name in MIRRORED and pa.types.is_floating(column.type):
         return _compute.if_else(where, _compute.subtract(pa.scalar(1, column.type), column), column)
@@ -114,16 +192,28 @@ def _negated(column: pa.Array, name: str, where: pa.Array) -> pa.Array:
 
 
 def _inside(column: pa.Array, where: pa.Array) -> pa.Array:
-    """A struct whose own pairs are exchanged; any other column as it is."""
-    if not pa.types.is_struct(column.type):
+    """A struct whose own pairs are exchanged, or lists of such structs; any other column as it is."""
+    if not _holds_sides(column.type):
         return column
-    fields = [column.type.field(at) for at in range(column.type.num_fields)]
-    if len({field.name for field in fields}) < len(fields) or not fields:
-        return column
+    if _is_list(column.type):
+        return _inside_lists(column, where)
+    fields = _fields(column.type)
     parts = pa.table(column.flatten(), names=[field.name for field in fields])
     changed = [_joined(each) for each in exchange_sides(parts, where, ()).columns]
     typed = [field.with_type(each.type) for field, each in zip(fields, changed, strict=True)]
     return pa.StructArray.from_arrays(changed, fields=typed, mask=_compute.is_null(column))
+
+
+def _inside_lists(column: Any, where: pa.Array) -> pa.Array:
+    """Lists with what is exchanged inside their elements; a row that is null stays so."""
+    kind = column.type
+    plain = column.cast(pa.large_list(kind.value_field))
+    lengths = _compute.fill_null(_compute.list_value_length(plain), 0).to_numpy(zero_copy_only=False)
+    elements = _inside(plain.flatten(), pa.array(np.repeat(where.to_numpy(zero_copy_only=False), lengths)))
+    bounds = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
+    item = kind.value_field.with_type(elements.type)
+    made = pa.LargeListArray.from_arrays(bounds, elements, type=pa.large_list(item), mask=_compute.is_null(plain))
+    return made.cast(_type_inside(kind, [], ""))
 
 
 def _mixed(column: pa.Array, other: pa.Array, where: pa.Array) -> pa.Array:

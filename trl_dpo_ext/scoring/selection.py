@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..errors import InputError, collecting
 from .column_values import Vector, arrow_column, as_vector
 from .expressions import Columns, Expression
-from .partners import SIGNED, check_signed, exchange_sides, partners
+from .partners import SIGNED, check_signed, exchange_sides, side_pairs, side_problems
 from .written_columns import PREFIX, RELABELED, STATUS, TYPES
 
 Read = Callable[[str], Any]
@@ -32,6 +32,7 @@ class Selection:
         weigh: weight of each row; None for none.
         weight_column: where weights are written.
         signed_columns: columns that `relabel` negates; None for `margin` where a dataset has it.
+        dataset_columns: names that the run gives to columns of the dataset.
     """
 
     keep: str | None = None
@@ -39,6 +40,7 @@ class Selection:
     weigh: str | None = None
     weight_column: str = "weight"
     signed_columns: Sequence[str] | None = None
+    dataset_columns: Mapping[str, str] | None = None
 
     def problems(self, dataset: Dataset) -> list[str]:
         """Return what is wrong with the expressions and columns for a dataset, before a model is loaded.
@@ -59,6 +61,7 @@ class Selection:
         with collecting(problems):
             _computed(self, [*dict.fromkeys([*names, *TYPES])], _with_placeholders(dataset), len(dataset))
         if self.relabel:
+            problems += side_problems(names, self.dataset_columns)
             for name in set(self.signed_columns or SIGNED) & set(names):
                 with collecting(problems):
                     check_signed(dataset.features.arrow_schema.field(name).type, name)
@@ -182,13 +185,14 @@ def _weights(weights: Vector, kept: Vector, dropped: Vector, numbers: Vector) ->
 
 def _relabeled_columns(selection: Selection, names: Sequence[str], read: Read, relabeled: Vector) -> Columns:
     """Columns as they are after sides were exchanged."""
-    pairs, where = partners(names), pa.array(relabeled)
+    pairs, where = side_pairs(names, selection.dataset_columns), pa.array(relabeled)
 
     def exchanged(name: str) -> Any:
         if name == RELABELED:
             return pa.array(relabeled ^ relabeled_before(names, read))
         needed = [name, pairs[name]] if name in pairs else [name]
-        return exchange_sides(pa.table([read(each) for each in needed], names=needed), where, selection.signed)[name]
+        table = pa.table([read(each) for each in needed], names=needed)
+        return exchange_sides(table, where, selection.signed, selection.dataset_columns)[name]
 
     return _named([*dict.fromkeys([*names, RELABELED])], exchanged, len(relabeled))
 
