@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from tests.support import scoring, tiny
+from tests.support.parsed_page import ParsedPage
 from trl_dpo_ext.cli import main as cli
 
 FLAGS = ["--use_cpu", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", "run"]
@@ -123,11 +124,27 @@ class TestRank:
         assert sorted([written["dpo_rank"][0], written["dpo_rank"][2]]) == [0, 1]
         assert written["dpo_rank"][1] == 0
 
+    def test_a_page_holds_the_completions_as_they_are_written(self, folder: Path) -> None:
+        data = score("--rank", "--output", "s.jsonl", "--html", "s.html", data="lists.jsonl")
+        rows = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
+        shown = ParsedPage(Path("s.html").read_text()).data
+        assert shown["total"] == len(rows) == data["ranking"]["prompts"]
+        for each in shown["rows"]:
+            row = rows[each["row"]]
+            assert [one["text"] for one in each["completions"]] == [row["completions"][at] for at in row["dpo_order"]]
+            rewards = [row["dpo_rewards"][at] for at in row["dpo_order"]]
+            assert [one["reward"] for one in each["completions"]] == pytest.approx(rewards, abs=1e-6)
+        renamed = Dataset.from_list(rows).select_columns(["prompt", "completions"]).rename_column("prompt", "question")
+        renamed.to_json("renamed.jsonl")
+        score("--rank", "--html", "r.html", "--dataset_columns", "prompt=question", data="renamed.jsonl")
+        again = ParsedPage(Path("r.html").read_text()).data
+        assert {each["prompt"] for each in again["rows"]} == {each["prompt"] for each in shown["rows"]}
+
     def test_what_is_about_pairs_is_refused(self, folder: Path, capsys: Any) -> None:
-        flags = ["--keep", "margin > 0", "--output", "s.parquet", "--compare", "other", "--html", "s.html"]
+        flags = ["--keep", "margin > 0", "--output", "s.parquet", "--compare", "other", "--score_columns", "a", "b"]
         assert run("--rank", *flags, data="lists.jsonl") == 2
         listed = capsys.readouterr().err
-        assert [f"--{name} is about pairs" in listed for name in ("keep", "compare", "html")] == [True] * 3
+        assert [f"--{name} is about pairs" in listed for name in ("keep", "compare", "score_columns")] == [True] * 3
 
 
 class TestCompare:

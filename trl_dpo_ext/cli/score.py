@@ -22,7 +22,7 @@ from ..scoring.arrangement import Arrangement
 from ..scoring.compare import compare
 from ..scoring.dry_run import dry_run
 from ..scoring.output import Written, output_problems, write_scored
-from ..scoring.page import page, sample
+from ..scoring.page import list_page, page, sample
 from ..scoring.plan import Scored, ScorePlan
 from ..scoring.ranking.result import RankedCompletions, check_ranking
 from ..scoring.reference_of import Wanted
@@ -146,7 +146,10 @@ class _Job:
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
             write_json(self.ours.json, result.json())
-        if self.ours.html and isinstance(result, PreferenceScores):
+        if self.ours.html and isinstance(result, RankedCompletions):
+            page_of_lists = list_page(data, result.groups, self.rows.read(), self.ours.html_rows)
+            write_output(self.ours.html, page_of_lists)
+        elif self.ours.html:
             texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
             write_output(self.ours.html, page(data, result.pairs, texts))
         if self.ours.json != "-":

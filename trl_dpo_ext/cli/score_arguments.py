@@ -56,7 +56,7 @@ def _problems(ours: argparse.Namespace) -> list[str]:
         problems += [f"--{name} changes what is written: set --output." for name in unused]
     problems += protocol_problems(ours.protocol, ours.normalize, ours.beta)
     if ours.rank:
-        pairs = ("keep", "relabel", "weigh", "compare", "score_columns", "html")
+        pairs = ("keep", "relabel", "weigh", "compare", "score_columns")
         problems += [f"--{name} is about pairs: remove it, or --rank." for name in pairs if getattr(ours, name)]
     if ours.min_accuracy is not None and not 0 <= ours.min_accuracy <= 1:
         problems.append(f"--min_accuracy must be between 0 and 1; got {ours.min_accuracy}.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,7 @@ class Arrangement:
         groups: of the completions, if a prompt may have any number of them.
         paired: token ids of the pairs, with the numbers of their loaded rows; the chosen side's prompt stands for both.
         cut: (pairs or prompts,) bool, where token ids were removed before the plan gets them.
+        mapping: `dataset_columns`, by which the loaded rows are read.
     """
 
     plan: ScorePlan
@@ -56,6 +57,7 @@ class Arrangement:
     groups: Groups | None = None
     paired: Dataset | None = None
     cut: npt.NDArray[np.bool_] | None = None
+    mapping: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: ScorePlan, protocol: Protocol = "train", rank: bool = False) -> Arrangement:
@@ -71,7 +73,8 @@ class Arrangement:
         """
         if protocol == "train" and not rank:
             return cls(plan, plan.rows)
-        mapped = map_columns(numbered(plan.rows.with_format(None)), _NAME, plan.args.dataset_columns or {})
+        mapping = plan.args.dataset_columns or {}
+        mapped = map_columns(numbered(plan.rows.with_format(None)), _NAME, mapping)
         kept, mapped = np.array(mapped[ROW][:], np.int64), mapped.remove_columns(ROW)
         if rank and len(mapped) < len(plan.rows):
             raise InputError(
@@ -82,13 +85,14 @@ class Arrangement:
             for line in told([ties(len(plan.rows), kept.tolist())], _NAME, plan.args):
                 warnings.warn(line, stacklevel=4)
         if protocol == "train":
-            return cls._of_texts(plan, read_completions(mapped))
+            return replace(cls._of_texts(plan, read_completions(mapped)), mapping=mapping)
         if plan.tokenizer is None:
             raise InputError("--protocol rewardbench needs the policy's tokenizer: pass it as `tokenizer`.")
         if rank:
             read = read_completions(mapped)
             rows = completion_rows(read.prompts, read.texts, read.groups)
-            return cls._of_ids(plan, tokenize_rows(plan.tokenizer, rows), read.groups, kept)
+            made = cls._of_ids(plan, tokenize_rows(plan.tokenizer, rows), read.groups, kept)
+            return replace(made, mapping=mapping)
         rows = read_rows(mapped)
         more = [at for at, row in enumerate(rows) if len(row.answers) != 2]
         if more:
@@ -96,6 +100,10 @@ class Arrangement:
                 f"{len(more)} of {len(rows)} rows have more than two answers, first in row {more[0]}. Set --rank."
             )
         return cls._of_ids(plan, tokenize_rows(plan.tokenizer, rows), None, kept)
+
+    def read(self) -> Completions:
+        """Prompts and completions of the loaded rows, as they are ranked."""
+        return read_completions(map_columns(self.loaded.with_format(None), _NAME, self.mapping))
 
     @classmethod
     def _of_texts(cls, plan: ScorePlan, read: Completions) -> Arrangement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -72,15 +72,15 @@ def _statistics(data: Mapping[str, Any]) -> list[Markup | None]:
     notes = [*data["notes"], *(data.get("output") or {}).get("notes", [])]
     scored = bool(data["accuracy"]["n"])
     cards = [
-        _card("Accuracy", _facts(facts_about_pairs(data))),
-        _card("Without the reference", _without_reference(data["without_reference"])) if scored else None,
-        _card("Length alone", _facts(length_facts(data["length"]))) if scored else None,
+        card("Accuracy", facts(facts_about_pairs(data))),
+        card("Without the reference", _without_reference(data["without_reference"])) if scored else None,
+        card("Length alone", facts(length_facts(data["length"]))) if scored else None,
         _scores(data["scores"]),
         _sections(data.get("rewardbench")),
         _comparison(data.get("compare")),
     ]
     return [
-        _facts(header_facts(data)),
+        facts(header_facts(data)),
         element("p", about, class_="about"),
         element("p", output_sentence(data["output"])) if data.get("output") else None,
         *(element("p", element("span", "note", class_="level note"), " ", note) for note in notes),
@@ -89,12 +89,14 @@ def _statistics(data: Mapping[str, Any]) -> list[Markup | None]:
     ]
 
 
-def _card(title: str, content: Markup) -> Markup:
+def card(title: str, content: Markup) -> Markup:
+    """Statistics of one kind, with a title."""
     return element("div", element("h3", title), content, class_="card")
 
 
-def _facts(facts: Any) -> Markup:
-    return element("dl", *(part for name, text in facts for part in (element("dt", name), element("dd", text))))
+def facts(said: Iterable[tuple[str, str]]) -> Markup:
+    """Names with sentences, as a list of definitions."""
+    return element("dl", *(part for name, text in said for part in (element("dt", name), element("dd", text))))
 
 
 def _without_reference(block: Mapping[str, Any]) -> Markup:
@@ -114,7 +116,7 @@ def _scores(block: Mapping[str, Any] | None) -> Markup | None:
     ]
     content = [element("p", f"{' − '.join(block['columns'])} and margin: {correlation}")]
     content.append(pages.table(["score difference", "pairs", "mean margin"], lines))
-    return _card("Scores", pages.join(content))
+    return card("Scores", pages.join(content))
 
 
 def _range(low: float, high: float) -> str:
@@ -122,14 +124,14 @@ def _range(low: float, high: float) -> str:
 
 
 def _sections(table: Mapping[str, Any] | None) -> Markup | None:
-    return _card("RewardBench (ties are wrong)", _facts(section_facts(table))) if table else None
+    return card("RewardBench (ties are wrong)", facts(section_facts(table))) if table else None
 
 
 def _comparison(block: Mapping[str, Any] | None) -> Markup | None:
     if not block or not block["n"]:
         return None
     low, high = (f"{100 * edge:+.1f}" for edge in block["interval"])
-    facts = [
+    said = [
         ("second policy", str(block.get("policy") or "")),
         ("second reference", str(block.get("reference") or "none")),
         ("first", rate_with_interval(block["first"])),
@@ -139,8 +141,8 @@ def _comparison(block: Mapping[str, Any] | None) -> Markup | None:
     ]
     margin = block["margin"]
     low, high = (signed(edge) for edge in margin["interval"])
-    facts.append(("margins", f"{signed(margin['difference'])} on average ({low} to {high}; paired bootstrap)"))
-    return _card("Two policies", _facts(facts))
+    said.append(("margins", f"{signed(margin['difference'])} on average ({low} to {high}; paired bootstrap)"))
+    return card("Two policies", facts(said))
 
 
 def _subsets(block: Mapping[str, Any] | None) -> Markup | None:
@@ -160,7 +162,7 @@ def _subsets(block: Mapping[str, Any] | None) -> Markup | None:
         for each in block["values"]
     ]
     table = pages.table([*head, "reference, mean log-prob"], lines, sortable=True)
-    return _card(f"By {block['column']}", table)
+    return card(f"By {block['column']}", table)
 
 
 def _free(kinds: Mapping[str, Any]) -> str:

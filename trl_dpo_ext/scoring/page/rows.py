@@ -133,19 +133,19 @@ def _texts(texts: RowTexts) -> dict[str, Any]:
 
 def _raw(row: dict[str, Any]) -> RowTexts:
     """The words of a row that no model has read."""
-    prompt, chosen, rejected = (_WORD.findall(_plain(row.get(name))) for name in ("prompt", *_SIDES))
+    prompt, chosen, rejected = (_WORD.findall(plain_text(row.get(name))) for name in ("prompt", *_SIDES))
     return RowTexts(prompt, chosen, rejected)
 
 
-def _plain(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Text of an answer or a prompt in any layout."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, dict):
         content = value.get("content", value.get("value"))
-        return f"{value.get('role', value.get('from', ''))}: {_plain(content)}" if content is not None else ""
+        return f"{value.get('role', value.get('from', ''))}: {plain_text(content)}" if content is not None else ""
     if isinstance(value, list):
-        return "\n".join(filter(None, map(_plain, value)))
+        return "\n".join(filter(None, map(plain_text, value)))
     return json.dumps(value, default=str)
 
 

@@ -35,6 +35,36 @@ def top_credit(rewards: Numbers, best: npt.NDArray[np.bool_]) -> float:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How the rewards of one prompt's completions agree with given scores.
+
+    Attributes:
+        credit: of `top_credit`.
+        place: of the best completion by reward, from 1; the first of several best ones, before equal rewards.
+        pairs: counted pairs.
+    """
+
+    credit: float
+    place: int
+    pairs: PairCounts
+
+    @classmethod
+    def of(cls, rewards: Numbers, scores: Numbers) -> Agreement | None:
+        """Compare the completions that have both; None where the scores do not order them.
+
+        Args:
+            rewards, scores: (completions,), NaN for none.
+        """
+        known = np.isfinite(rewards) & np.isfinite(scores)
+        rewards, scores = rewards[known], scores[known]
+        if not len(scores) or scores.min() == scores.max():
+            return None
+        best = scores == scores.max()
+        place = 1 + int((rewards > rewards[best].max()).sum())
+        return cls(top_credit(rewards, best), place, PairCounts.of(rewards, scores))
+
+
+@dataclass(frozen=True)
 class PairCounts:
     """Pairs of completions of one prompt, by the order of scores and that of rewards.
 

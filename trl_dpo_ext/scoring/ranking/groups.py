@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ...statistics import finite, wilson
 from ..pair_scores import SideScores
-from .agreement import PairCounts, best_first, top_credit
+from .agreement import Agreement, best_first
 
 Floats = npt.NDArray[np.float64]
 _INDICES = pa.list_(pa.int32())
@@ -27,12 +27,14 @@ class Groups:
         scores: (completions,) float64; given scores, the higher the better, NaN where none is given.
         places: (completions,) int64; the row of each completion, where each row holds one.
         in_lists: whether a row holds all completions of its prompt, in a list.
+        by_rank: (prompts,) bool; whether the scores of a prompt are ranks, negated; None where no score is.
     """
 
     bounds: npt.NDArray[np.int64]
     scores: Floats
     places: npt.NDArray[np.int64]
     in_lists: bool = True
+    by_rank: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -72,20 +74,13 @@ def ranking_summary(scored: GroupScores) -> dict[str, Any]:
 
     Returns:
         `prompts`, `completions`, `unscored` (completions without a reward), `compared` (prompts), `top1` (agreement on
-        the best completion, with interval), `tau_b` (mean over prompts and their number), and `pairs` (accuracy over
-        all pairs that the given scores order; equal rewards count one half).
+        the best completion, with interval), `tau_b` (mean over prompts and their number), `pairs` (accuracy over all
+        pairs that the given scores order; equal rewards count one half), and `place_of_best` (number of prompts whose
+        best completion has the highest reward, the second highest, and so on).
     """
-    credit, taus, counts = [], [], []
-    for rewards, scores in scored:
-        known = np.isfinite(rewards) & np.isfinite(scores)
-        rewards, scores = rewards[known], scores[known]
-        if not len(scores) or scores.min() == scores.max():
-            continue
-        credit.append(top_credit(rewards, scores == scores.max()))
-        counts.append(PairCounts.of(rewards, scores))
-        if counts[-1].tau_b is not None:
-            taus.append(counts[-1].tau_b)
-    ordered, right = sum(each.ordered for each in counts), sum(each.right for each in counts)
+    found = [each for each in (Agreement.of(*values) for values in scored) if each is not None]
+    credit, taus = [each.credit for each in found], [each.pairs.tau_b for each in found if each.pairs.tau_b is not None]
+    ordered, right = sum(each.pairs.ordered for each in found), sum(each.pairs.right for each in found)
     sizes = np.diff(scored.groups.bounds)
     return finite(
         {
@@ -97,6 +92,7 @@ def ranking_summary(scored: GroupScores) -> dict[str, Any]:
             "top1": {"accuracy": _mean(credit), "interval": wilson(sum(credit), len(credit)), "n": len(credit)},
             "tau_b": {"mean": _mean(taus), "n": len(taus)},
             "pairs": {"accuracy": right / ordered if ordered else None, "n": ordered},
+            "place_of_best": np.bincount([each.place - 1 for each in found]).tolist() if found else [],
         }
     )
 

@@ -63,10 +63,10 @@ def _is_list_of_texts(feature: Any) -> bool:
 
 def _of_rows(dataset: Dataset, read: Any, columns: Sequence[str]) -> Completions:
     """One prompt per row."""
-    prompts, texts, scores, sizes, problems = [], [], [], [0], RowProblems()
+    prompts, texts, scores, sizes, by_rank, problems = [], [], [], [0], [], RowProblems()
     for at, row in rows_of(dataset, columns):
         try:
-            prompt, (completions, given) = _prompt(row), read(row)
+            prompt, (completions, (given, are_ranks)) = _prompt(row), read(row)
         except RowError as error:
             problems.add(at, error)
             continue
@@ -74,8 +74,10 @@ def _of_rows(dataset: Dataset, read: Any, columns: Sequence[str]) -> Completions
         texts += completions
         scores += given
         sizes.append(len(completions))
+        by_rank.append(are_ranks)
     problems.raise_all(len(dataset))
-    return Completions(prompts, texts, Groups(np.cumsum(sizes), np.array(scores, np.float64), np.arange(len(texts))))
+    found = np.cumsum(sizes), np.array(scores, np.float64), np.arange(len(texts))
+    return Completions(prompts, texts, Groups(*found, by_rank=np.array(by_rank, bool)))
 
 
 def _of_several_rows(dataset: Dataset) -> Completions:
@@ -94,16 +96,19 @@ def _of_several_rows(dataset: Dataset) -> Completions:
         texts.append(text)
         given.append(score)
     problems.raise_all(len(dataset))
-    scores: list[float] = []
+    scores, by_rank = list[float](), list[bool]()
     for places in members.values():
         try:
-            scores += _one_order([given[place] for place in places])
+            values, are_ranks = _one_order([given[place] for place in places])
+            scores += values
+            by_rank.append(are_ranks)
         except RowError as error:
             problems.add(places[0], error)
     problems.raise_all(len(dataset))
     order = [place for places in members.values() for place in places]
     bounds = np.cumsum([0, *map(len, members.values())])
-    groups = Groups(bounds, np.array(scores, np.float64), np.array(order, np.int64), False)
+    found = bounds, np.array(scores, np.float64), np.array(order, np.int64)
+    groups = Groups(*found, in_lists=False, by_rank=np.array(by_rank, bool))
     return Completions(list(prompts.values()), [texts[place] for place in order], groups)
 
 
@@ -114,7 +119,7 @@ def _prompt(row: Mapping[str, Any]) -> Any:
     return prompt
 
 
-def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+def _listed(row: Mapping[str, Any]) -> tuple[list[Any], tuple[list[float], bool]]:
     """Completions of a row with lists, and their scores."""
     items = row["completions"]
     if not isinstance(items, list):
@@ -132,12 +137,12 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     return texts, _one_order(given)
 
 
-def _right_and_wrong(row: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+def _right_and_wrong(row: Mapping[str, Any]) -> tuple[list[Any], tuple[list[float], bool]]:
     """Completions of RewardBench 2's layout: right ones, which are equally good, and wrong ones."""
     sides = [row["chosen"], row["rejected"]]
     if not all(isinstance(side, list) and all(isinstance(text, str) for text in side) for side in sides):
         raise RowError("chosen and rejected are not lists of texts. Remove --rank for pairs")
-    return [*sides[0], *sides[1]], [1.0] * len(sides[0]) + [0.0] * len(sides[1])
+    return [*sides[0], *sides[1]], ([1.0] * len(sides[0]) + [0.0] * len(sides[1]), False)
 
 
 def _text(value: Any) -> Any:
@@ -160,13 +165,14 @@ def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> tuple[float
     return found[False], found[True]
 
 
-def _one_order(given: list[tuple[float, float]]) -> list[float]:
-    """The scores of the completions of one prompt; their negative ranks if not all of them have a score."""
+def _one_order(given: list[tuple[float, float]]) -> tuple[list[float], bool]:
+    """The scores of the completions of one prompt, or their negative ranks if not all have a score; and whether so."""
     scores, ranks = np.array(given, np.float64).reshape(-1, 2).T
     both = np.isfinite(scores) & np.isfinite(ranks)
     if both.any() and PairCounts.of(scores[both], ranks[both]).discordant:
         raise RowError("ranks and scores order the completions differently. Remove one of them")
-    return (ranks if np.isnan(scores).any() and not np.isnan(ranks).all() else scores).tolist()
+    are_ranks = bool(np.isnan(scores).any() and not np.isnan(ranks).all())
+    return (ranks if are_ranks else scores).tolist(), are_ranks
 
 
 def _number(name: str, value: Any) -> float:
