@@ -4,6 +4,7 @@ A failure here means that the installed TRL has moved the seam that the failing 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,19 @@ def test_a_model_with_a_head_gives_token_log_probs(host: Any, batch: dict) -> No
     expected = logits[:, :-1].gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
     expected = expected * batch[_trl.COMPLETION_MASK][:, 1:]
     torch.testing.assert_close(scored, expected.detach(), msg=seam("add_fused_lm_head, and who calls it"))
+
+
+def test_a_copy_of_a_model_with_a_head_runs_the_original_for_logits() -> None:
+    model = _trl.with_head(tiny.model(2))
+    ids = {"input_ids": torch.tensor([[5, 6, 7]])}
+    before, copied = model(**ids).logits, copy.deepcopy(model)
+    own = _trl.with_own_forward(copy.deepcopy(model))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    torch.testing.assert_close(copied(**ids).logits, 2 * before, msg=seam("add_fused_lm_head keeps a bound forward"))
+    torch.testing.assert_close(own(**ids).logits, before)
+    assert _trl.with_own_forward(tiny.model(2)) is not None
+    assert _trl.with_head(own)(**ids, labels=ids["input_ids"], fused_lm_head=True).log_probs is not None
 
 
 def test_stored_reference_log_probs_are_read_from_the_batch(host: Any, batch: dict) -> None:

@@ -56,7 +56,15 @@ from .json_text import typed_values
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
 from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
-from .models import gather_object, is_peft_model, override_attention_mask, scatter_to_batch, with_head, without_adapter
+from .models import (
+    gather_object,
+    is_peft_model,
+    override_attention_mask,
+    scatter_to_batch,
+    with_head,
+    with_own_forward,
+    without_adapter,
+)
 from .patching import evaluation_mode, temporarily
 from .preparation import (
     is_template_error,
@@ -165,6 +173,7 @@ __all__ = [
     "typed_values",
     "warn_at_flex_limit",
     "with_head",
+    "with_own_forward",
     "without_adapter",
     "without_compilation",
     "without_devices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import torch
@@ -24,6 +25,23 @@ def with_head(model: Any) -> Any:
     """
     dpo_trainer.add_fused_lm_head(model)
     return model
+
+
+def with_own_forward(copied: Any) -> Any:
+    """Remove the head from a copy of a model that has been in a trainer: without it, the copy's forward is its own.
+
+    Seam: `add_fused_lm_head` puts a `forward` on the instance that keeps the bound forward it replaces in a closure,
+    which a copy has in common with the original. For logits, the copy would run the original.
+    """
+    forward = vars(copied).get("forward")
+    if getattr(getattr(forward, "__func__", None), "__code__", None) in _codes_of_head():
+        del copied.forward
+    return copied
+
+
+def _codes_of_head() -> list[Any]:
+    """The code of the functions inside `add_fused_lm_head`."""
+    return [each for each in dpo_trainer.add_fused_lm_head.__code__.co_consts if isinstance(each, CodeType)]
 
 
 def is_peft_model(model: Any) -> bool:

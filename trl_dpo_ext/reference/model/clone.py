@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..._trl import gather_object
+from ..._trl import gather_object, with_own_forward
 from ...errors import InputError
 from .quantization import is_quantized
 
@@ -43,7 +43,7 @@ def frozen_copy(model: Any) -> Any:
     if not all(gather_object(_can_be_copied(model))):
         return None
     try:
-        reference = copy.deepcopy(model)
+        reference = with_own_forward(copy.deepcopy(model))
     except torch.OutOfMemoryError:
         raise
     except (TypeError, AttributeError, RuntimeError):  # the model holds what Python cannot copy, such as a lock
