@@ -15,6 +15,7 @@ from tests.support import scoring
 from trl_dpo_ext import score_preferences
 from trl_dpo_ext.cli import main as cli
 from trl_dpo_ext.reference.precompute import stored
+from trl_dpo_ext.reference.store.store import Store
 
 
 def score(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -41,19 +42,17 @@ def score(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def score_and_die(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Score as above, until a few batches of the policy are stored; then this process is killed."""
-    run, batches = stored.sequence_logps, 0
+    """Score as above, until a part of the policy's log-probs is stored; then each process is killed at its next batch."""
+    run = stored.sequence_logps
 
     def deadly(*given: Any) -> Any:
-        nonlocal batches
-        batches += 1
-        if batches == settings["die_at"]:
+        if len(Store.read_only(folder / "work" / "adapter" / "policy")):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1.1)  # a part is written after a second
         return run(*given)
 
     stored.sequence_logps = deadly
-    return score(folder, {name: value for name, value in settings.items() if name != "die_at"})
+    return score(folder, settings)
 
 
 def command(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -79,10 +79,8 @@ def test_two_processes_score_as_one(engine, tmp_path, files, by_one):
 def test_a_killed_score_goes_on_where_it_was(tmp_path, files, by_one):
     folder = job(tmp_path, files)
     small = {"max_length": 14, "precompute_ref_max_tokens": 8, "precompute_ref_log_probs": True}
-    with pytest.raises(engines.JobFailed):
-        engines.launch(
-            folder, "multi_gpu", "tests.distributed.scoring:score_and_die", {**small, "die_at": 3}, flags=FLAGS
-        )
+    with pytest.raises(engines.JobFailed, match=r"SIGKILL|Signal 9"):  # and nothing else has failed
+        engines.launch(folder, "multi_gpu", "tests.distributed.scoring:score_and_die", small, flags=FLAGS)
     kept = len(Store.read_only(folder / "work" / "adapter" / "policy"))
     assert 0 < kept < 12
     record = engines.launch(folder, "multi_gpu", "tests.distributed.scoring:score", small, flags=FLAGS)
