@@ -157,6 +157,10 @@ def test_everything_that_is_wrong_is_said_before_a_model_is_loaded(
         "No reference",
     ):
         assert expected in said
+    assert score("--html", ".", "--json", "none/a.json", "--ref_store", "there.parquet") == 2
+    said = capsys.readouterr().err
+    for expected in ("--html .: this is a folder", "--json none/a.json: the folder none", "there.parquet is not a dir"):
+        assert expected in said
     assert score("--split", "test") == 2
     assert "no split 'test'; it has train. Set --dataset_test_split" in capsys.readouterr().err
     assert score("--relabel", "margin < 0") == 2

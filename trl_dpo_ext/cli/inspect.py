@@ -26,7 +26,7 @@ from ..inspection.terminal_rows import show_row
 from ..version import __version__
 from .adapters import saved_adapter
 from .arguments import Arguments, read_for_another_machine
-from .output import write_json, write_output
+from .output import file_problems, write_json, write_output
 
 _MANY_ROWS = 5000
 """Rows from which on all cores tokenize."""
@@ -153,17 +153,7 @@ def _inspect(ours: argparse.Namespace, arguments: Arguments) -> Inspection:
 
 def _file_problems(ours: argparse.Namespace) -> list[str]:
     """Why files cannot be written, before anything is computed for them."""
-    files = {
-        flag: getattr(ours, flag) for flag in ("json", "html", "write_rows") if getattr(ours, flag) not in (None, "-")
-    }
-    problems = [
-        f"--{flag} {file}: there is no folder {Path(file).parent}. Create it, or name another file."
-        for flag, file in files.items()
-        if not Path(file).parent.is_dir()
-    ]
-    problems += [
-        f"--{flag} {file}: this is a folder. Name a file." for flag, file in files.items() if Path(file).is_dir()
-    ]
+    problems = file_problems({flag: getattr(ours, flag) for flag in ("json", "html", "write_rows")})
     if ours.write_rows and not ours.write_rows.endswith(ROW_FILES):
         problems.append(f"--write_rows {ours.write_rows}: a file of rows must end in {' or '.join(ROW_FILES)}.")
     return problems

@@ -14,7 +14,7 @@ from ..reports.result import report_of
 from ..reports.run_data import read_runs
 from ..reports.summary import compare_runs, summarize_folder
 from ..version import __version__
-from .output import write_json, write_output
+from .output import file_problems, write_json, write_output
 
 
 def run(argv: Sequence[str], prog: str) -> int:
@@ -22,6 +22,9 @@ def run(argv: Sequence[str], prog: str) -> int:
     parsed = _parser(prog).parse_args(argv)
     if parsed.plot and len(parsed.output_dir) > 1:
         raise InputError("--plot draws one run. Pass one folder, or --html, which compares several.")
+    wrong = file_problems({name: getattr(parsed, name) for name in ("json", "html", "plot")})
+    if wrong:
+        raise InputError(*wrong)
     runs = read_runs(parsed.output_dir)
     problems = [run.problem for run in runs if run.problem]
     if len(problems) == len(runs):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ..checks.machine import precision_problems
 from ..scoring.arrangement import protocol_problems
 from .arguments import Arguments, TrainParser, given_options
+from .output import file_problems
 
 _PRECISION = {"bf16", "fp16", "use_cpu", "bf16_full_eval"}
 _REFERENCE: dict[str, dict[str, Any]] = {
@@ -62,12 +62,7 @@ def _problems(ours: argparse.Namespace) -> list[str]:
         problems.append(f"--min_accuracy must be between 0 and 1; got {ours.min_accuracy}.")
     if ours.html_rows < 0:
         problems.append(f"--html_rows must be 0 or more; got {ours.html_rows}.")
-    files = {name: getattr(ours, name) for name in ("json", "html") if getattr(ours, name) not in (None, "-")}
-    problems += [
-        f"--{name} {file}: the folder does not exist. Create it, or name another file."
-        for name, file in files.items()
-        if not Path(file).parent.is_dir()
-    ]
+    problems += file_problems({"json": ours.json, "html": ours.html})
     if ours.max_tokens is not None and ours.max_tokens < 1:
         problems.append(f"--max_tokens must be at least 1; got {ours.max_tokens}.")
     return problems

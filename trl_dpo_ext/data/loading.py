@@ -85,7 +85,8 @@ def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:
             return load_from_disk(str(path))  # type: ignore[return-value]
         return load_dataset(name, name=script.dataset_config, **streaming)
     except (OSError, ValueError, DatasetsError) as error:  # missing, unreadable, or no network
-        raise InputError(f"Dataset {name} could not be loaded: {error}") from error
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""  # datasets says there what is wrong
+        raise InputError(f"Dataset {name} could not be loaded: {error}{cause}") from error
 
 
 def _check_path(name: str, path: Path, builder: str | None) -> None:

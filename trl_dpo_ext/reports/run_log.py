@@ -34,8 +34,17 @@ class Run:
 
 
 def _series(entries: Iterable[LogEntry], metric: str) -> tuple[list[int], list[float]]:
-    found = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
-    return [step for step, _ in found], [float(value) for _, value in found]
+    values = ((entry["step"], _number(entry.get(metric))) for entry in entries)
+    found = [(step, value) for step, value in values if value is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _number(value: Any) -> float | None:
+    """A logged value as a number; None for what another program has written there."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def read_run(output_dir: str | Path) -> Run:
@@ -69,13 +78,20 @@ def read_log(folder: Path) -> tuple[Sequence[LogEntry], LogEntry]:
             "output_dir of a run that has logged a step."
         )
     state = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    saved = [entry for entry in state.pop("log_history", []) if "step" in entry]
+    history = state.pop("log_history", None)
+    saved = [entry for entry in history if _is_entry(entry)] if isinstance(history, list) else []
     if file is None or _is_of_earlier_run(saved, file, written, folder):
         return written, {}
     known = {(entry["step"], *sorted(entry)) for entry in saved}
     last = max((entry["step"] for entry in saved), default=-1)
     later = [e for e in written if e["step"] >= last and (e["step"], *sorted(e)) not in known]
     return sorted((*saved, *later), key=lambda entry: entry["step"]), state
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a value of a log, which anybody may have written, is an entry."""
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return isinstance(step, int) and not isinstance(step, bool)
 
 
 def _is_of_earlier_run(saved: list[LogEntry], file: Path, written: list[Any], folder: Path) -> bool:

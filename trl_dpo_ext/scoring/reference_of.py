@@ -12,13 +12,14 @@ from .. import _trl
 from ..config import DPOExtConfig
 from ..distributed.checkpoints import list_checkpoints
 from ..distributed.resumption import RUN_FILE, recorded_given, recorded_models
-from ..errors import InputError
+from ..errors import InputError, collecting
 from ..policy.adapter import SavedAdapter
 from ..reference.checkpointed import SYNCED_REFERENCE
 from ..reference.config import ReferenceModelOptions
 from ..reference.identity.files import weight_files, weight_files_hash
 from ..reference.model.instance import Instance
 from ..reference.model.resolve import vocabulary_problems
+from ..reference.store.manifest import check_folder
 from ..run_files import read_json
 from .passes import Model
 
@@ -97,6 +98,9 @@ def find_reference(policy: Model, args: DPOExtConfig, wanted: Wanted, tokenizer:
     if wanted.free:
         return Reference("none", is_none=True)
     problems = [*_conflicts(wanted)]
+    if wanted.store:
+        with collecting(problems):
+            check_folder(Path(wanted.store))
     if problems:
         raise InputError(*problems)
     store = Path(wanted.store) if wanted.store else None

@@ -51,9 +51,9 @@ def test_files_that_cannot_be_written_are_named_before_anything_is_tokenized(
     assert inspect(*flags, "--problem", "length") == 2
     said = capsys.readouterr().err
     for expected in (
-        "--json none/a.json: there is no folder none.",
-        "--html there: this is a folder.",
-        "--write_rows none/rows.csv: there is no folder none.",
+        "--json none/a.json: the folder none does not exist.",
+        "--html there: this is a folder; name a file.",
+        "--write_rows none/rows.csv: the folder none does not exist.",
         "must end in .jsonl or .parquet",
         "--subset_column sorce: the train split has no such column; it has prompt, chosen, rejected, source.",
         "--problem: unknown length; one of ",

@@ -63,7 +63,7 @@ def test_a_plot_is_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("flag", ["--html", "--json"])
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert main(["report", str(write_run(tmp_path / "a")), flag, str(tmp_path / "none" / "file")]) == 2
-    assert "none/file: No such file or directory" in capsys.readouterr().err
+    assert "none does not exist" in capsys.readouterr().err
 
 
 def test_a_page_needs_no_matplotlib_and_opens_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +71,22 @@ def test_a_page_needs_no_matplotlib_and_opens_no_pickle(tmp_path: Path, monkeypa
     (folder / "training_args.bin").write_bytes(b"cos\n_exit\n(I7\ntR.")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert main(["report", str(folder), "--html", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize("flag", ["json", "html", "plot"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_read(
+    tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    cases = {
+        ".": "this is a folder",
+        "none/a": "does not exist",
+        "file/a": "does not exist",
+        "a": "no run is no folder",
+    }
+    for name, words in cases.items():
+        assert main(["report", str(tmp_path / "no run"), f"--{flag}", str(tmp_path / name)]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert (f"--{flag}" in told) is (name != "a")
+    assert not (tmp_path / "a").exists()

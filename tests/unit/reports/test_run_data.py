@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.reports.folders import entries, write_lines, write_run, write_state, write_watched
 from trl_dpo_ext.distributed.resumption import RUN_FILE
+from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reports.result import report_of
 from trl_dpo_ext.reports.run_data import RunData, read_runs
 from trl_dpo_ext.reports.run_log import read_run
+from trl_dpo_ext.reports.summary import summarize_folder
 from trl_dpo_ext.run_files import LOG_FILE, METRICS_FILE
 
 
@@ -125,3 +130,23 @@ def test_what_watching_has_from_training_steps_is_no_evaluation(tmp_path: Path) 
     series = one(tmp_path).series
     assert series["watch/length"][0] == [5, 10]
     assert series["watched/accuracy"] == ([10], [0.5])
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [{"loss": 0.5, "step": 1}, {"loss": "x", "step": 2}, {"step": 3}, 7, None, {"loss": 1.0}, {"step": "4"}],
+        {"loss": 0.5},
+        None,
+    ],
+    ids=["entries", "an object", "nothing"],
+)
+def test_a_log_that_another_program_has_written_to_is_read_as_far_as_it_goes(tmp_path: Path, history: Any) -> None:
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    if not isinstance(history, list):
+        with pytest.raises(InputError, match="no logged training step"):
+            read_run(tmp_path)
+        return
+    assert read_run(tmp_path).training_series("loss") == ([1], [0.5])
+    assert "training, loss" in summarize_folder(tmp_path)
+    assert report_of(read_runs([str(tmp_path)]), "1")["runs"]
