@@ -146,14 +146,16 @@ class _Job:
         data["output"] = self._written(result).as_json() if self.ours.output else None
         if self.ours.json:
             write_json(self.ours.json, result.json())
-        if self.ours.html and isinstance(result, RankedCompletions):
-            page_of_lists = list_page(data, result.groups, self.rows.read(), self.ours.html_rows)
-            write_output(self.ours.html, page_of_lists)
-        elif self.ours.html:
-            texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
-            write_output(self.ours.html, page(data, result.pairs, texts))
+        if self.ours.html:
+            write_output(self.ours.html, self._page(result))
         if self.ours.json != "-":
             show(data, make_console())
+
+    def _page(self, result: PreferenceScores | RankedCompletions) -> str:
+        if isinstance(result, RankedCompletions):
+            return list_page(result.data, result.groups, self.rows.read(), self.ours.html_rows)
+        texts = texts_of(result.scored, sample(result.pairs, result.measures, self.ours.html_rows))
+        return page(result.data, result.pairs, texts)
 
     def _written(self, result: PreferenceScores | RankedCompletions) -> Written:
         recorded = {**result.data["arguments"], "versions": result.data["versions"]}

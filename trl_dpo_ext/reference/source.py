@@ -239,7 +239,7 @@ class StoredReference(ProducedReference):
             args = self.settings.args
             identity = self.producer.identity()
             store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
-            settings = self.host.trainer.pass_settings
+            settings = self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
             self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings)
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
