@@ -181,5 +181,8 @@ def test_a_pass_says_whose_log_probs_it_computes(tmp_path, models, capsys):
     assert "Log-probs of the policy:" in told
     assert "Log-probs of the reference:" in told
     assert "Reference log-probs" not in told
-    runs.trainer(tmp_path / "run", data=tiny.preferences(2), disable_tqdm=False, precompute_ref_log_probs=True)
+    runs.trainer(
+        tmp_path / "run", train_dataset=tiny.preferences(2), disable_tqdm=False, precompute_ref_log_probs=True,
+        ref_store=str(tmp_path / "refs"),
+    )  # fmt: skip
     assert "Reference log-probs of train:" in capsys.readouterr().err
