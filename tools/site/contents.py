@@ -15,8 +15,6 @@ PACKAGE = Path(__file__).parents[2] / "trl_dpo_ext"
 COMMENT = re.compile(r"<!-- ([\w ]+): written when the site is built -->")
 STATIC = {"charts.css": "charts.css", "charts.js": "page.js"}
 """Files of the site's `_static`, from those that the package's own pages are made of."""
-
-
 PARTS: Mapping[str, Callable[[], str]] = {
     "flags of commands": command_line.flags_as_markdown,
     "all options": options.as_markdown,
