@@ -51,7 +51,10 @@ def write_pages(docs: Path) -> None:
     for name, source in STATIC.items():
         shutil.copyfile(PACKAGE / "pages" / source, docs / "_static" / name)
     folder = docs / "reference" / "losses"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, text in losses.pages():
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {folder / f"{name}.md": text for name, text in losses.pages()}
+    for stale in {*folder.glob("*.md")} - pages.keys():
+        stale.unlink()
+    for file, text in pages.items():  # another build may be reading them
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
