@@ -75,7 +75,12 @@ class LossMixture:
     @property
     def columns(self) -> dict[str, Column]:
         """Dataset columns that the terms read, by name."""
-        return {name: column for term in self.terms for name, column in term.columns.items()}
+        found: dict[str, Column] = {}
+        for term in self.terms:
+            for name, column in term.columns.items():
+                column = column.under(term.hyper)
+                found[name] = found[name].joined(column) if name in found else column
+        return found
 
     @property
     def reads_lists(self) -> bool:

@@ -95,6 +95,12 @@ def all_allowed(column: ArrowColumn, meaning: Column) -> bool:
     return all(meaning.broken_bound(float(extremes[end])) is None for end in ("min", "max"))
 
 
+def extremes(column: ArrowColumn, meaning: Column) -> tuple[float, float] | None:
+    """Return the least and the greatest value of an extra column whose values are all allowed; None without values."""
+    found = pc.min_max(column if meaning.per_token is None else column.flatten()).as_py()
+    return None if found["min"] is None else (float(found["min"]), float(found["max"]))
+
+
 def list_lengths(column: ArrowColumn) -> npt.NDArray[np.int64]:
     """Return the number of items of each row of a list column; 0 for a null."""
     if not _is_list(column.type):

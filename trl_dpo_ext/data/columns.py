@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from .. import _trl
-from ..core.columns import Column
+from ..core.columns import Column, Doubt
 from . import columnar
 from .batches import on_main_process, read_batches
 
@@ -26,8 +26,13 @@ def loss_columns(args: Any, mixture: Any) -> dict[str, Column]:
     """
     columns = mixture.columns
     if args.weight_column:
-        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0)
+        columns[args.weight_column] = Column("Weight of the pair's loss.", ge=0, doubts=(_no_weight,))
     return columns
+
+
+def _no_weight(lowest: float, highest: float, _: Mapping[str, Any]) -> Doubt | None:
+    doubt = "the weight_column is 0 in every row, so nothing is learned", "Remove the option, or fill the column."
+    return None if highest > 0 else doubt
 
 
 def column_problem(value: Any, meaning: Column) -> str | None:

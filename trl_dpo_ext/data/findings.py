@@ -47,6 +47,7 @@ NAMES = MappingProxyType(
         "first_token_unscored": "no prompt and no BOS, so that the first token of an answer is not scored",
         "length_bias": "length alone tells which answer is chosen",
         "unused_column": "columns that nothing reads",
+        "loss_column": "a column whose values turn off or reverse a loss, or a part of it",
         "unicode": "damaged or invisible characters",
         "script_differs": "answers in different scripts",
         "long_tail": "a few rows that are much longer than the others",

@@ -101,6 +101,8 @@ class _Findings:
     """Rows whose sides are the same."""
     found: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """By text: first row, place of the column in `read`, number of rows."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The least and the greatest value of columns that losses have doubts about."""
 
     @property
     def read(self) -> list[str]:
@@ -113,6 +115,8 @@ class _Findings:
         for column, meaning in self.columns.items():
             if not _all_allowed(batch, column, meaning):
                 self._add_values(column, (row[column] for row in batch.rows(column)), batch.start)
+            if meaning.doubts:
+                self._widen(column, _extremes(batch, column, meaning))
         try:
             empty = {side: columnar.empty_completions(batch.column(side)) for side in self.sides}
             identical = columnar.equal_rows(*map(batch.column, self.sides)) if self.sides else np.zeros(0)
@@ -138,6 +142,11 @@ class _Findings:
             if problem:
                 self._add(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", column, index)
 
+    def _widen(self, column: str, found: tuple[float, float] | None) -> None:
+        if found is not None:
+            lowest, highest = self.ranges.get(column, found)
+            self.ranges[column] = min(lowest, found[0]), max(highest, found[1])
+
     def _add_sides(self, rows: Iterable[Mapping[str, Any]], start: int) -> None:
         for index, row in enumerate(rows, start) if self.sides else ():
             for side in self.sides:
@@ -160,6 +169,14 @@ class _Findings:
 
     def findings(self) -> list[Finding]:
         """Likely mistakes."""
+        of_columns = [
+            Finding("loss_column", WARNING, self.total, self.total, sentence, remedy)
+            for column, extremes in ({} if self.found else self.ranges).items()
+            for sentence, remedy in self.columns[column].doubts_of(*extremes)
+        ]
+        return [*self._identical(), *of_columns]
+
+    def _identical(self) -> list[Finding]:
         rows = [self.numbers[row] for row in self.identical]
         number = len(rows)
         if not number:
@@ -176,6 +193,17 @@ def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:
         return columnar.all_allowed(batch.column(column), meaning)
     except columnar.UnknownLayoutError:
         return False
+
+
+def _extremes(batch: DatasetBatch, column: str, meaning: Column) -> tuple[float, float] | None:
+    try:
+        return columnar.extremes(batch.column(column), meaning)
+    except (TypeError, NotImplementedError):  # a type that has no order; what it holds is checked row by row
+        rows = [row[column] for row in batch.rows(column)]
+    values = rows if meaning.per_token is None else [value for row in rows for value in row or ()]
+    if not all(isinstance(value, (int, float)) for value in values):
+        return None
+    return (float(min(values)), float(max(values))) if values else None
 
 
 def _is_empty(completion: Any) -> bool:

@@ -7,12 +7,13 @@ test_identities.py, test_special_cases.py and test_ties.py for this family.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from ..core.columns import Column
+from ..core.columns import Column, Doubt
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min, minimum, relu
 from ..core.pairs import Need, Pairs
@@ -107,7 +108,18 @@ def dpo_shift(
     return -F.logsigmoid(beta * (p.chosen.logratio - weight * p.rejected.logratio))
 
 
-DELTA_R_COLUMN = {"delta_r": Column("Reward gap between both sides, normalized to [0, 1]; 0 is a tie.", ge=0, le=1)}
+def _only_ties(lowest: float, highest: float, _: Mapping[str, Any]) -> Doubt | None:
+    if highest > 0:
+        return None
+    remedy = "Give the reward gaps, divided by the largest."
+    return "delta_r is 0 in every row, so mappo ignores the rejected answers", remedy
+
+
+DELTA_R_COLUMN = {
+    "delta_r": Column(
+        "Reward gap between both sides, normalized to [0, 1]; 0 is a tie.", ge=0, le=1, doubts=(_only_ties,)
+    )
+}
 
 
 @register_loss(paper="2507.21183", needs=Need.REFERENCE, columns=DELTA_R_COLUMN, verification="paper")

@@ -6,12 +6,14 @@ test_identities.py and test_special_cases.py for this family.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 
-from ..core.columns import SCORE_COLUMNS
+from ..core.columns import SCORE_COLUMNS, Doubt
 from ..core.hyperparameters import Beta, Hyper
 from ..core.pairs import Need, Pairs
 from ..core.registry import register_loss
@@ -89,7 +91,21 @@ UniDpoLambda = Annotated[float, Hyper("Weight of the likelihood of good chosen a
 UniDpoTauGood = Annotated[float, Hyper("Score from which a chosen answer is good, in units of the scores.")]
 
 
-@register_loss(paper="2506.10054", needs=Need.REFERENCE | Need.LENGTHS, columns=SCORE_COLUMNS, verification="authors")
+def _none_good(lowest: float, highest: float, hyper: Mapping[str, Any]) -> Doubt | None:
+    threshold = hyper["uni_dpo_tau_good"]
+    if highest >= threshold or hyper["uni_dpo_lambda"] == 0:
+        return None
+    sentence = (
+        f"no score_chosen reaches uni_dpo_tau_good={threshold:g} (the highest is {highest:g}), so the likelihood term "
+        "of uni_dpo has no effect"
+    )
+    return sentence, "Set uni_dpo_tau_good in units of the scores, or uni_dpo_lambda=0."
+
+
+UNI_DPO_COLUMNS = {**SCORE_COLUMNS, "score_chosen": replace(SCORE_COLUMNS["score_chosen"], doubts=(_none_good,))}
+
+
+@register_loss(paper="2506.10054", needs=Need.REFERENCE | Need.LENGTHS, columns=UNI_DPO_COLUMNS, verification="authors")
 def uni_dpo(
     p: Pairs,
     *,

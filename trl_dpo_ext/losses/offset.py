@@ -6,12 +6,13 @@ test_identities.py and test_special_cases.py for this family.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from ..core.columns import SCORE_COLUMNS, Column
+from ..core.columns import SCORE_COLUMNS, Column, Doubt
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min
 from ..core.pairs import Need, Pairs
@@ -21,7 +22,17 @@ from .soft_labels import score_gap
 # The logarithm of a gap of zero is -inf, of a negative one NaN; at log(1e-6), about -14, a pair hardly counts any more.
 _MIN_GAP = 1e-6
 
-MARGIN_COLUMN = {"margin": Column("How much better the chosen side is, such as a score gap.")}
+
+def _no_margin(lowest: float, highest: float, _: Mapping[str, Any]) -> Doubt | None:
+    if lowest == highest == 0:
+        return "margin is 0 in every row, so the loss margin is DPO", "Use loss_type sigmoid, or fill the column."
+    if highest < 0:
+        remedy = "If the column holds the gap of the rejected side, change its sign."
+        return f"margin is at most {highest:g}, so the loss margin asks for less than DPO in every row", remedy
+    return None
+
+
+MARGIN_COLUMN = {"margin": Column("How much better the chosen side is, such as a score gap.", doubts=(_no_margin,))}
 MarginScale = Annotated[float, Hyper("Scale of the margin column, in nats per unit.")]
 
 

@@ -6,13 +6,15 @@ test_token_level.py for this family.
 
 from __future__ import annotations
 
+import functools
 import random
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 
-from ..core.columns import Column
+from ..core.columns import Column, Doubt
 from ..core.hyperparameters import Beta, Hyper
 from ..core.numerics import clamp_min, log1mexp
 from ..core.pairs import Need, Pairs, Side
@@ -142,9 +144,26 @@ class SamPO:
         self._batches = int(state["batches"])
 
 
+def _no_weight(side: str, lowest: float, highest: float, _: Mapping[str, Any]) -> Doubt | None:
+    if highest > 0:
+        return None
+    sentence = f"{side}_token_weights is 0 at every token, so tis_dpo ignores the {side} answers"
+    return sentence, "A token of average importance has weight 1."
+
+
 TOKEN_WEIGHT_COLUMNS = {
-    "chosen_token_weights": Column("Weight of each token of the chosen side.", ge=0, per_token="chosen"),
-    "rejected_token_weights": Column("Weight of each token of the rejected side.", ge=0, per_token="rejected"),
+    "chosen_token_weights": Column(
+        "Weight of each token of the chosen side.",
+        ge=0,
+        per_token="chosen",
+        doubts=(functools.partial(_no_weight, "chosen"),),
+    ),
+    "rejected_token_weights": Column(
+        "Weight of each token of the rejected side.",
+        ge=0,
+        per_token="rejected",
+        doubts=(functools.partial(_no_weight, "rejected"),),
+    ),
 }
 
 

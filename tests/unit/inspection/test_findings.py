@@ -129,6 +129,14 @@ CASES = [
         says="in 1 of 2 rows",
     ),
     Case("identical", [ROW, row(rejected="yes it is")], [1], [ROW, row(rejected="yes it")]),
+    Case(
+        "loss_column",
+        [row(margin=0.0), *different(1, margin=0.0)],
+        [],
+        [row(margin=0.0), *different(1, margin=0.5)],
+        settings={"loss_type": "margin"},
+        says="margin is 0 in every row, so the loss margin is DPO",
+    ),
     Case("identical_after_truncation", [row(chosen="yes  it", rejected="yes it")], [0], [ROW], says="the same tokens"),
     Case("near_identical", [row(chosen=TEN, rejected=NOT_TEN)], [0], [row(chosen=TEN[8:], rejected=NOT_TEN[8:])]),
     Case(
