@@ -6,6 +6,9 @@ learning rate. One row per variant: held-out accuracy (the chosen answer gained 
 margin of the log-ratios, drift of the chosen log-prob, KL to the start.
 
 Run: python benchmarks/compare_losses.py [--losses sigmoid dpop] [--plot losses.png]
+
+Rows of one run can be put among those of another where `sigmoid`, run beside them, has the row that it has there: then
+the start is the same.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import datasets
 import torch
+from counting import commit, machine
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
@@ -29,8 +33,8 @@ from trl_dpo_ext.core.registry import LossVariant
 
 DATA = Path(__file__).parent.parent / "demo" / "data"
 SCORES = {
-    "score_chosen": 2.0,
-    "score_rejected": 0.0,
+    "score_chosen": 4.0,
+    "score_rejected": 2.0,
     "margin": 0.5,
     "p_chosen": 0.95,
     "delta_r": 0.8,
@@ -247,7 +251,7 @@ def main() -> None:
         trainer = train(variant, begin, tokenizer, data, options.steps, options.learning_rate)
         results.append(measure(variant.name, trainer.model, begin, tokenizer, held_out))
         print(results[-1], file=sys.stderr, flush=True)
-    print(table(results))
+    print(f"{machine('cpu')}; commit {commit()}\n\n{table(results)}")
     if options.plot:
         plot(results, options.plot)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ def machine(device: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     where = torch.cuda.get_device_name() if device != "cpu" else f"{_processor()}, {torch.get_num_threads()} threads"
     return f"{time.strftime('%d %B %Y')}, {where}; {versions}; load average {_load()}"
+
+
+def commit() -> str:
+    """The commit of this checkout, with -dirty where files have changed since."""
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip() or "unknown"
 
 
 def show(options: argparse.Namespace, text: str) -> None:

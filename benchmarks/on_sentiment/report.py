@@ -1,0 +1,208 @@
+"""Tables and figure of the frontier, from the records of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cells import FAMILIES, Cell, grid
+from .records import Record
+from .statistics_of_runs import BASELINE, Estimate, above, by_setting, curves, estimate
+
+TASK = "task"
+"""Key of the record that describes the task."""
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """Return the report; `records` has that of the task and those of the runs."""
+    task = next(record for record in records if record["key"] == TASK)
+    runs = [record for record in records if "points" in record]
+    parts = [
+        _facts(task, runs),
+        _best_of_n(task),
+        _frontier(task, runs),
+        _flips(runs),
+        _store(runs),
+        _missing(runs),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(task: Record, runs: Sequence[Record]) -> str:
+    facts = task["facts"]
+    return (
+        f"{len(runs)} runs, {task['machine']}; commit {task['commit']}. {facts['sentences']} sentences, a language "
+        f"model of {facts['parameters']:,} parameters (held-out loss {facts['held_out_loss']:.2f} nats per token), "
+        f"{task['pairs']} pairs, {task['held_out']} held-out prefixes. A run takes {task['plan']['steps']} steps of "
+        f"{task['plan']['pairs']} pairs. The reference's expected reward is {task['start']:.3f}."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _best_of_n(task: Record) -> str:
+    rows = [[str(point["n"]), f"{point['kl']:.2f}", f"{point['reward']:.3f}"] for point in task["best_of_n"]]
+    return "## Best of n\n\n" + _table(("n", "KL, at most (nats)", "expected reward"), rows)
+
+
+def _last(runs: Sequence[Record], name: str) -> Estimate:
+    return estimate([run["points"][-1][name] for run in runs])
+
+
+def _frontier(task: Record, runs: Sequence[Record]) -> str:
+    baseline, rows = curves(runs, task["start"]), []
+    for found in by_setting(runs).values():
+        first = found[0]
+        if first["flips"] or first["reference"] == "own store" or _is_costed_only(first):
+            continue
+        difference = above(found, baseline)
+        shown = "beyond its curve" if difference is None else difference.text(3, sign=True)
+        if difference and difference.differs and first["loss"] != BASELINE:
+            shown = f"**{shown}**"
+        rows.append((_order(first), [
+            f"`{first['loss']}`", _setting(first), str(len(found)),
+            _last(found, "kl").text(2), _last(found, "reward").text(3), shown if first["loss"] != BASELINE else "",
+            _last(found, "accuracy").text(2), _last(found, "chosen_drift").text(1, sign=True),
+            _last(found, "rejected_drift").text(1, sign=True), _last(found, "tokens").text(1),
+        ]))  # fmt: skip
+    head = (
+        "loss", "setting", "seeds", "KL (nats)", "expected reward", "above DPO's curve at that KL",
+        "held-out accuracy", "chosen log-ratio", "rejected log-ratio", "tokens",
+    )  # fmt: skip
+    return "## Frontier\n\n" + _table(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
+
+
+def _is_costed_only(record: Record) -> bool:
+    return record["loss"] == BASELINE and record["reference"] == "live"
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    names = [family.loss for family in FAMILIES]
+    place = names.index(record["loss"]) if record["loss"] in names else len(names)
+    return place, record["loss"], record["rate"], record["value"]
+
+
+def _setting(record: Record) -> str:
+    shown = f"{record['knob']} {record['value']:g}"
+    return shown if record["knob"] == "learning_rate" else f"{shown}, rate {record['rate']:g}"
+
+
+def _flips(runs: Sequence[Record]) -> str:
+    """Each loss that was trained on flipped labels, at the setting of those runs, by share of flips."""
+    settings = {(run["loss"], run["value"], run["rate"]) for run in runs if run["flips"]}
+    if not settings:
+        return ""
+    rows = []
+    for loss, value, rate in sorted(settings):
+        same = [
+            run
+            for run in runs
+            if (run["loss"], run["value"], run["rate"], run["reference"]) == (loss, value, rate, "shared store")
+        ]
+        for share in sorted({run["flips"] for run in same}):
+            found = [run for run in same if run["flips"] == share]
+            rows.append([
+                f"`{loss}`", _setting(found[0]), f"{100 * share:.0f} %", str(len(found)), _last(found, "kl").text(2),
+                _last(found, "reward").text(3), _last(found, "accuracy").text(2),
+            ])  # fmt: skip
+    head = ("loss", "setting", "flipped", "seeds", "KL (nats)", "expected reward", "held-out accuracy")
+    return "## Flipped labels\n\n" + _table(head, rows)
+
+
+def _store(runs: Sequence[Record]) -> str:
+    """What the reference costs a run, and a sweep."""
+    middle = [run for run in runs if run["loss"] == BASELINE and not run["flips"]]
+    own, live = ([run for run in middle if run["reference"] == kind] for kind in ("own store", "live"))
+    if not own:
+        return ""
+    shared = [run for run in middle if run["reference"] == "shared store" and not run["ref_positions"]]
+    filled = [run for run in runs if run["reference"] == "shared store" and run["ref_positions"]]
+    rows = [
+        _cost_row("first run of the sweep: fills the store", filled, shared),
+        _cost_row("every other run: looks it up", shared, shared),
+        _cost_row("a run with a store of its own", own, shared),
+        _cost_row("a run with a live reference model", live, shared),
+    ]
+    swept = sum(1 for run in runs if run["reference"] == "shared store" and _reads_reference(run))
+    fed = sum(run["ref_positions"] for run in runs if run["reference"] == "shared store")
+    alone = swept * own[0]["ref_positions"]
+    head = ("", "runs", "reference positions", "policy positions", "processor seconds (median)", "time / looked up")
+    text = (
+        f"The {swept} runs of the sweep that read the reference fed {fed} positions to it in all; with a store of its "
+        f"own each, they would feed {alone}."
+    )
+    return "\n\n".join(("## One store for the sweep", _table(head, [row for row in rows if row]), text))
+
+
+def _reads_reference(run: Record) -> bool:
+    from trl_dpo_ext import get_loss
+
+    return get_loss(run["loss"]).needs_reference
+
+
+def _cost_row(name: str, runs: Sequence[Record], base: Sequence[Record]) -> list[str]:
+    if not runs or not base:
+        return []
+    middle: Callable[[Sequence[Record]], float] = lambda found: sorted(r["seconds"] for r in found)[len(found) // 2]  # noqa: E731
+    return [
+        name, str(len(runs)), str(runs[0]["ref_positions"]), str(runs[0]["positions"]), f"{middle(runs):.1f}",
+        f"{middle(runs) / middle(base):.2f}",
+    ]  # fmt: skip
+
+
+def _missing(runs: Sequence[Record]) -> str:
+    done = {run["key"] for run in runs}
+    cells = list(grid())
+    missing: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.record["key"] not in done:
+            missing.setdefault(cell.loss, []).append(cell)
+    if not missing:
+        return f"All {len(cells)} runs of the grid have finished."
+    listed = "; ".join(f"`{loss}` {len(found)}" for loss, found in missing.items())
+    count = sum(map(len, missing.values()))
+    return (
+        f"## Missing\n\n{count} of the grid's {len(cells)} runs have not run: {listed}. The same command goes on with "
+        "them."
+    )
+
+
+def figure(records: Sequence[Record], file: Path) -> None:
+    """Draw reward by divergence: one panel for each loss, over the baseline's points and best of n."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "frontier", "font.size": 8})
+    task = next(record for record in records if record["key"] == TASK)
+    runs = [run for run in records if "points" in run and not run["flips"] and run["reference"] != "own store"]
+    runs = [run for run in runs if not _is_costed_only(run)]
+    names = [family.loss for family in FAMILIES if any(run["loss"] == family.loss for run in runs)]
+    columns = min(5, len(names))
+    lines = -(-len(names) // columns)
+    shape = (2.3 * columns, 2.0 * lines + 0.4)
+    panels, axes = plt.subplots(
+        lines, columns, figsize=shape, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    base = [(p["kl"], p["reward"]) for run in runs if run["loss"] == BASELINE for p in run["points"]]
+    best = [(p["kl"], p["reward"]) for p in task["best_of_n"]]
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.plot(*zip(*best, strict=True), "--", color="#999999", linewidth=0.8, label="best of n")
+        axis.scatter(*zip(*base, strict=True), s=8, color="#bbbbbb", label=BASELINE)
+        for setting in by_setting([run for run in runs if run["loss"] == name]).values():
+            own = [(p["kl"], p["reward"]) for run in setting for p in run["points"]]
+            axis.scatter(*zip(*own, strict=True), s=10, color="#0072b2")
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    panels.supxlabel("KL(policy ‖ reference) of sequences (nats)")
+    panels.supylabel("expected reward")
+    axes.flat[0].legend(fontsize=6)
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    panels.savefig(file, dpi=120, metadata=metadata)
+    plt.close(panels)
