@@ -1,4 +1,4 @@
-"""Expected reward against divergence from the reference: the DPO paper's controlled sentiment task, without a hub.
+r"""Expected reward against divergence from the reference: the DPO paper's controlled sentiment task, without a hub.
 
 A small language model is trained from scratch on sentences of movie reviews; its continuations of sentences'
 beginnings are compared by VADER, which is also what rewards are measured by. Every loss trains the same start on the
@@ -9,7 +9,8 @@ Run: python benchmarks/frontier.py                                   # goes on w
      python benchmarks/frontier.py --budget_minutes 30 --only sigmoid dpop
      python benchmarks/frontier.py --list
      python benchmarks/frontier.py --report frontier.md --figure frontier.svg
-     python benchmarks/frontier.py --device cuda --model HuggingFaceTB/SmolLM2-135M --rate 2e-5 --epochs 1
+     python benchmarks/frontier.py --device cuda --model HuggingFaceTB/SmolLM2-135M --rate 5e-5 --epochs 1 \
+         --rate_factor 0.04
 
 The first run prepares the task, for which pip downloads vaderSentiment's source distribution (2.5 MB). `--out` keeps
 the task, the store, and one line for each run that has ended.

@@ -34,24 +34,24 @@ def _beta(loss: str, middle: float = 0.3, values: tuple[float, ...] = BETAS, **f
 
 FAMILIES = (
     _beta("sigmoid"),
-    _beta("ipo", 0.3),
+    _beta("ipo"),
     Family("simpo", "simpo_beta", (1.0, 2.0, 5.0, 10.0), 2.0),
-    _beta("dpop"),
-    _beta("apo_zero"),
     Family("sft", "learning_rate", (2e-4, 5e-4, 1e-3), 5e-4),
-    _beta("hinge"),
+    _beta("dpop"),
     _beta("odpo"),
-    _beta("aot"),
-    _beta("dpo_nll"),
-    Family("orpo", "orpo_lambda", (0.1, 0.3, 1.0, 3.0), 1.0),
-    _beta("beta_dpo"),
+    _beta("apo_zero"),
     _beta("ropo"),
-    _beta("sympo"),
+    Family("orpo", "orpo_lambda", (0.1, 0.3, 1.0, 3.0), 1.0),
+    _beta("hinge"),
+    _beta("aot"),
+    _beta("beta_dpo"),
     _beta("soft_dpo"),
+    _beta("sympo"),
     Family("qrpo", "qrpo_beta", (0.03, 0.1, 0.3, 1.0), 0.1),
     _beta("tdpo2"),
     _beta("dr_dpo"),
     _beta("mallows_dpo"),
+    _beta("dpo_nll"),
     Family("uni_dpo", "uni_dpo_beta", (0.5, 1.0, 2.0, 5.0), 2.0),
 )
 """In the order in which they run; files of trl_dpo_ext/losses hold a family each."""
@@ -121,10 +121,9 @@ def grid() -> Iterator[Cell]:
     yield from (cell(first, first.middle, seed) for seed in SEEDS)
     for reference in ("own store", "live"):  # what a run costs that does not share the store
         yield Cell(first.loss, first.knob, first.middle, reference=reference)
-    yield from (cell(first, value, seed) for value in first.values if value != first.middle for seed in SEEDS)
     yield from (cell(family, family.middle, seed) for family in others for seed in SEEDS)
-    for place in range(max(len(family.values) for family in others)):
-        for family in others:
+    for place in range(max(len(family.values) for family in FAMILIES)):
+        for family in FAMILIES:
             rest = [value for value in family.values if value != family.middle]
             yield from (cell(family, value, seed) for value in rest[place : place + 1] for seed in SEEDS)
     yield from (cell(first, first.middle, seed, rate=rate) for rate in RATES for seed in SEEDS)

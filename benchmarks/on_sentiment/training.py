@@ -34,12 +34,14 @@ class Plan:
     """What is the same in every run."""
 
     steps: int = 24
-    pairs: int = 32
+    pairs: int = 16
     """In a batch."""
     stops: int = 2
     """Measurements, the last one at the end."""
     samples: int = 1
     """Fresh continuations of each held-out prefix in a measurement."""
+    rate_factor: float = 1.0
+    """Of all learning rates of the grid, which are those of the model from scratch."""
     device: str = "cpu"
 
 
@@ -123,7 +125,7 @@ def _trainer(cell: Cell, task: Task, plan: Plan, folder: Path, cost: Cost) -> DP
         **options,
         max_steps=plan.steps,
         per_device_train_batch_size=plan.pairs,
-        learning_rate=cell.rate,
+        learning_rate=cell.rate * plan.rate_factor,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=max(1, plan.steps // 10),
         seed=cell.seed,
