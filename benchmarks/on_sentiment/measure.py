@@ -14,7 +14,8 @@ from .language_model import padded, sample
 from .preferences import Pair
 from .task import Task
 
-BATCH = 128
+BATCH = 32
+"""Sequences: few enough for their logits to stay in memory that is used again."""
 
 
 @torch.no_grad()
@@ -32,16 +33,22 @@ def divergences(
     for start in range(0, len(prefixes), BATCH):
         pairs = list(zip(prefixes[start : start + BATCH], continuations[start : start + BATCH], strict=True))
         ids, mask = padded([prefix + answer for prefix, answer in pairs], pad, policy.device)
-        ours, theirs = (model(input_ids=ids, attention_mask=mask).logits[:, :-1] for model in (policy, reference))
-        per_token = exact(ours, theirs)
-        labels = ids[:, 1:, None]
+        answered = _answered(mask, [len(prefix) for prefix, _ in pairs])
+        ours, theirs = (
+            model(input_ids=ids, attention_mask=mask).logits[:, :-1][answered] for model in (policy, reference)
+        )
+        labels = ids[:, 1:][answered][:, None]
         taken, expected = (each.float().log_softmax(-1).gather(-1, labels).squeeze(-1) for each in (ours, theirs))
-        answered = mask[:, 1:] == 1
-        for row, (prefix, _) in enumerate(pairs):
-            answered[row, : len(prefix) - 1] = False
-        sums += (per_token * answered).sum(1).tolist()
-        ratios += ((taken - expected) * answered).sum(1).tolist()
+        lengths = [len(answer) for _, answer in pairs]
+        sums += [part.sum().item() for part in exact(ours, theirs).split(lengths)]
+        ratios += [part.sum().item() for part in (taken - expected).split(lengths)]
     return sums, ratios
+
+
+def _answered(mask: torch.Tensor, prefixes: Sequence[int]) -> torch.Tensor:
+    """Mark the positions that predict a continuation's tokens, (rows, tokens - 1)."""
+    places = torch.arange(mask.size(1) - 1, device=mask.device)
+    return (mask[:, 1:] == 1) & (places >= torch.tensor(prefixes, device=mask.device)[:, None] - 1)
 
 
 @torch.no_grad()
@@ -53,12 +60,10 @@ def logps(model: Any, tokenizer: Any, pairs: Sequence[Pair], side: str) -> torch
         prompts = [tokenizer(pair.prompt)["input_ids"] for pair in part]
         whole = [tokenizer(pair.prompt + getattr(pair, side) + tokenizer.eos_token)["input_ids"] for pair in part]
         ids, mask = padded(whole, tokenizer.pad_token_id, model.device)
-        taken = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
-        taken = taken.gather(-1, ids[:, 1:, None]).squeeze(-1)
-        answered = mask[:, 1:] == 1
-        for row, prompt in enumerate(prompts):
-            answered[row, : len(prompt) - 1] = False
-        found.append((taken * answered).sum(1))
+        answered = _answered(mask, [len(prompt) for prompt in prompts])
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][answered].float()
+        taken = logits.log_softmax(-1).gather(-1, ids[:, 1:][answered][:, None]).squeeze(-1)
+        found.append(torch.stack([each.sum() for each in taken.split(answered.sum(1).tolist())]))
     return torch.cat(found)
 
 
