@@ -36,10 +36,8 @@ class Pair:
         )  # fmt: skip
 
 
-def pairs_of(
-    prompt: str, continuations: Sequence[str], scores: Sequence[float], most: int, random_: random.Random
-) -> list[Pair]:
-    """Return up to `most` random pairs of continuations with different scores."""
+def pairs_of(prompt: str, continuations: Sequence[str], scores: Sequence[float], most: int) -> list[Pair]:
+    """Return up to `most` pairs of continuations with different scores, those that differ the most."""
     count = len(scores)
     quantiles = [sum(other <= score for other in scores) / count for score in scores]
     found = []
@@ -49,7 +47,7 @@ def pairs_of(
         better, worse = (one, other) if scores[one] > scores[other] else (other, one)
         texts, values = (continuations[better], continuations[worse]), (scores[better], scores[worse])
         found.append(Pair(prompt, *texts, *values, quantiles[better], quantiles[worse]))
-    return random_.sample(found, min(most, len(found)))
+    return sorted(found, key=lambda pair: pair.score_rejected - pair.score_chosen)[:most]
 
 
 def with_flips(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:

@@ -32,7 +32,7 @@ class Settings:
     """Words of a sentence, at most."""
     prefix: int = 3
     """Words of a prefix."""
-    tokens: int = 24
+    tokens: int = 12
     """Of a continuation, at most."""
     continuations: int = 4
     pairs_per_prefix: int = 2
@@ -147,8 +147,8 @@ def _made(folder: Path, place: Path, settings: Settings, scorer: text.Scorer, de
     random_ = random.Random(0)
     train = scored(preferences, settings.continuations, seed=1)
     judged = scored(held_out, settings.pool, seed=2)
-    pairs = [pair for row in train for pair in pairs_of(*comparable(row), settings.pairs_per_prefix, random_)]
-    held = [pair for row in judged for pair in pairs_of(*comparable(row), 1, random_)]
+    pairs = [pair for row in train for pair in pairs_of(*comparable(row), settings.pairs_per_prefix)]
+    held = [pair for row in judged for pair in pairs_of(*comparable(row), 1)]
     random_.shuffle(pairs)
     return {
         "settings": asdict(settings),
