@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SEEDS = (0, 1, 2)
-RATE = 3e-4
-RATES = (1e-4, 1e-3)
+RATE = 5e-4
+RATES = (2e-4, 1e-3)
 """Further ones, for `sigmoid`."""
 FLIPS = (0.1, 0.2, 0.4)
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -36,7 +36,7 @@ FAMILIES = (
     _beta("sigmoid"),
     _beta("ipo"),
     Family("simpo", "simpo_beta", (1.0, 2.0, 5.0, 10.0), 2.0),
-    Family("sft", "learning_rate", (1e-4, 3e-4, 1e-3), 3e-4),
+    Family("sft", "learning_rate", (2e-4, 5e-4, 1e-3), 5e-4),
     _beta("dpop"),
     _beta("odpo"),
     _beta("apo_zero"),

@@ -33,7 +33,7 @@ from .task import Task
 class Plan:
     """What is the same in every run."""
 
-    steps: int = 24
+    steps: int = 36
     pairs: int = 16
     """In a batch."""
     stops: int = 2
