@@ -198,6 +198,8 @@ def figure(records: Sequence[Record], file: Path) -> None:
             axis.scatter(*zip(*own, strict=True), s=10, color="#0072b2")
         axis.set_title(name)
         axis.grid(alpha=0.3)
+    for axis in axes.flat[max(0, len(names) - columns) :]:  # with nothing below
+        axis.tick_params(labelbottom=True)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     panels.supxlabel("KL(policy ‖ reference) of sequences (nats)")
