@@ -78,7 +78,6 @@ class LossMixture:
         found: dict[str, Column] = {}
         for term in self.terms:
             for name, column in term.columns.items():
-                column = column.under(term.hyper)
                 found[name] = found[name].joined(column) if name in found else column
         return found
 
