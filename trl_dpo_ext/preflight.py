@@ -32,6 +32,7 @@ from .forward.pair_forward import PairForward
 from .inspection.training import DatasetPreparation
 from .policy.start import Policy
 from .reference.columns import has_reference_columns, ignored_columns, refuse_sums
+from .reference.corrected import correction_problems, run_correction
 from .reference.dataset_source import DatasetReference
 from .reference.drift.monitor import monitor_drift
 from .reference.model.resolve import resolve_reference
@@ -156,6 +157,9 @@ def _reference(
     if problems:
         raise InputError(*problems)
     spec = resolve_reference(args, policy.described, ref_model, given)
+    problems = correction_problems(args, spec, datasets, given["quantization_config"])
+    if problems:
+        raise InputError(*problems)
     monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)
     apart = spec is not None or ref_model is not None
     if args.precompute_ref_log_probs:
@@ -170,7 +174,7 @@ def _reference(
         return DatasetReference(settings, is_initial_policy=not apart)
     producer: Producer
     if apart:
-        producer = ReferenceModel(args, ref_model, spec)
+        producer = ReferenceModel(args, ref_model, spec, run_correction(args, policy.given, spec))
     elif policy.is_adapted or args.precompute_ref_log_probs:
         producer = (AdapterBase if policy.is_adapted else InitialPolicy)(*policy.source)
     else:

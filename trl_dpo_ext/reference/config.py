@@ -15,7 +15,7 @@ QUANTIZATIONS = ("nf4", "fp4", "int8")
 FOUR_BIT = ("nf4", "fp4")
 DTYPES = ("float32", "bfloat16", "float16")
 FEWEST_PAIRS = 4
-"""Smallest number of measured pairs to fit a calibration on."""
+"""Smallest number of pairs to fit a calibration or a correction on."""
 
 
 @document_options
@@ -74,6 +74,10 @@ class ReferenceModelOptions:
             the same.
         ref_drift_num_pairs: Number of pairs on which a reference with `ref_quantization` or `ref_dtype` is compared
             with the original weights before the first step; 0 skips the measurement.
+        ref_correction_rank: Correct the error of a reference with `ref_quantization` by a low-rank term beside each
+            quantized layer, fitted before the first step; 0 does not, 16 is usual.
+        ref_correction_pairs: Number of training pairs that `ref_correction_rank` is fitted on: those after the first
+            `ref_drift_num_pairs`, on which the remaining error is measured.
         ref_calibrate: Remove the shift measured on `ref_drift_num_pairs` pairs from the reference log-probs.
         verify_reference: Before the first step, compare the log-probs of policy and reference if the reference is the
             policy's start, live or stored; a difference is an error.
@@ -87,6 +91,8 @@ class ReferenceModelOptions:
     ref_model_name_or_path: str | None = None
     ref_model_revision: str | None = None
     ref_drift_num_pairs: int = 16
+    ref_correction_rank: int = 0
+    ref_correction_pairs: int = 64
     ref_calibrate: bool = False
     verify_reference: bool = True
 
@@ -110,8 +116,9 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
             for name, unset in _UNSET.items()
             if getattr(args, name) != unset
         ]
-    problems = [*_precision_problems(args), *_drift_problems(args)]
-    if args.ref_quantization and not args.ref_calibrate:
+    problems = [*_precision_problems(args), *_drift_problems(args), *_correction_problems(args)]
+    measured = args.ref_correction_rank > 0 and args.ref_drift_num_pairs >= FEWEST_PAIRS
+    if args.ref_quantization and not args.ref_calibrate and not measured:
         problems += absolute_reward_problems(mixture, f"ref_quantization={args.ref_quantization!r}")
     return problems
 
@@ -119,7 +126,7 @@ def reference_model_problems(args: Any, mixture: LossMixture) -> list[str]:
 _UNSET = {
     name: option.default
     for name, option in ReferenceModelOptions.__dataclass_fields__.items()
-    if name not in ("ref_drift_num_pairs", "verify_reference")  # which are simply not used
+    if name not in ("ref_drift_num_pairs", "ref_correction_pairs", "verify_reference")  # which are simply not used
 }
 
 
@@ -160,6 +167,23 @@ def _drift_problems(args: Any) -> list[str]:
             f"ref_calibrate=True needs ref_drift_num_pairs >= {FEWEST_PAIRS}; got "
             f"{args.ref_drift_num_pairs}. Raise it, or remove ref_calibrate."
         )
+    return problems
+
+
+def _correction_problems(args: Any) -> list[str]:
+    rank, pairs = args.ref_correction_rank, args.ref_correction_pairs
+    if rank < 0:
+        return [f"ref_correction_rank must be 0 (no correction) or more; got {rank}."]
+    if not rank:
+        return []
+    problems = []
+    if not args.ref_quantization:
+        problems.append(
+            f"ref_correction_rank={rank} has no error to correct: set ref_quantization to nf4, fp4 or int8, or remove "
+            "it."
+        )
+    if pairs < FEWEST_PAIRS:
+        problems.append(f"ref_correction_rank={rank} needs ref_correction_pairs >= {FEWEST_PAIRS}; got {pairs}.")
     return problems
 
 

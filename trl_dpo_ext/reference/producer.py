@@ -14,6 +14,8 @@ from typing import Any
 
 from .. import _trl
 from ..errors import InputError
+from .corrected import RunCorrection, with_correction
+from .correction.layers import correction_of
 from .identity.identify import identify
 from .identity.identity import Identity
 from .identity.unchanged import WeightsState, version
@@ -60,6 +62,9 @@ class Producer(abc.ABC):
     def training_begins(self) -> None:
         """Free what is only needed before training; the policy is about to change."""
         self.release()
+
+    def correct(self) -> None:  # noqa: B027 (of a quantized reference alone)
+        """Correct the error of a loaded reference, if the run asks for that; every process calls this."""
 
     def check_fixed(self) -> None:
         """Check that training the policy does not change a live reference.
@@ -211,12 +216,19 @@ class ReferenceModel(Producer):
         args: the configuration.
         given: the user's `ref_model`; None with `spec`.
         spec: how to load the model; None with `given`.
+        correction: of the described model's quantization error; None for none.
     """
 
     is_initial_policy = False
 
-    def __init__(self, args: Any, given: Any = None, spec: ReferenceSpec | None = None) -> None:
-        self.args, self.given, self.spec = args, given, spec
+    def __init__(
+        self,
+        args: Any,
+        given: Any = None,
+        spec: ReferenceSpec | None = None,
+        correction: RunCorrection | None = None,
+    ) -> None:
+        self.args, self.given, self.spec, self.correction = args, given, spec, correction
         self.is_replicated = is_replicated(args, given if spec is None else spec)
         self._identity: Identity | None = None
 
@@ -241,12 +253,14 @@ class ReferenceModel(Producer):
             if self._identity is not None:
                 return self._cast(self._identity)
             self.host.trainer.ref_model = self._loaded()  # its files are not on this machine yet
+        self.correct()
         causal = self.host.causal_model(self.host.reference_module())
         made_of = source_of(causal)
         if made_of is not None and made_of.version < version(causal):
             made_of = None  # changed since it was loaded
         name, revision = (made_of.name, made_of.revision) if made_of else (None, None)
-        return self._cast(self._identity_of_model(name, revision))
+        identity = with_correction(self._identity_of_model(name, revision), correction_of(causal))
+        return self._cast(identity)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[tuple[Any, Any]]:
@@ -271,16 +285,33 @@ class ReferenceModel(Producer):
                 "same ref_model."
             )
 
+    def correct(self) -> None:
+        """See `Producer.correct`."""
+        if self.correction is not None and self.host.trainer.ref_model is not None:
+            self.correction.apply(self.host, self.host.causal_model(self.host.trainer.ref_model))
+
     def release(self) -> None:
         """See `Producer.release`."""
         self.host.release_reference()
+
+    def training_begins(self) -> None:
+        """See `Producer.training_begins`."""
+        if self.correction is not None:
+            self.correction.policy_trains = True
+        super().training_begins()
 
     def _identity_of_files(self) -> Identity | None:
         """The identity of the described checkpoint; None if its files are not on this machine."""
         assert self._by_name is not None
         mine = self._by_name.identity(self.host.autocast_dtype()) if self.host.is_main_process else None
-        return _trl.gather_object(mine)[0]
+        identity = _trl.gather_object(mine)[0]
+        if identity is None or self.correction is None:
+            return identity
+        return with_correction(identity, self.correction.described(self.host))
 
     def _loaded(self) -> Any:
         assert self._by_name is not None
-        return self.host.placed(_trl.with_head(self._by_name.load()), self.is_replicated)
+        model = self.host.placed(_trl.with_head(self._by_name.load()), self.is_replicated)
+        if self.correction is not None:
+            self.correction.apply(self.host, self.host.causal_model(model))
+        return model

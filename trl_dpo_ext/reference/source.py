@@ -174,8 +174,9 @@ class LiveReference(ProducedReference):
         return self.producer.load()
 
     def attach(self, collator: Collator) -> Collator:
-        """Check that training leaves the reference as it is, and turn off its dropout."""
+        """Check that training leaves the reference as it is, correct its error, and turn off its dropout."""
         self.producer.check_fixed()
+        self.producer.correct()
         if self.host.trainer.ref_model is not None:
             self.host.trainer.ref_model.eval()
         return collator

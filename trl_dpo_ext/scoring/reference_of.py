@@ -79,7 +79,8 @@ class Wanted:
         """Take what is given, and what a run's configuration says beside it."""
         defaults = {option.name: option.default for option in fields(ReferenceModelOptions)}
         options = {name: getattr(args, name) for name in _DESCRIBING if getattr(args, name) != defaults[name]}
-        options.pop("ref_calibrate", None)
+        for fitted in ("ref_calibrate", "ref_correction_rank", "ref_correction_pairs"):  # on the run's pairs
+            options.pop(fitted, None)
         return cls(options=options, **{**given, "store": given.get("store") or args.ref_store})
 
 

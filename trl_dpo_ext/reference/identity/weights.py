@@ -158,7 +158,7 @@ def _value_digest(pool: ThreadPoolExecutor, name: str, value: Any) -> Callable[[
     if not isinstance(value, torch.Tensor):  # metadata of a quantized layer
         digest = combined(name, repr(value))
         return lambda: digest
-    with _unsharded(value) as tensor:
+    with unsharded(value) as tensor:
         inner = _inner_tensors(tensor)
         if inner is not None:
             digests = [_value_digest(pool, f"{name}.{part}", packed) for part, packed in inner]
@@ -181,7 +181,7 @@ def _chunks(pool: ThreadPoolExecutor, tensor: torch.Tensor) -> list[Future[bytes
 
 
 @contextmanager
-def _unsharded(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def unsharded(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the tensor with all its values, gathered if ZeRO-3 or FSDP2 has sharded it."""
     if hasattr(tensor, "full_tensor"):
         yield tensor.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]  (of DTensor)

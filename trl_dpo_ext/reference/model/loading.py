@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from ..._trl.unsharded import shards_while_loading, unsharded_loading
 from ...checks.configuration import named_class, read_configuration
 from ...errors import InputError
 from ..config import DTYPES, QUANTIZATIONS
+from ..correction.fit import check
+from ..correction.sequences import of_rows, within_memory
+from ..correction.weights import correct
 from ..identity.unchanged import version
 from .clone import from_memory
 from .memory import describe_quantization
@@ -62,6 +65,8 @@ def load_reference(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
+    correction_rank: int = 0,
+    correction_data: Iterable[Any] | None = None,
     **from_pretrained: Any,
 ) -> Any:
     """A frozen reference model, quantized or not; hand it to `DPOExtTrainer` as `ref_model`.
@@ -76,6 +81,9 @@ def load_reference(
         dtype: dtype of all weights that are not quantized; float32, or that of the instance, by default.
         revision: of the checkpoint.
         device: where it goes, whole; this process's device by default.
+        correction_rank: rank of the term beside each quantized layer that corrects its error; 0 for none, 16 is usual.
+        correction_data: what the terms are fitted on: sequences of token ids such as answers after their prompts, rows
+            with `input_ids`, or rows of a preference dataset that TRL has tokenized.
         **from_pretrained: what else transformers' `from_pretrained` takes (`attn_implementation`, ...).
 
     Raises:
@@ -95,7 +103,10 @@ def load_reference(
     else:
         config, kind = model.config, type(without_adapter(model))
     problems = [*_setting_problems(quantization, dtype, compute_dtype), *_quantized_again(model, config, quantization)]
-    problems += _device_problems(quantization, place)
+    problems += [
+        *_device_problems(quantization, place),
+        *_correction_problems(quantization, correction_rank, correction_data),
+    ]
     if problems:
         raise InputError(*problems)
     plain = as_dtype(dtype) or (torch.float32 if by_name else without_adapter(model).dtype)
@@ -118,7 +129,14 @@ def load_reference(
     setattr(reference, _SOURCE, dataclasses.replace(source, version=version(reference)))
     if quantization:
         _warn_of_the_rest(reference, quantization)
-    return freeze(reference)
+    freeze(reference)
+    if correction_rank:
+        rows = within_memory(of_rows(correction_data or ()))
+        check(reference, correction_rank, sum(map(len, rows)))
+        start = model if not by_name and not hasattr(model, "peft_config") else None
+        start = start or load_reference(model, dtype=plain, revision=revision, device="cpu", **from_pretrained)
+        correct(reference, start, correction_rank, rows)
+    return reference
 
 
 def _warn_of_the_rest(reference: Any, quantization: str) -> None:
@@ -152,6 +170,21 @@ def freeze(reference: Any) -> Any:
     disable_cpu_repacking(reference)
     mute_int8_casts()
     return reference.eval()
+
+
+def _correction_problems(quantization: str | None, rank: int, data: Any) -> list[str]:
+    if rank < 0:
+        return [f"correction_rank must be 0 (no correction) or more; got {rank}."]
+    if not rank:
+        return [] if data is None else ["correction_data has no effect without correction_rank."]
+    problems = []
+    if quantization is None:
+        problems.append(f"correction_rank={rank} has no error to correct: set quantization to nf4, fp4 or int8.")
+    if data is None:
+        problems.append(
+            f"correction_rank={rank} needs correction_data: sequences of token ids like those that will be scored."
+        )
+    return problems
 
 
 def _setting_problems(quantization: str | None, *dtypes: str | torch.dtype | None) -> list[str]:

@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 
+from ..correction.layers import correction_of, terms
+
 
 def weight_bytes(model: Any) -> dict[str, int]:
     """Bytes of a model's weights on this process: `linear` layers (output layer apart), and `all` of them.
 
-    Scales and tables of quantized weights are counted, which `get_memory_footprint` leaves out. A weight that two
-    layers share counts once.
+    Scales and tables of quantized weights are counted, which `get_memory_footprint` leaves out, and so are the terms
+    that correct them. A weight that two layers share counts once.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head
     }
+    linear |= {id(factor) for term in terms(model) for factor in term.buffers()}
     counted = {"linear": 0, "all": 0}
     for tensor in [*model.parameters(), *model.buffers()]:
         size = _tensor_bytes(tensor)
@@ -42,7 +45,9 @@ def describe_weights(model: Any) -> str:
     config = getattr(model.config, "quantization_config", None)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
     kind = f"{describe_quantization(config)} over {'/'.join(kinds)}" if config else "/".join(kinds)
-    return f"{type(model).__name__} in {kind}, {_readable(size)} of weights on this process"
+    correction = correction_of(model)
+    corrected = f", corrected at rank {correction.rank}" if correction else ""
+    return f"{type(model).__name__} in {kind}{corrected}, {_readable(size)} of weights on this process"
 
 
 def describe_quantization(config: Any) -> str:

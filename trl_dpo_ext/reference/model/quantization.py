@@ -41,9 +41,7 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    make = getattr(kind, "from_config", kind)  # an auto class is not called
-    with torch.device("meta"):
-        skeleton = make(copy.deepcopy(config))
+    skeleton = _skeleton(kind, config)
     head = skeleton.get_output_embeddings()
     heads = [name for name, module in skeleton.named_modules() if module is head]
     layers = [
@@ -63,6 +61,25 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
     if problems:
         raise InputError(*problems)
     return skipped
+
+
+def quantized_shapes(kind: Any, config: Any, wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """The shapes of the layers that are quantized, each (out, in), up to their order."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = skipped_layers(kind, config, wanted)
+    return [
+        tuple(module.weight.shape)
+        for name, module in _skeleton(kind, config).named_modules()
+        if (type(module) is torch.nn.Linear or _is_conv1d(module)) and should_convert_module(name, skipped)
+    ]
+
+
+def _skeleton(kind: Any, config: Any) -> Any:
+    """A model without weights."""
+    make = getattr(kind, "from_config", kind)  # an auto class is not called
+    with torch.device("meta"):
+        return make(copy.deepcopy(config))
 
 
 def _is_conv1d(module: Any) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ..._trl import without_adapter
 from ..identity.files import weight_files, weight_files_hash
 from ..identity.identify import dtype_name, forward_config, quantization_fingerprint
 from ..identity.identity import Identity, canonical
 from .loading import Source, as_dtype, checkpoint, load_reference
-from .quantization import bnb_config, skipped_layers
+from .quantization import bnb_config, quantized_shapes, skipped_layers
 
 # Those of `load_reference`'s arguments that transformers is not told.
 _OWN = {"model", "quantization", "double_quant", "compute_dtype", "skip_modules", "dtype", "revision", "device"}
@@ -42,6 +43,16 @@ class ReferenceSpec:
         if self.by_name:
             return Source(name=model, revision=self.settings.get("revision"))
         return Source(instance=weakref.ref(model))
+
+    def quantized_shapes(self) -> list[tuple[int, int]]:
+        """The shapes of the layers that will be quantized, without loading them."""
+        model = self.settings["model"]
+        if self.by_name:
+            load = {key: value for key, value in self.settings.items() if key not in _OWN}
+            config, kind = checkpoint(model, self.settings.get("revision"), load)
+        else:
+            config, kind = model.config, type(without_adapter(model))
+        return quantized_shapes(kind, config, self.settings["skip_modules"])
 
     def load(self) -> Any:
         """Load the model, frozen and in evaluation mode."""
