@@ -50,6 +50,10 @@ class Drift:
     calibrated_sequence_mean: float | None = None
     calibrated_margin_mean: float | None = None
     calibrated_margin_std: float | None = None
+    correction_rank: int | None = None
+    """Rank of the terms that correct the reference; None where nothing does. They are fitted on other pairs."""
+    bias_error: float | None = None
+    """Standard error of `sequence_mean`, which counts pairs."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,6 +64,11 @@ class Drift:
         return {name: value for name, value in values.items() if value is not None}
 
     @property
+    def is_unbiased(self) -> bool:
+        """Whether the mean error of an answer is within its 95 % interval of zero."""
+        return self.bias_error is not None and abs(self.sequence_mean) <= 1.96 * self.bias_error
+
+    @property
     def noise(self) -> float:
         """Beta times the spread of the margin's error that is left."""
         left = self.margin_std if self.calibrated_margin_std is None else self.calibrated_margin_std
@@ -67,8 +76,12 @@ class Drift:
 
     def describe(self) -> str:
         """The measurement in a few lines."""
+        corrected = ""
+        if self.correction_rank is not None:
+            corrected = f" after a correction of rank {self.correction_rank}, on pairs that it was not fitted on"
         lines = [
-            f"Reference drift vs. unquantized model ({self.pairs} pairs, {self.tokens} tokens, nats, mean ± std):",
+            f"Reference drift vs. unquantized model{corrected} ({self.pairs} pairs, {self.tokens} tokens, nats, mean ± "
+            "std):",
             f"  per token {self.token_mean:+.4f} ± {self.token_std:.4f}, per answer {self.sequence_mean:+.2f} ± "
             f"{self.sequence_std:.2f}, margin {self.margin_mean:+.2f} ± {self.margin_std:.2f} "
             f"(times beta {self.beta:g}: {self.beta * self.margin_mean:+.3f} ± {self.beta * self.margin_std:.3f})",
@@ -120,7 +133,7 @@ class Drift:
         return ref_logps - transforms.sum_logps(shift, mask, ld_alpha), tokens
 
 
-_NOT_LOGGED = ("pairs", "tokens", "beta")
+_NOT_LOGGED = ("pairs", "tokens", "beta", "correction_rank", "bias_error")
 
 
 def answer_errors(reference: torch.Tensor, start: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -136,8 +149,14 @@ def answer_errors(reference: torch.Tensor, start: torch.Tensor, mask: torch.Tens
     return torch.stack(list(rows.chunk(2)), dim=1)
 
 
-def summarize(errors: torch.Tensor, beta: float, calibrate: bool = False) -> Drift:
-    """The measurement of a run from what `answer_errors` gave, (pairs, sides, 3).
+def summarize(errors: torch.Tensor, beta: float, calibrate: bool = False, correction_rank: int | None = None) -> Drift:
+    """The measurement of a run.
+
+    Args:
+        errors: what `answer_errors` gave, (pairs, sides, 3).
+        beta: the largest of the losses.
+        calibrate: whether to find the shift to remove.
+        correction_rank: of the terms that correct the reference; None for none.
 
     Raises:
         InputError: the reference's log-probs are not finite.
@@ -158,7 +177,10 @@ def summarize(errors: torch.Tensor, beta: float, calibrate: bool = False) -> Dri
         **_spread("sequence", sums.flatten()),
         **_spread("margin", sums[:, 0] - sums[:, 1]),
         "beta": beta,
+        "correction_rank": correction_rank,
     }
+    if correction_rank is not None and errors.size(0) > 1:
+        measured["bias_error"] = float(sums.mean(dim=1).std() / math.sqrt(errors.size(0)))
     if calibrate:
         shift = shift_per_token(errors)
         left = sums - shift * tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..._trl.unsharded import unsharded_loading
 from ...core.mixture import LossMixture
 from ...errors import InputError
 from ...forward.outputs import PairBatch, RefLogps
+from ..config import absolute_reward_problems
 from ..model.loading import load_reference, source_of
 from ..model.quantization import is_quantized
 from ..model.resolve import reference_device, reference_settings
@@ -35,6 +36,10 @@ class DriftMonitor:
     """Whether `corrected` removes the measured shift."""
     beta: float
     """Largest beta of the losses; it scales the reported errors."""
+    correction_rank: int | None = None
+    """Rank of the terms that correct the reference; None for none."""
+    absolute: list[str] = field(default_factory=list)
+    """What to say if the reference's remaining bias is not zero: the losses cannot be used with it."""
     start: Callable[[], Any] | None = None
     """Loads the model that the reference stands for; None if that is the policy before training."""
     measured: measure.Drift | None = None
@@ -81,10 +86,15 @@ class DriftMonitor:
         if self.start is not None:
             del start, errors
             _trl.free_memory()
-        self._report(host, measure.summarize(found, self.beta, self.calibrate))
+        self._report(host, measure.summarize(found, self.beta, self.calibrate, self.correction_rank))
 
     def _report(self, host: _trl.Host, measured: measure.Drift) -> None:
         self.measured = measured
+        if self.absolute and not self.calibrate and not measured.is_unbiased:
+            raise InputError(
+                f"{self.absolute[0]} The correction leaves a bias of {measured.sequence_mean:+.2f} nats per answer, "
+                f"measured within ± {1.96 * (measured.bias_error or 0.0):.2f}."
+            )
         for name, value in measured.metrics.items():
             host.add_metric(name, value)
         if not host.is_main_process:
@@ -159,7 +169,12 @@ def monitor_drift(args: Any, mixture: LossMixture, policy: Any, reference: Any) 
         if not args.changes_checkpoint or not args.ref_quantization:
             return None  # the user's own model or checkpoint, whose unquantized form is not known
         start = _loader(args, policy)
-    return DriftMonitor(args.ref_drift_num_pairs, args.ref_calibrate, measure.max_beta(mixture.terms, args.beta), start)
+    rank = args.ref_correction_rank if described else None  # what a given model was fitted on is not known
+    absolute = []
+    if rank and not args.ref_calibrate:
+        absolute = absolute_reward_problems(mixture, f"ref_quantization={args.ref_quantization!r}")
+    beta = measure.max_beta(mixture.terms, args.beta)
+    return DriftMonitor(args.ref_drift_num_pairs, args.ref_calibrate, beta, rank or None, absolute, start)
 
 
 def _loader(args: Any, policy: Any) -> Callable[[], Any]:

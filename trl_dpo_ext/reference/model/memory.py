@@ -21,17 +21,19 @@ def weight_bytes(model: Any) -> dict[str, int]:
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head
     }
     linear |= {id(factor) for term in terms(model) for factor in term.buffers()}
+    moved = {id(m.weight): m.state.SCB for m in model.modules() if hasattr(m, "state") and hasattr(m.state, "SCB")}
     counted = {"linear": 0, "all": 0}
     for tensor in [*model.parameters(), *model.buffers()]:
-        size = _tensor_bytes(tensor)
+        size = _tensor_bytes(tensor, moved.get(id(tensor)))
         counted["all"] += size
         counted["linear"] += size if id(tensor) in linear else 0
     return counted
 
 
-def _tensor_bytes(tensor: Any) -> int:
+def _tensor_bytes(tensor: Any, scales: Any = None) -> int:
+    """Bytes of a weight; `scales` are those that an int8 layer has moved away from it in its first forward."""
     tensor = getattr(tensor, "_local_tensor", tensor)
-    extra = [getattr(tensor, "SCB", None)]
+    extra = [scales if scales is not None else getattr(tensor, "SCB", None)]
     state = getattr(tensor, "quant_state", None)
     while state is not None:
         extra += [state.absmax, state.code, state.offset]
