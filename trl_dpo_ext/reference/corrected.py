@@ -125,13 +125,12 @@ def share(reference: nn.Module, factors: torch.Tensor | None = None) -> torch.Te
         reference: the model, with terms.
         factors: what an earlier call returned, to give back to a model that was loaded again.
     """
-    parts = [factor for term in terms(reference) for factor in (term.down, term.up)]
-    device = parts[0].device
+    parts = [buffer for term in terms(reference) for buffer in term.buffers()]
+    flat = [part.contiguous().view(torch.uint8).flatten() for part in parts]
     if factors is None:
-        flat = torch.cat([part.flatten() for part in parts])
-        factors = broadcast(flat.view(torch.uint8)).view(flat.dtype)
-    for part, values in zip(parts, factors.to(device).split([part.numel() for part in parts]), strict=True):
-        part.copy_(values.view_as(part))
+        factors = broadcast(torch.cat(flat))
+    for part, values in zip(parts, factors.to(parts[0].device).split([each.numel() for each in flat]), strict=True):
+        part.copy_(values.clone().view(part.dtype).view_as(part))
     return factors.cpu()
 
 

@@ -3,8 +3,8 @@
 A layer's weights W have become W'. Of all terms of rank r, U U' (W - W') leaves the least error in the layer's outputs
 on the inputs x, where U, (out, r), are the leading eigenvectors of the outputs' error (W - W') E[x x'] (W - W')'. This
 is the solution of QERA (arXiv 2410.06040) and of EoRA (2410.21271), without the inverse of the inputs' second moments
-that they need; LQER (2402.02446) takes the diagonal of these. U is found by subspace iteration, which needs neither the
-second moments nor a decomposition of a large matrix.
+that they need; LQER (2402.02446) takes the diagonal of these. U is found by subspace iteration, which needs no
+decomposition of a large matrix.
 
 All terms are fitted in one forward of the quantized model: when a layer is reached, its term is fitted to the inputs
 that the corrected layers before it give, added, and used.
@@ -85,15 +85,22 @@ def rank_problems(rank: int, shapes: list[tuple[int, int]]) -> list[str]:
 
 @contextmanager
 def _fitting(layers: dict[str, nn.Linear], weights: Weights, rank: int, mask: torch.Tensor) -> Iterator[None]:
+    last: dict[str, torch.Tensor] = {}  # the inputs of the layer before, which may be those of the next one, too
+
+    def moments_of(x: torch.Tensor) -> torch.Tensor:
+        if last.get("inputs") is not x:
+            rows = x[mask] if x.shape[:2] == mask.shape else x.reshape(-1, x.size(-1))
+            last.update(inputs=x, moments=second_moments(rows.float()))
+        return last["moments"]
+
     def fit_layer(name: str) -> Callable[[Any, Any], None]:
         def hook(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             if has_term(layer):  # called a second time in this forward
                 return
             x = inputs[0]
-            rows = x[mask] if x.shape[:2] == mask.shape else x.reshape(-1, x.size(-1))
             with torch.autocast(x.device.type, enabled=False):
                 error = weights(name).to(x.device, torch.float32) - dequantized(layer).to(x.device)
-                attach(layer, term(error, rows.float(), rank))
+                attach(layer, term(error, moments_of(x), rank))
 
         return hook
 
@@ -105,34 +112,39 @@ def _fitting(layers: dict[str, nn.Linear], weights: Weights, rank: int, mask: to
             handle.remove()
 
 
-def term(error: torch.Tensor, inputs: torch.Tensor, rank: int) -> LowRank:
+def second_moments(inputs: torch.Tensor) -> torch.Tensor:
+    """The second moments of a layer's inputs, (in, in), with the ridge.
+
+    Args:
+        inputs: (tokens, in) in float32.
+    """
+    moments = inputs.T @ inputs / max(len(inputs), 1)
+    moments.diagonal().add_(RIDGE * moments.diagonal().mean())
+    return moments
+
+
+def term(error: torch.Tensor, moments: torch.Tensor, rank: int) -> LowRank:
     """The term of a rank that removes most of a layer's error.
 
     Args:
         error: of the layer's weights, (out, in) in float32.
-        inputs: of the layer, (tokens, in) in float32.
+        moments: of the layer's inputs, (in, in).
         rank: at most the smaller side of `error`.
     """
-    up = leading(error, inputs, rank)
-    down = up.T @ error
-    balance = (down.norm(dim=1) + 1e-12).sqrt()
-    return LowRank(down / balance.unsqueeze(1), up * balance)
+    up = leading(error, moments, rank)
+    return LowRank(up.T @ error, up)
 
 
-def leading(error: torch.Tensor, inputs: torch.Tensor, rank: int) -> torch.Tensor:
+def leading(error: torch.Tensor, moments: torch.Tensor, rank: int) -> torch.Tensor:
     """The leading eigenvectors of the outputs' error, (out, rank), orthonormal."""
-    ridge = RIDGE * inputs.square().mean()
     generator = torch.Generator().manual_seed(_SEED)
     width = min(rank + _EXTRA, error.size(0))
     basis = torch.randn(error.size(0), width, generator=generator).to(error)
     for _ in range(_ROUNDS):
-        basis = torch.linalg.qr(basis).Q
-        back = error.T @ basis
-        basis = error @ (inputs.T @ (inputs @ back) / len(inputs) + ridge * back)
+        basis = error @ (moments @ (error.T @ torch.linalg.qr(basis).Q))
     basis = torch.linalg.qr(basis).Q
-    seen = inputs @ (error.T @ basis)
-    within = seen.T @ seen / len(inputs) + ridge * (error.T @ basis).T @ (error.T @ basis)
-    return basis @ torch.linalg.eigh(within).eigenvectors.flip(1)[:, :rank]
+    back = error.T @ basis
+    return basis @ torch.linalg.eigh(back.T @ moments @ back).eigenvectors.flip(1)[:, :rank]
 
 
 def empty_term(layer: nn.Linear, rank: int) -> LowRank:
