@@ -43,19 +43,16 @@ NF4: dict[str, Any] = {"quantization": "nf4", "double_quant": True}
 FP4: dict[str, Any] = {"quantization": "fp4", "double_quant": True}
 INT8: dict[str, Any] = {"quantization": "int8"}
 PLAN: dict[str, dict[str, Any]] = {
+    "nf4, rank 40": {**NF4, "rank": 40},
     "nf4": NF4,
     "nf4, rank 16": {**NF4, "rank": 16},
-    "int8": INT8,
+    "fp4, rank 40": {**FP4, "rank": 40},
     "fp4": FP4,
-    "fp4, rank 16": {**FP4, "rank": 16},
-    "nf4, rank 32": {**NF4, "rank": 32},
-    "nf4, rank 8": {**NF4, "rank": 8},
-    "nf4, layers left unquantized": {**NF4, "bytes_of": 16},
+    "nf4, layers for the bytes of rank 40 left": {**NF4, "bytes_of": 40},
+    "int8": INT8,
     "int8, rank 16": {**INT8, "rank": 16},
-    "nf4, rank 4": {**NF4, "rank": 4},
-    "nf4, rank 64": {**NF4, "rank": 64},
-    "nf4, rank 16, 16 pairs": {**NF4, "rank": 16, "pairs": 16},
-    "nf4, rank 16, 128 pairs": {**NF4, "rank": 16, "pairs": 128},
+    "nf4, rank 80": {**NF4, "rank": 80},
+    "nf4, rank 40, 128 pairs": {**NF4, "rank": 40, "pairs": 128},
 }
 
 
@@ -169,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/work/model")
     parser.add_argument("--results", default="reference_correction.jsonl", help="file that results are added to")
-    parser.add_argument("--pairs", type=int, default=64, help="pairs that a correction is fitted on")
+    parser.add_argument("--pairs", type=int, default=32, help="pairs that a correction is fitted on")
     parser.add_argument("--skip", type=int, default=16, help="training pairs before them, as a run measures on these")
     parser.add_argument("--only", nargs="*", help="names of the references to measure")
     parser.add_argument("--fast", action="store_true", help="score with products in bfloat16, where the CPU has them")

@@ -142,7 +142,7 @@ def test_a_stored_reference_is_the_corrected_one_and_is_found_again(tmp_path, na
     [
         {"ref_correction_rank": 3},
         {"ref_correction_pairs": 7},
-        {"ref_correction_rank": 0, "ref_correction_pairs": 64},
+        {"ref_correction_rank": 0, "ref_correction_pairs": 32},
         {"train_dataset": tiny.preferences(16)},
     ],
     ids=["rank", "pairs", "none", "content"],

@@ -92,7 +92,7 @@ class ReferenceModelOptions:
     ref_model_revision: str | None = None
     ref_drift_num_pairs: int = 16
     ref_correction_rank: int = 0
-    ref_correction_pairs: int = 64
+    ref_correction_pairs: int = 32
     ref_calibrate: bool = False
     verify_reference: bool = True
 
