@@ -94,7 +94,8 @@ def test_no_other_term_of_its_rank_leaves_less_error() -> None:
 def test_the_same_data_give_the_same_bits_and_other_data_do_not() -> None:
     start = tiny.model()
     first, again, other = (corrected(start, data=rows(seed=seed)) for seed in (0, 0, 1))
-    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+    assert torch.equal(logits(first), logits(again))
+    assert not torch.equal(logits(first), logits(other))
     assert correction_of(first).digest == correction_of(again).digest != correction_of(other).digest
 
 
@@ -122,6 +123,13 @@ def test_what_a_quantized_layer_holds_is_read(kind: str) -> None:
             multiplied = layer(torch.eye(layer.in_features)).float().T
             torch.testing.assert_close(multiplied, weight, rtol=0, atol=(0.01 if kind == "int8" else 1e-6))
             assert weight.abs().max() > 0.1
+
+
+def test_a_corrected_model_is_saved_and_hashed_as_the_quantized_one_that_it_is(tmp_path) -> None:
+    plain, reference = load_reference(tiny.model(), quantization="nf4"), corrected(tiny.model())
+    assert weights_hash(reference) == weights_hash(plain)
+    reference.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_reference(str(tmp_path))), logits(plain))
 
 
 def test_a_corrected_model_is_copied_and_pickled_with_its_terms() -> None:

@@ -38,7 +38,9 @@ class LowRank(nn.Module):
     """x -> (scales up) (scales down) x, of a layer's inputs x, (..., in), to its outputs, (..., out).
 
     The factors are held in 8 bits, as in LQER: two ranks for the bytes of one in bfloat16, which remove more error than
-    the rounding adds. They are buffers, because nothing trains them, and a model's dtype is that of its parameters.
+    the rounding adds. They are buffers: nothing trains them, and a model's dtype is that of its parameters. They are in
+    no state dict, so that the model is saved and hashed as the quantized one that it is; stores tell corrections apart
+    by `Correction.fingerprint`.
 
     Args:
         down: (rank, in).
@@ -55,9 +57,9 @@ class LowRank(nn.Module):
     def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
         super().__init__()
         rows, columns = down.abs().amax(dim=1).clamp(min=1e-30) / 127, up.abs().amax(dim=0).clamp(min=1e-30) / 127
-        self.register_buffer("down", (down / rows.unsqueeze(1)).round().to(torch.int8))
-        self.register_buffer("up", (up / columns).round().to(torch.int8))
-        self.register_buffer("scales", (rows * columns).sqrt().float())
+        self.register_buffer("down", (down / rows.unsqueeze(1)).round().to(torch.int8), persistent=False)
+        self.register_buffer("up", (up / columns).round().to(torch.int8), persistent=False)
+        self.register_buffer("scales", (rows * columns).sqrt().float(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The correction, in the dtype of the inputs."""

@@ -133,8 +133,10 @@ def load_reference(
     if correction_rank:
         rows = within_memory(of_rows(correction_data or ()))
         check(reference, correction_rank, sum(map(len, rows)))
-        start = model if not by_name and not hasattr(model, "peft_config") else None
-        start = start or load_reference(model, dtype=plain, revision=revision, device="cpu", **from_pretrained)
+        start = model
+        if by_name or hasattr(model, "peft_config"):
+            with unsharded_loading():
+                start = load_reference(model, dtype=plain, revision=revision, device="cpu", **from_pretrained)
         correct(reference, start, correction_rank, rows)
     return reference
 
