@@ -75,7 +75,7 @@ class ReferenceModelOptions:
         ref_drift_num_pairs: Number of pairs on which a reference with `ref_quantization` or `ref_dtype` is compared
             with the original weights before the first step; 0 skips the measurement.
         ref_correction_rank: Correct the error of a reference with `ref_quantization` by a low-rank term beside each
-            quantized layer, fitted before the first step; 0 does not, 16 is usual.
+            quantized layer, fitted before the first step; 0 turns it off, 40 is usual.
         ref_correction_pairs: Number of training pairs that `ref_correction_rank` is fitted on: those after the first
             `ref_drift_num_pairs`, on which the remaining error is measured.
         ref_calibrate: Remove the shift measured on `ref_drift_num_pairs` pairs from the reference log-probs.

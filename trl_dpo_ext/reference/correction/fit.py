@@ -79,7 +79,7 @@ def rank_problems(rank: int, shapes: list[tuple[int, int]]) -> list[str]:
         return []
     return [
         f"ref_correction_rank={rank} is larger than the rank of the smallest quantized layer ({smallest}). Set it to "
-        f"{smallest} or less; 16 is usual."
+        f"{smallest} or less."
     ]
 
 

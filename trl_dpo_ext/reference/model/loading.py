@@ -81,7 +81,7 @@ def load_reference(
         dtype: dtype of all weights that are not quantized; float32, or that of the instance, by default.
         revision: of the checkpoint.
         device: where it goes, whole; this process's device by default.
-        correction_rank: rank of the term beside each quantized layer that corrects its error; 0 for none, 16 is usual.
+        correction_rank: rank of the term beside each quantized layer that corrects its error; 0 for none, 40 is usual.
         correction_data: what the terms are fitted on: sequences of token ids such as answers after their prompts, rows
             with `input_ids`, or rows of a preference dataset that TRL has tokenized.
         **from_pretrained: what else transformers' `from_pretrained` takes (`attn_implementation`, ...).
