@@ -8,6 +8,7 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from tests.support.seams import moved
@@ -94,3 +95,17 @@ def test_the_line_about_a_kernel_is_logged_by_the_module_of_cpu_kernels() -> Non
     source = (Path(bitsandbytes.__file__).parent / "backends/cpu/ops.py").read_text()
     for fact in ('"Failed to load CPU gemm_4bit_forward from kernels-community', "logging.getLogger(__name__)"):
         assert fact in source, seam(fact, "logging_setup.py (mute_import_messages)")
+
+
+@torch.no_grad()
+def test_the_weights_of_quantized_layers_can_be_read() -> None:
+    mend, eye = "reference/correction/layers.py (dequantized)", torch.eye(64)
+    layer = four_bit()
+    read = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    torch.testing.assert_close(read, layer(eye).T, msg=seam("dequantize_4bit(weight.data, weight.quant_state)", mend))
+    layer = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False).to("cpu")
+    assert layer.weight.SCB is not None, seam("weight.SCB before the first forward", mend)
+    multiplied = layer(eye).T
+    assert layer.weight.SCB is None, seam("weight.SCB moves away in the first forward", f"{mend}, {MEMORY}")
+    read = layer.weight.data * (layer.state.SCB / 127).unsqueeze(1)
+    torch.testing.assert_close(read, multiplied.float(), rtol=0, atol=1e-2, msg=seam("weight * state.SCB / 127", mend))

@@ -21,6 +21,8 @@ from trl_dpo_ext.reference.drift import measure
 NF4: dict[str, Any] = {"ref_quantization": "nf4", "ref_drift_num_pairs": 4, "max_steps": 1}
 CORRECTED: dict[str, Any] = {**NF4, "ref_correction_rank": 4, "ref_correction_pairs": 8}
 
+pytestmark = pytest.mark.slow
+
 
 def pairs(count: int = 16) -> Any:
     return tiny.preferences(count).map(

@@ -51,6 +51,7 @@ def test_a_correction_removes_error_on_sequences_that_it_was_not_fitted_on(kind:
     assert left[1] < (0.9 if kind == "int8" else 0.4) * plain  # int8 rounds the inputs of its layers, too
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_a_correction_of_full_rank_restores_the_model(kind: str) -> None:
@@ -91,6 +92,7 @@ def test_no_other_term_of_its_rank_leaves_less_error() -> None:
     assert ours < 0.8 * plain
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bits_and_other_data_do_not() -> None:
     start = tiny.model()
     first, again, other = (corrected(start, data=rows(seed=seed)) for seed in (0, 0, 1))
@@ -99,6 +101,7 @@ def test_the_same_data_give_the_same_bits_and_other_data_do_not() -> None:
     assert correction_of(first).digest == correction_of(again).digest != correction_of(other).digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
 def test_terms_are_frozen_and_counted(kind: str) -> None:
     start = tiny.model()
@@ -113,6 +116,7 @@ def test_terms_are_frozen_and_counted(kind: str) -> None:
     assert reference.dtype == plain.dtype
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
 def test_what_a_quantized_layer_holds_is_read(kind: str) -> None:
@@ -125,6 +129,7 @@ def test_what_a_quantized_layer_holds_is_read(kind: str) -> None:
             assert weight.abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_corrected_model_is_saved_and_hashed_as_the_quantized_one_that_it_is(tmp_path) -> None:
     plain, reference = load_reference(tiny.model(), quantization="nf4"), corrected(tiny.model())
     assert weights_hash(reference) == weights_hash(plain)
@@ -132,6 +137,7 @@ def test_a_corrected_model_is_saved_and_hashed_as_the_quantized_one_that_it_is(t
     assert torch.equal(logits(load_reference(str(tmp_path))), logits(plain))
 
 
+@pytest.mark.slow
 def test_a_corrected_model_is_copied_and_pickled_with_its_terms() -> None:
     reference = corrected(tiny.model())
     assert torch.equal(logits(copy.deepcopy(reference)), logits(reference))
@@ -139,6 +145,7 @@ def test_a_corrected_model_is_copied_and_pickled_with_its_terms() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(layer)).up, layer.up)
 
 
+@pytest.mark.slow
 def test_the_start_is_left_alone() -> None:
     start = tiny.model()
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
@@ -148,6 +155,7 @@ def test_the_start_is_left_alone() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in start.modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_layers_that_keep_their_weights_transposed_are_corrected() -> None:
     torch.manual_seed(0)
@@ -157,6 +165,7 @@ def test_layers_that_keep_their_weights_transposed_are_corrected() -> None:
     assert error(corrected(start, rank=32), start, rows(4, seed=1)) < plain / 50
 
 
+@pytest.mark.slow
 def test_layers_left_out_of_quantization_have_no_term() -> None:
     reference = corrected(tiny.model(), skip_modules=["down_proj"])
     assert len(list(terms(reference))) == 6
@@ -197,12 +206,14 @@ def test_what_cannot_be_corrected_is_refused(settings: dict[str, Any], message: 
         load_reference(tiny.model(), **{"quantization": "nf4", **settings})
 
 
+@pytest.mark.slow
 def test_a_model_that_is_quantized_already_has_no_start_to_be_corrected_to() -> None:
     quantized = load_reference(tiny.model(), quantization="nf4")
     with pytest.raises(InputError, match="already quantized"):
         corrected(quantized)
 
 
+@pytest.mark.slow
 def test_a_correction_by_name_is_that_of_the_instance(tmp_path) -> None:
     folder = tiny.saved_model(str(tmp_path / "model"))
     assert torch.equal(logits(corrected(folder)), logits(corrected(tiny.model())))
