@@ -127,11 +127,10 @@ def share(reference: nn.Module, factors: torch.Tensor | None = None) -> torch.Te
     """
     parts = [buffer for term in terms(reference) for buffer in term.buffers()]
     flat = [part.contiguous().view(torch.uint8).flatten() for part in parts]
-    if factors is None:
-        factors = broadcast(torch.cat(flat))
-    for part, values in zip(parts, factors.to(parts[0].device).split([each.numel() for each in flat]), strict=True):
+    shared: Any = broadcast(torch.cat(flat)) if factors is None else factors.to(parts[0].device)
+    for part, values in zip(parts, shared.split([each.numel() for each in flat]), strict=True):
         part.copy_(values.clone().view(part.dtype).view_as(part))
-    return factors.cpu()
+    return shared.cpu()
 
 
 def _is_split(host: _trl.Host) -> bool:

@@ -69,7 +69,7 @@ def quantized_shapes(kind: Any, config: Any, wanted: Sequence[str]) -> list[tupl
 
     skipped = skipped_layers(kind, config, wanted)
     return [
-        tuple(module.weight.shape)
+        (module.weight.size(0), module.weight.size(1))
         for name, module in _skeleton(kind, config).named_modules()
         if (type(module) is torch.nn.Linear or _is_conv1d(module)) and should_convert_module(name, skipped)
     ]
