@@ -16,12 +16,12 @@ from datasets import Dataset
 from .. import _trl
 from ..data.dataset_columns import map_columns
 from ..data.findings import ties, told
+from ..data.lists.groups import Groups
+from ..data.lists.layouts import Completions, read_completions
 from ..errors import InputError
 from ..reference.precompute.wanted import RowKeys
 from .pair_scores import PairScores, SideScores, status_of
 from .plan import Scored, ScorePlan
-from .ranking.groups import Groups
-from .ranking.layouts import Completions, read_completions
 from .rewardbench.rows import completion_rows, read_rows
 from .rewardbench.tokens import MAX_LENGTH, BenchSequences, tokenize_rows
 from .row_numbers import ROW, numbered

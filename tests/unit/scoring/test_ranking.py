@@ -11,10 +11,11 @@ import pytest
 from datasets import Dataset
 
 from tests.support.scored import side
+from trl_dpo_ext.data.lists.agreement import PairCounts, best_first, top_credit
+from trl_dpo_ext.data.lists.groups import Groups
+from trl_dpo_ext.data.lists.layouts import read_completions
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.scoring.ranking.agreement import PairCounts, best_first, top_credit
-from trl_dpo_ext.scoring.ranking.groups import Groups, GroupScores, ranking_columns, ranking_summary
-from trl_dpo_ext.scoring.ranking.layouts import read_completions
+from trl_dpo_ext.scoring.ranking.groups import GroupScores, ranking_columns, ranking_summary
 
 NAN = math.nan
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from ...data.lists.groups import Groups
 from ...statistics import finite
 from ..arrangement import Arrangement
 from ..column_values import labels
@@ -21,7 +22,7 @@ from ..output import Written, write_columns
 from ..plan import Scored
 from ..rewardbench.best_of import SUBSETS, TIES, best_of_table, check_ties
 from ..summary import SummaryOptions, heading
-from .groups import Groups, GroupScores, ranking_columns, ranking_summary
+from .groups import GroupScores, ranking_columns, ranking_summary
 
 
 @dataclass

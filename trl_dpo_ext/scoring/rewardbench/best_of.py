@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...data.lists.agreement import top_credit
+from ...data.row_problems import RowError, RowProblems
 from ...statistics import wilson
-from ..problems import RowError, RowProblems
-from ..ranking.agreement import top_credit
 
 Scores = npt.NDArray[Any]
 TIES = "ties"

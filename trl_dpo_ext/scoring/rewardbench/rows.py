@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from ...data.lists.groups import Groups
+from ...data.row_problems import RowError, RowProblems, rows_of
 from ...errors import InputError
-from ..problems import RowError, RowProblems, rows_of
-from ..ranking.groups import Groups
 
 logger = logging.getLogger(__name__)
 _ROLES = ("user", "assistant")

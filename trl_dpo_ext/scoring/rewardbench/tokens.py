@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ... import _trl
+from ...data.row_problems import RowError, RowProblems
 from ...errors import InputError
 from ...reference.precompute.sequences import TokenSequence
-from ..problems import RowError, RowProblems
 from .rows import BenchRow, messages_of
 
 MAX_LENGTH = 2048

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from ...errors import InputError
-from ..problems import RowError, RowProblems, rows_of
+from ..row_problems import RowError, RowProblems, rows_of
 from .agreement import PairCounts
 from .groups import Groups
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.batches import read_batches
 from ..errors import InputError
+from .batches import read_batches
 
 
 class RowError(Exception):
