@@ -18,7 +18,7 @@ from .core.hyperparameters import SHARED
 from .core.loss_spec import LossSpec
 from .core.mixture import LossMixture
 from .core.mixture_parser import MixtureParser
-from .data.config import DataOptions, dataset_column_problems
+from .data.config import DataOptions, dataset_column_problems, list_option_problems
 from .errors import InputError, collecting
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
@@ -194,6 +194,7 @@ class DPOExtConfig(
             *forward_problems(self, mixture),
             *pitfall_problems(self),
             *dataset_column_problems(self),
+            *list_option_problems(self),
             *watch_problems(self),
         ]
 

@@ -17,10 +17,12 @@ from . import _trl
 from .core.pairs import Pairs
 from .core.registry import get_loss
 from .data.evaluation_sets import is_unwatched, watching_problems
+from .data.lists.collator import as_pairs
 from .data.prepare import checked_datasets
 from .distributed.eval_padding import EvalPadding, RealRows
 from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
+from .forward.outputs import PairBatch
 from .logging_setup import muted
 from .reference.source import ReferenceSource
 
@@ -142,6 +144,8 @@ class EvaluationMixin(DistributedTrainerMixin):
     reference: ReferenceSource
     evaluated: Evaluated | None = None
     """What the evaluation that is running has seen; None outside of one."""
+    of_lists: bool = False
+    """Whether the trainer was created with lists, and not with pairs."""
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
@@ -153,7 +157,8 @@ class EvaluationMixin(DistributedTrainerMixin):
     def _evaluate_checked(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
-        eval_dataset = checked_datasets(self.extra_columns, self.args, eval_dataset=eval_dataset)["eval_dataset"]
+        checks = (self.extra_columns, self.args)
+        eval_dataset = checked_datasets(*checks, of_lists=self.of_lists, eval_dataset=eval_dataset)["eval_dataset"]
         if self.reference.is_stored:
             eval_dataset = self._with_reference(eval_dataset)
         with self.host.no_precompute():
@@ -163,7 +168,8 @@ class EvaluationMixin(DistributedTrainerMixin):
         """Predict on `test_dataset`, raw or prepared as `evaluate` takes it; see transformers' `Trainer.predict`."""
         if isinstance(test_dataset, Mapping):
             raise InputError(f"predict takes one dataset; call it for each of {', '.join(map(str, test_dataset))}.")
-        test_dataset = checked_datasets(self.extra_columns, self.args, test_dataset=test_dataset)["test_dataset"]
+        checks = (self.extra_columns, self.args)
+        test_dataset = checked_datasets(*checks, of_lists=False, test_dataset=test_dataset)["test_dataset"]
         return super().predict(self._with_reference(test_dataset), *positional, **keywords)
 
     def _watching_problems(self) -> list[str]:
@@ -179,7 +185,7 @@ class EvaluationMixin(DistributedTrainerMixin):
         dataset = self.host.prepared(dataset)
         if self.reference.is_stored:
             for name, part in dataset.items() if isinstance(dataset, dict) else [("eval", dataset)]:
-                self.reference.fill(part, name)
+                self.reference.fill(as_pairs(part), name)
         return dataset
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -244,7 +250,7 @@ class EvaluationMixin(DistributedTrainerMixin):
 
         Seam: the evaluation loop calls this once per batch, and TRL's override runs `compute_loss` and logs inside it.
         """
-        padding = self._padding(inputs["input_ids"])
+        padding = self._padding(PairBatch.take(inputs, ()).prompts)
         with self.host.trim_gathered(padding.trim):
             result = super().prediction_step(model, inputs, *positional, **keywords)
         if self.evaluated is not None:
@@ -253,13 +259,13 @@ class EvaluationMixin(DistributedTrainerMixin):
                 self.gather_function = RealRows(self.accelerator.gather, padding)
         return result
 
-    def _padding(self, rows: torch.Tensor) -> EvalPadding:
-        """Return which pairs of a batch count, of which a tensor with two rows for each pair is given.
+    def _padding(self, prompts: int) -> EvalPadding:
+        """Return which pairs or lists count of a batch of so many.
 
         Outside of an evaluation all do: what accelerate says then is about a loader that was left before its end.
         """
         evaluating = self.evaluated is not None and not self.host.is_training
-        return EvalPadding.of(self.accelerator, len(rows) // 2) if evaluating else EvalPadding.absent(len(rows) // 2)
+        return EvalPadding.of(self.accelerator, prompts) if evaluating else EvalPadding.absent(prompts)
 
     def _count_evaluated(self, pairs: Pairs, weights: torch.Tensor | None) -> None:
         """Count the real pairs of an evaluation batch, and what their losses average over tokens."""

@@ -23,6 +23,8 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
+from .data.lists.pair_rows import examples
+from .data.lists.refusals import list_run_problems, without_scores
 from .data.prepare import Kept, checked_datasets, named_parts, with_fitting_tool_calls
 from .data.streams import StreamReport
 from .distributed.launch import check_launch
@@ -67,6 +69,8 @@ class RunSpec:
     """The tokenizer or processor; None for the one of an adapter's base model, which TRL loads."""
     preparation: DatasetPreparation
     """Holds the datasets that are tokenized already."""
+    of_lists: bool = False
+    """Whether the data are lists, and not pairs."""
 
     @classmethod
     def build(
@@ -80,6 +84,7 @@ class RunSpec:
         *,
         peft_config: Any = None,
         quantization_config: Any = None,
+        compute_metrics: Any = None,
         tokenizes: bool = True,
     ) -> RunSpec:
         """Decide what the trainer's arguments ask for, and tokenize the data if `tokenizes`. No model is loaded.
@@ -101,6 +106,9 @@ class RunSpec:
         kept: dict[str, Kept] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, kept=kept, **datasets)
+        orders = {each.order for each in kept.values()} - {""}
+        problems += list_run_problems(args, mixture, orders, compute_metrics is not None) if kept else []
+        columns = without_scores(columns) if orders else columns
         problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)
         policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
@@ -138,14 +146,16 @@ class RunSpec:
             raise InputError(*problems)
         _warn_of_likely_mistakes(args, mixture, ref_model)
         ignored += _ignored_columns(args, datasets) if mixture.needs_reference else []
-        ignored += trainable.no_step_warnings(args, datasets["train_dataset"])
+        ignored += trainable.no_step_warnings(args, examples(datasets["train_dataset"]))
         for warning in [*ignored, *unused_options(args), *_trl.initialization_warnings(peft_config)]:
             warnings.warn(warning, stacklevel=3)
         preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args), kept)
         if tokenizes and processing_class is not None:
             preparation.prepare_early(datasets, processing_class, args)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
-        return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation)
+        return cls(
+            policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation, bool(orders)
+        )
 
 
 def _reference(

@@ -15,15 +15,17 @@ from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import ColumnCollator, loss_columns, token_column_problems
+from .data.lists.collator import ListCollator, as_pairs
 from .data.positions import position_problems
 from .data.prepare import named_parts
+from .distributed.eval_padding import EvalPadding
 from .errors import InputError
-from .evaluation import EvaluationMixin
 from .first_step import FirstStepChecks
 from .forward.cudnn_attention import avoid_cudnn_attention
 from .forward.outputs import ForwardOutputs, PairBatch, RefLogps, build_sides, pair_weights
 from .forward.pair_forward import PairForward
 from .inspection.training import DatasetPreparation
+from .lists.mixin import LIST_COLUMNS, ListMixin
 from .logging_setup import show_messages
 from .model_card import ModelCardMixin, RunLog
 from .preflight import RunSpec
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @explain_trainer_arguments
-class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  # type: ignore[misc]  # TRL's card, not transformers'
+class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type: ignore[misc]  # TRL's card, not transformers'
     """Drop-in replacement for TRL's `DPOTrainer`: the same arguments, with `DPOExtConfig` in place of `DPOConfig`.
 
     Args:
@@ -99,10 +101,12 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
         show_messages(args)
         load: dict[str, Any] = {"quantization_config": quantization_config, "peft_config": peft_config}
         # 1. Decide. Nothing is loaded; every problem is reported at once.
+        load["compute_metrics"] = compute_metrics
         spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
         self.started_from: str | None = spec.policy.started_from
+        self.of_lists = spec.of_lists
         self.given_models = recorded_instances(start=spec.policy.instance, reference=ref_model)
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
@@ -112,14 +116,15 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):
             data = (data_collator, spec.train_dataset, spec.eval_dataset, spec.processing_class)
-            load |= {"compute_metrics": compute_metrics, "callbacks": callbacks, "optimizers": optimizers}
+            load |= {"callbacks": callbacks, "optimizers": optimizers}
             super().__init__(model, ref_model, args, *data, **load)
         # 3. Attach what needs the constructed models.
         self.preparation.forget()
         self._check_models()
         self.add_callback(self.preparation.streams)
         self.add_callback(RunLog(self))
-        collator = ColumnCollator(self.data_collator, self.extra_columns) if self.extra_columns else self.data_collator
+        collator = ListCollator(self.data_collator) if self.of_lists else self.data_collator
+        collator = ColumnCollator(collator, self.extra_columns) if self.extra_columns else collator
         self.data_collator: Any = self.reference.attach(collator)
         checks = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
         self.first_step: FirstStepChecks = checks
@@ -144,7 +149,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
             ]
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         for name, part in named_parts(datasets).items():
-            problems += position_problems(policy, part, name, self.args)
+            problems += position_problems(policy, as_pairs(part), name, self.args)
             problems += token_column_problems(part, name, self.extra_columns)
         if problems:
             raise InputError(*problems)
@@ -181,7 +186,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
     ) -> Any:
         """The mixture's loss on one batch, a scalar. TRL runs the model, adds its own terms and logs."""
         batch = PairBatch.take(inputs, self.extra_columns)
-        padding = self._padding(batch.mask)
+        padding = self._padding(batch.prompts)
         self.first_step.before(model, batch)
         reference = self.reference.logps(model, batch)
         host = self.host.loss(
@@ -193,12 +198,19 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
             capture=self.host.capture_projection(
                 model, batch.mask, Need.TOKEN_KL in self.mixture.needs, self.pair_forward.active
             ),
-            uncounted=padding.repeated_rows(batch.mask),
+            uncounted=self.uncounted_rows(batch, padding),
+            ragged=batch.lists is not None,
             return_outputs=return_outputs,
             num_items_in_batch=num_items_in_batch,
         )
         outputs = self._outputs(host, reference, batch)
         self.first_step.after(model, outputs, batch)
+        own = self._pair_loss if batch.lists is None else self.list_loss
+        loss = own(outputs, batch, padding) + host.loss
+        return (loss, host.outputs) if return_outputs else loss
+
+    def _pair_loss(self, outputs: ForwardOutputs, batch: PairBatch, padding: EvalPadding) -> torch.Tensor | float:
+        """The mixture's loss on a batch of pairs, a scalar; it is logged."""
         pairs = self._pairs(outputs, batch)
         counted, weights = padding.real_batch(pairs, pair_weights(outputs, self.args, batch.columns))
         loss, per_term = self.mixture(counted, weights)
@@ -206,8 +218,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
         self._log_terms(per_term, padding.share)
         self._log_rewards(pairs)
         self.watch_batch(pairs, loss, batch, padding)
-        loss = loss + host.loss
-        return (loss, host.outputs) if return_outputs else loss
+        return loss
 
     def training_step(self, *positional: Any, **keywords: Any) -> torch.Tensor:
         """One forward and backward pass; see transformers' `Trainer.training_step`."""
@@ -256,7 +267,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
     def _set_signature_columns_if_needed(self) -> None:
         # TRL drops every column that it does not know before the collator sees it.
         super()._set_signature_columns_if_needed()
-        wanted = (*self.extra_columns, self.args.length_column_name)
+        wanted = (*self.extra_columns, self.args.length_column_name, *LIST_COLUMNS)
         self._signature_columns += [name for name in wanted if name not in self._signature_columns]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -276,5 +287,5 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, EvaluationMixin, DPOTrainer):  #
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Run our reference pass in place of TRL's: it fills the store and leaves the dataset unchanged."""
         disable_cpu_repacking(self.model)
-        self.reference.fill(dataset, name)
+        self.reference.fill(as_pairs(dataset), name)
         return dataset

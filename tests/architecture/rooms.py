@@ -26,6 +26,7 @@ ROOMS = (
     Room("trainer.py", "`DPOExtTrainer`: overrides of TRL's trainer."),
     Room("model_card/", "Writes the model card and the record of a run: what was trained, on what, against what."),
     Room("reports/", "Summarizes and compares runs from their folders."),
+    Room("lists/", "Trains on lists: what losses read of a batch, and what is logged."),
     Room("evaluation.py", "`EvaluationMixin`: evaluates the same for every batch size and number of processes."),
     Room("preflight.py", "`RunSpec`: makes every decision and check before a model is loaded."),
     Room("policy/start.py", "`Policy`: which model a run trains: a checkpoint, a saved adapter, or a merged one."),

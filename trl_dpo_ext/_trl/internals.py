@@ -30,6 +30,8 @@ class TrainerInternals(Protocol):
     precompute_ref_logps: bool
     f_divergence_type: str
     _metrics: Any
+    _total_train_tokens: int
+    _tp_size: int
     _signature_columns: Any
     _is_vision_dataset: bool
     _tokenizer: Any

@@ -85,6 +85,7 @@ class LossSeams(ModelSeams):
         own_scores: bool,
         capture: AbstractContextManager[list[Projection]],
         uncounted: torch.Tensor | None = None,
+        ragged: bool = False,
         **keywords: Any,
     ) -> HostLoss:
         """Run TRL's loss on a batch with given reference log-probs, and record the policy's output.
@@ -97,6 +98,7 @@ class LossSeams(ModelSeams):
             own_scores: whether TRL computes losses from scores of its own f-divergence.
             capture: from `capture_projection`.
             uncounted: (rows,) bool, rows whose tokens TRL is not to count in its metrics; None if all count.
+            ragged: whether processes have different numbers of pairs: what TRL logs of pairs is then of this process.
             **keywords: `return_outputs` and `num_items_in_batch`, as TRL takes them.
 
         Seam: `precompute_ref_logps` and `f_divergence_type` are read at each loss: with the former, reference log-probs
@@ -110,10 +112,21 @@ class LossSeams(ModelSeams):
             recorder.labels = labels_of(inputs)
             batch[COMPLETION_MASK] = batch[COMPLETION_MASK].masked_fill(uncounted.unsqueeze(1), 0)
         scores = nullcontext() if own_scores else self.with_reverse_kl()
-        with self.reference_from_batch(), scores, capture as projections:
+        gathering = self._pairs_ungathered() if ragged else nullcontext()
+        with self.reference_from_batch(), scores, gathering, capture as projections:
             result = compute_loss(recorder, batch, **keywords)
         loss, outputs = result if keywords.get("return_outputs") else (result, None)
         return HostLoss(loss, outputs, recorder.output, projections[0] if projections else None)
+
+    def _pairs_ungathered(self) -> AbstractContextManager[None]:
+        """Gather numbers over processes, and leave tensors of pairs as they are.
+
+        Seam: what TRL logs per pair is gathered by `accelerator.gather`, which needs as many on every process; sums and
+        counts are gathered one by one.
+        """
+        accelerator = self.trainer.accelerator
+        gather = accelerator.gather
+        return temporarily(accelerator, gather=lambda values: values if values.dim() else gather(values))
 
     def reference_from_batch(self) -> AbstractContextManager[None]:
         """Let TRL's loss take the reference log-probs from the batch; see `loss`."""

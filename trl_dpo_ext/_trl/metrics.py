@@ -64,6 +64,16 @@ class MetricSeams(ModelSeams):
         """Replace what TRL has just logged for this batch."""
         self.trainer._metrics[self._mode][name][-1] = value
 
+    def uncount_tokens(self, tokens: int) -> None:
+        """Take tokens of the batch, of all processes, out of the number of tokens that TRL has trained on.
+
+        Seam: `_total_train_tokens` adds up the tokens of training batches, divided by the processes that share one
+        (`_tp_size`), and is logged as `num_tokens`.
+        """
+        if self.is_training:
+            self.trainer._total_train_tokens -= tokens // self.trainer._tp_size
+        self.trainer._metrics[self._mode]["num_tokens"] = [self.trainer._total_train_tokens]
+
     @contextmanager
     def separate_evaluation(self) -> Iterator[None]:
         """Keep what an evaluation logs apart from what was or will be logged outside of it.

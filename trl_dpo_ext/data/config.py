@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .._trl import IMAGE_COLUMNS, REFERENCE_COLUMNS
+from ..core.list_pairs import Reduction, parse_list_pairs
 from ..core.registry import list_losses
 from ..option_docs import document_options
 from .findings import unknown_findings
@@ -25,6 +26,7 @@ ANSWER_NAMES = ("a", "b", "winner", "winner_is_b")
 """Names for two answers, and the column that says which is better."""
 COLUMN_NAMES = (
     *("prompt", "chosen", "rejected", "messages", "system", "tools", "chat_template_kwargs"),
+    *("completions", "scores", "ranks", "best", "completion", "score", "rank"),
     *IMAGE_COLUMNS,
     *REFERENCE_COLUMNS,
     *ANSWER_NAMES,
@@ -48,6 +50,13 @@ class DataOptions:
             Applied to training and evaluation data.
         ignore_findings: Findings about the data not to warn about because they are intended, such as length_bias;
             `trl-dpo-ext inspect` shows them with their names.
+        gather_lists: Gather rows of pairs that share a prompt into one list of completions.
+        max_completions: Completions of a list that are trained on, at most: the best, the worst, and others that
+            `data_seed` draws; by default all.
+        list_pairs: The pairs of a list that losses of pairs are computed on: all, best (the best completion against
+            every other), best_worst, neighbors (each against those of the next lower score), or the number of pairs to
+            draw for each prompt.
+        list_reduction: Whether a prompt's loss is the mean or the sum of the losses of its pairs.
     """
 
     if TYPE_CHECKING:
@@ -55,6 +64,10 @@ class DataOptions:
     else:
         dataset_columns: list[str] | None = None
     ignore_findings: list[str] = field(default_factory=list)
+    gather_lists: bool = False
+    max_completions: int | None = None
+    list_pairs: str = "all"
+    list_reduction: str = "mean"
 
 
 def parse_dataset_columns(given: Any) -> tuple[dict[str, str] | None, list[str]]:
@@ -110,6 +123,20 @@ def dataset_column_problems(args: Any) -> list[str]:
             f"dataset_columns names {' and '.join(name for name in REFERENCE_COLUMNS if name in mapping)}, which is "
             "read with precompute_ref_log_probs=True alone. Set it, or remove the name."
         )
+    return problems
+
+
+def list_option_problems(args: Any) -> list[str]:
+    """Return what is wrong with the options of lists."""
+    problems = []
+    try:
+        parse_list_pairs(args.list_pairs)
+    except ValueError as error:
+        problems.append(str(error))
+    if args.max_completions is not None and args.max_completions < 2:
+        problems.append(f"max_completions must be 2 or more; got {args.max_completions}.")
+    if args.list_reduction not in get_args(Reduction):
+        problems.append(f"list_reduction must be mean or sum; got {args.list_reduction!r}.")
     return problems
 
 

@@ -52,6 +52,10 @@ NAMES = MappingProxyType(
         "script_differs": "answers in different scripts",
         "long_tail": "a few rows that are much longer than the others",
         "dated_template": "a chat template that prints today's date",
+        "lists_left_out": "lists with one completion, or without an order",
+        "answers_unscored": "completions of lists without a usable score, which are left out",
+        "answers_repeated": "completions that stand twice in a list",
+        "answers_contradictory": "completions that stand twice in a list, with different scores, which are left out",
         "template_drops": "answers in a field that the chat template does not print",
     }
 )

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from .. import _trl
+from ..forward.list_rows import LIST_IDS
 
 _BY_LENGTH = ("group_by_length", "batch_rebalance")
 
@@ -36,9 +37,10 @@ def length_column(dataset: Any, args: Any) -> Any:
     limit = args.max_length if args.max_length is not None else float("inf")
 
     def measure(row: Mapping[str, Any]) -> dict[str, int]:
-        prompt, *completions = (len(row[column]) for column in _trl.TOKEN_IDS)
+        ids = row[LIST_IDS] if LIST_IDS in row else [row[column] for column in _trl.COMPLETION_IDS.values()]
+        prompt, completions = len(row[_trl.TOKEN_IDS[0]]), map(len, ids)
         sequences = [min(prompt + completion, limit) for completion in completions]
         shared = min(prompt, *sequences) if args.share_prompt else 0
-        return {name: int(sum(sequences) - shared)}
+        return {name: int(sum(sequences) - shared * (len(ids) - 1))}
 
     return dataset.map(measure, desc="Measuring lengths")

@@ -17,6 +17,9 @@ from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import loaded_columns, map_columns
 from .findings import EVERY_ROW, Finding, ties, told
 from .layouts import apply_layout, plan_layout
+from .lists.pair_rows import LIST_ROW, is_of_lists
+from .lists.reading import holds_lists, read_lists
+from .lists.refusals import without_scores
 from .tool_calls import fit_tool_calls
 from .validation import check_preferences
 
@@ -33,6 +36,8 @@ class Kept:
     """Columns that were read for prompt and answers, as the loaded dataset calls them."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What was converted, and in how many rows."""
+    order: str = ""
+    """What orders the completions of its lists; empty for pairs."""
 
 
 KEPT_WHOLE = Kept()
@@ -44,15 +49,20 @@ def checked_datasets(
     *,
     tell: Tell | None = None,
     kept: dict[str, Kept] | None = None,
+    of_lists: bool | None = None,
     **datasets: Any,
 ) -> dict[str, Any]:
     """Return each dataset, or dictionary of evaluation datasets, in a layout that TRL takes.
+
+    Lists become the rows of pairs that `pair_rows` describes; if one of the datasets has lists, the others' pairs
+    become lists of two.
 
     Args:
         columns: extra columns that the losses read, with the values they may take.
         args: the run's configuration; `dataset_columns` names columns that are called otherwise.
         tell: takes each finding and the name of its dataset; by default it becomes a warning, unless it is ignored.
         kept: is filled with what was kept of each dataset, by its name.
+        of_lists: whether the run trains on lists; None if the datasets and `gather_lists` decide.
         **datasets: by the name that messages call them.
 
     Raises:
@@ -60,10 +70,13 @@ def checked_datasets(
     """
     problems: list[str] = []
     of_each: dict[str, Kept] = {} if kept is None else kept
+    if of_lists is None:
+        parts = named_parts(datasets).values()
+        of_lists = args.gather_lists or any(is_of_lists(part) or holds_lists(part) for part in parts)
 
     def checked(dataset: Any, name: str) -> Any:
         try:
-            dataset, of_each[name] = _checked(dataset, name, columns, args, tell or _warn(args))
+            dataset, of_each[name] = _checked(dataset, name, columns, args, tell or _warn(args), bool(of_lists))
             return dataset
         except InputError as error:
             problems.extend(error.problems)
@@ -130,7 +143,9 @@ def _warn(args: Any) -> Tell:
     return warn
 
 
-def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, tell: Tell) -> tuple[Any, Kept]:
+def _checked(
+    dataset: Any, name: str, columns: Mapping[str, Column], args: Any, tell: Tell, of_lists: bool
+) -> tuple[Any, Kept]:
     """A dataset in a layout that TRL takes, and what was kept of it."""
     numbers, mapping = EVERY_ROW, args.dataset_columns or {}
     loaded = dataset
@@ -143,6 +158,13 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, 
             numbers = _trl.kept_rows(dataset).tolist()
             tell(name, ties(len(loaded), numbers))
         columns = {**columns, **_own_reference(dataset, name, args)}
+    lists = None
+    if of_lists and not is_of_lists(dataset):
+        columns = without_scores(columns)
+        lists = read_lists(dataset, name, args, numbers, tuple(columns))
+        for finding in lists.findings:
+            tell(name, finding)
+        dataset, numbers = lists.rows, lists.rows[LIST_ROW][:]
     plan = plan_layout(dataset, name, numbers)
     for finding in plan.findings:
         tell(name, finding)
@@ -157,7 +179,9 @@ def _checked(dataset: Any, name: str, columns: Mapping[str, Column], args: Any, 
         tell(name, finding)
     if report.problems:
         raise InputError(*report.problems)
-    return dataset, Kept(numbers, loaded_columns(plan.layout.columns, mapping, _trl.column_names(loaded)), plan.notes)
+    read = plan.layout.columns if lists is None else lists.columns
+    order = "" if lists is None else lists.order
+    return dataset, Kept(numbers, loaded_columns(read, mapping, _trl.column_names(loaded)), plan.notes, order)
 
 
 def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:

@@ -25,9 +25,14 @@ class RowError(Exception):
 
 
 class RowProblems:
-    """What is wrong with the rows of a dataset."""
+    """What is wrong with the rows of a dataset.
 
-    def __init__(self) -> None:
+    Args:
+        name: what messages call it.
+    """
+
+    def __init__(self, name: str = "dataset") -> None:
+        self._name = name
         self._found: dict[str, tuple[int, int, str]] = {}
 
     def add(self, row: int, error: RowError) -> None:
@@ -42,7 +47,7 @@ class RowProblems:
             what, stop, remedy = text.partition(". ")
             shown = f" ({detail})" if detail else ""
             fix = f" {remedy}." if stop else ""
-            lines.append(f"dataset: {what}; wrong in {count} of {total} rows, first in row {first}{shown}.{fix}")
+            lines.append(f"{self._name}: {what}; wrong in {count} of {total} rows, first in row {first}{shown}.{fix}")
         if lines:
             raise InputError(*lines)
 

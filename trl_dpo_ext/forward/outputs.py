@@ -13,6 +13,7 @@ from ..core import transforms
 from ..core.mixture import LossMixture
 from ..core.pairs import Need, Side
 from ..core.token_kl import Projection, token_kl
+from .list_rows import ListRows
 
 REF_TOKEN_LOGPS = "ref_token_logps"
 """The batch key of stored reference log-probs, (rows, tokens - 1) float32, in the positions of the policy's."""
@@ -41,14 +42,22 @@ class PairBatch:
     """Stored reference log-probs, (rows, tokens); None unless a store serves this batch."""
     mask: torch.Tensor
     """(rows, tokens) bool, true on completion tokens, in the positions of the log-probs."""
+    lists: ListRows | None = None
+    """Which rows are the answers of lists; None for pairs."""
 
     @classmethod
     def take(cls, inputs: Mapping[str, Any], columns: Collection[str]) -> PairBatch:
-        """Separate the dataset columns and stored log-probs from what the models are given."""
+        """Separate the dataset columns, lists, and stored log-probs from what the models are given."""
         inputs = dict(inputs)
+        lists = ListRows.take(inputs)
         stored = inputs.pop(REF_TOKEN_LOGPS, None)
         taken = {name: inputs.pop(name) for name in columns if name in inputs}
-        return cls(inputs, taken, stored, inputs[_trl.COMPLETION_MASK][..., 1:].bool())
+        return cls(inputs, taken, stored, inputs[_trl.COMPLETION_MASK][..., 1:].bool(), lists)
+
+    @property
+    def prompts(self) -> int:
+        """Number of pairs, or of lists."""
+        return len(self.mask) // 2 if self.lists is None else self.lists.prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,18 @@ class ForwardOutputs:
 
 def build_sides(outputs: ForwardOutputs, mixture: LossMixture, settings: ScoreSettings) -> list[Side]:
     """The chosen and the rejected side of every pair, summed and scored, with what the mixture needs."""
+    halves = {name: rows.chunk(2) for name, rows in _row_fields(outputs, mixture, settings).items()}
+    return [Side(**{name: half[side] for name, half in halves.items()}) for side in range(2)]
+
+
+def build_answers(outputs: ForwardOutputs, mixture: LossMixture, settings: ScoreSettings, lists: ListRows) -> Side:
+    """Every answer of the lists, as `build_sides` gives sides."""
+    fields = _row_fields(outputs, mixture, settings)
+    return Side(**{name: rows.index_select(0, lists.answers) for name, rows in fields.items()})
+
+
+def _row_fields(outputs: ForwardOutputs, mixture: LossMixture, settings: ScoreSettings) -> dict[str, torch.Tensor]:
+    """The fields of `Side` for every row of a batch."""
     token_logps = outputs.tokens()
     logps = transforms.sum_logps(token_logps, outputs.mask, settings.ld_alpha)
     ref_logps = torch.cat(outputs.reference.sums)
@@ -116,8 +137,7 @@ def build_sides(outputs: ForwardOutputs, mixture: LossMixture, settings: ScoreSe
         assert policy is not None
         assert reference is not None
         fields["token_kl"] = token_kl(policy, reference, outputs.mask)
-    halves = {name: rows.chunk(2) for name, rows in fields.items()}
-    return [Side(**{name: half[side] for name, half in halves.items()}) for side in range(2)]
+    return fields
 
 
 def pair_weights(

@@ -10,9 +10,12 @@ from datasets import Dataset
 
 from .. import _trl
 from ..data.findings import NOTE, Finding
+from ..data.lists.pair_rows import LIST_ROW, is_of_lists
+from ..data.lists.tokenizing import kept_places, list_findings, prepares_lists
 from ..data.prepare import KEPT_WHOLE, Kept
 from ..data.streams import StreamReport
 from ..data.tokenized import tokenized
+from ..forward.list_rows import LIST_IDS
 from .pair_table import alone_lengths, pair_table
 from .rules import find
 from .token_kinds import TokenKinds
@@ -65,6 +68,8 @@ class DatasetPreparation:
             prepare: TRL's `_prepare_dataset`.
             dataset, processing_class, args, name: its arguments.
         """
+        if LIST_IDS in _trl.column_names(dataset):
+            return dataset
         for known, under, result in self._early:
             if known is dataset and under is args:
                 return result
@@ -75,11 +80,27 @@ class DatasetPreparation:
         self._early, self._kept = [], {}
 
     def _prepared(self, prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
+        if is_of_lists(dataset):
+            return self._prepared_lists(prepare, dataset, processing_class, args, name)
         numbers = self._numbers(name)
 
         def find_in(dataset: Dataset, prepared: Dataset) -> list[Finding]:
             return self._found(dataset, prepared, processing_class, args, numbers)
 
+        return tokenized(prepare, dataset, processing_class, args, name, self.streams, find_in, numbers)
+
+    def _prepared_lists(
+        self, prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str
+    ) -> Any:
+        """Lists, tokenized as pairs; the best and the worst completion of each are looked at as a pair."""
+        numbers = dataset[LIST_ROW][:]
+        loaded, firsts = np.unique(np.asarray(numbers), return_index=True)
+
+        def find_in(_: Dataset, prepared: Dataset) -> list[Finding]:
+            found = self._found(dataset.select(firsts), prepared, processing_class, args, loaded.tolist())
+            return [*list_findings(prepared, loaded, args), *found]
+
+        prepare = prepares_lists(prepare)
         return tokenized(prepare, dataset, processing_class, args, name, self.streams, find_in, numbers)
 
     def _numbers(self, name: str) -> Sequence[int]:
@@ -93,7 +114,7 @@ class DatasetPreparation:
         if not _trl.is_tokenized(prepared) or not len(prepared):
             return []
         loaded, kinds = np.asarray(numbers[: len(dataset)]), TokenKinds(processing_class, self.eos_ids)
-        places = _trl.kept_rows(prepared)
+        places = kept_places(prepared, loaded)
         table = pair_table(prepared, kinds, processing_class, args, loaded, loaded[places], _PROMPTS)
         gone = np.setdiff1d(np.arange(len(dataset)), places)
         if "prompt" in dataset.column_names and len(gone) <= _PROMPTS:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from datasets import Dataset
 
 from ...errors import InputError
@@ -20,6 +21,10 @@ LISTS = {"scores": 1.0, "rewards": 1.0, "ranks": -1.0}
 """Columns of lists beside `completions`; a higher score is better, a higher rank is worse."""
 SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
+_TEXTS = ("completion", "response")
+"""What the completion is called where `completions` holds more than it; the latter in UltraFeedback."""
+ORDERS = ("scores", "ranks", "best")
+"""What may order completions."""
 _UNKNOWN = (
     "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
     "'chosen' and 'rejected'; the dataset has {}. Rename its columns, or remove --rank for pairs."
@@ -34,11 +39,63 @@ class Completions:
         prompts: of each prompt, a text or messages.
         texts: of each completion, a text or messages.
         groups: which completions belong to which prompt.
+        orders: what the scores were made of, of `ORDERS`.
+        rows: (prompts,) int64; the row of each prompt, its first one where each row holds one completion.
     """
 
     prompts: list[Any]
     texts: list[Any]
     groups: Groups
+    orders: frozenset[str] = frozenset()
+    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+Given = tuple[float, float]
+"""The score and the negative rank of a completion, the higher the better; NaN for what is not given."""
+
+
+@dataclass(frozen=True)
+class ListLayout:
+    """A layout of several completions per prompt.
+
+    Attributes:
+        columns: that are read.
+        read: gives the completions of a row and what orders them; None where each row holds one completion.
+        prompt, completion: names of columns; the latter of one completion.
+        single: columns with the score or rank of one completion, and their signs.
+        best: whether the best completions are known and nothing else, so that a score is 1 or 0.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], tuple[list[Any], list[Given]]] | None = None
+    prompt: str = "prompt"
+    completion: str = "completion"
+    single: Mapping[str, float] = field(default_factory=lambda: SINGLE)
+    best: bool = False
+
+
+def list_layout(first: Mapping[str, Any]) -> ListLayout | None:
+    """Return the layout of a dataset by its first row; None if a row does not hold completions of any number.
+
+    Besides `completions` with `scores`, `ranks`, or `best`, these are the layouts of UltraFeedback, Nectar, HelpSteer,
+    RewardBench 2, and of one chosen with several rejected completions.
+    """
+    if "completions" in first:
+        prompt = "prompt" if "prompt" in first or "instruction" not in first else "instruction"
+        return ListLayout((prompt, "completions", "best", *LISTS, *SINGLE), _listed, prompt, best="best" in first)
+    if _is_list_of(first.get("answers"), lambda item: isinstance(item, Mapping) and "answer" in item):
+        return ListLayout(("prompt", "answers"), _nectar)
+    if "completion" in first:
+        return ListLayout(("prompt", "completion", *SINGLE))
+    if {"prompt", "response", "helpfulness"} <= set(first):
+        return ListLayout(("prompt", "response", "helpfulness"), completion="response", single={"helpfulness": 1.0})
+    if "chosen" in first and _is_list_of(first.get("rejected"), lambda item: isinstance(item, (str, list))):
+        return ListLayout(("prompt", "chosen", "rejected", "num_correct"), _right_and_wrong, best=True)
+    return None
+
+
+def _is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(fits, value))
 
 
 def read_completions(dataset: Dataset) -> Completions:
@@ -47,54 +104,66 @@ def read_completions(dataset: Dataset) -> Completions:
     Raises:
         InputError: listing the columns and rows that do not fit.
     """
-    names = set(dataset.column_names)
-    if "completions" in names:
-        return _of_rows(dataset, _listed, ("prompt", "completions", *LISTS, *SINGLE))
-    if "completion" in names:
-        return _of_several_rows(dataset)
-    if {"chosen", "rejected"} <= names and _is_list_of_texts(dataset.features["chosen"]):
-        return _of_rows(dataset, _right_and_wrong, ("prompt", "chosen", "rejected", "num_correct"))
-    raise InputError(_UNKNOWN.format(", ".join(dataset.column_names)))
+    layout = list_layout(next(iter(dataset), dict.fromkeys(dataset.column_names)))
+    if layout is None:
+        raise InputError(_UNKNOWN.format(", ".join(dataset.column_names)))
+    return read_layout(dataset, layout)
 
 
-def _is_list_of_texts(feature: Any) -> bool:
-    return getattr(getattr(feature, "feature", None), "dtype", None) in ("string", "large_string")
+def read_layout(dataset: Dataset, layout: ListLayout, name: str = "dataset") -> Completions:
+    """Read the completions of a dataset in a layout, which messages call `name`; see `read_completions`."""
+    return (_of_several_rows if layout.read is None else _of_rows)(dataset, layout, RowProblems(name))
 
 
-def _of_rows(dataset: Dataset, read: Any, columns: Sequence[str]) -> Completions:
+def _of_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Completions:
     """One prompt per row."""
-    prompts, texts, scores, sizes, by_rank, problems = [], [], [], [0], [], RowProblems()
-    for at, row in rows_of(dataset, columns):
+    assert layout.read is not None
+    prompts, texts, scores, sizes, by_rank = [], [], [], [0], []
+    orders, rows = set[str](), []
+    for at, row in rows_of(dataset, layout.columns):
         try:
-            prompt, (completions, (given, are_ranks)) = _prompt(row), read(row)
+            prompt, (completions, given) = _prompt(row, layout.prompt), layout.read(row)
+            values, are_ranks = _one_order(given)
         except RowError as error:
             problems.add(at, error)
             continue
         prompts.append(prompt)
         texts += completions
-        scores += given
+        scores += values
+        orders |= _orders(given, layout.best)
+        rows.append(at)
         sizes.append(len(completions))
         by_rank.append(are_ranks)
     problems.raise_all(len(dataset))
     found = np.cumsum(sizes), np.array(scores, np.float64), np.arange(len(texts))
-    return Completions(prompts, texts, Groups(*found, by_rank=np.array(by_rank, bool)))
+    groups = Groups(*found, by_rank=np.array(by_rank, bool))
+    return Completions(prompts, texts, groups, frozenset(orders), np.array(rows, np.int64))
 
 
-def _of_several_rows(dataset: Dataset) -> Completions:
+def _orders(given: list[Given], best: bool) -> set[str]:
+    """What orders completions, of `ORDERS`."""
+    known = {"scores": 0, "ranks": 1}
+    found = {name for name, at in known.items() if any(not math.isnan(each[at]) for each in given)}
+    return (found - {"scores"}) | {"best"} if best and "scores" in found else found
+
+
+def _of_several_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Completions:
     """One completion per row; rows with one prompt belong together, wherever they stand."""
     members: dict[str, list[int]] = {}
-    prompts, texts, given, problems = {}, [], [], RowProblems()
-    for at, row in rows_of(dataset, ("prompt", "completion", *SINGLE)):
+    prompts, texts, given, rows = {}, [], [], []
+    for at, row in rows_of(dataset, layout.columns):
         try:
-            prompt, text, score = _prompt(row), _text(row["completion"]), _given(row, SINGLE)
+            prompt, text = _prompt(row, layout.prompt), _text(row[layout.completion])
+            score = _given(row, layout.single)
         except RowError as error:
             problems.add(at, error)
             continue
-        key = json.dumps(prompt, sort_keys=True, default=str)
+        key = content_key(prompt)
         prompts.setdefault(key, prompt)
         members.setdefault(key, []).append(len(texts))
         texts.append(text)
         given.append(score)
+        rows.append(at)
     problems.raise_all(len(dataset))
     scores, by_rank = list[float](), list[bool]()
     for places in members.values():
@@ -109,18 +178,25 @@ def _of_several_rows(dataset: Dataset) -> Completions:
     bounds = np.cumsum([0, *map(len, members.values())])
     found = bounds, np.array(scores, np.float64), np.array(order, np.int64)
     groups = Groups(*found, in_lists=False, by_rank=np.array(by_rank, bool))
-    return Completions(list(prompts.values()), [texts[place] for place in order], groups)
+    firsts = np.array([rows[places[0]] for places in members.values()], np.int64)
+    texts = [texts[place] for place in order]
+    return Completions(list(prompts.values()), texts, groups, frozenset(_orders(given, False)), firsts)
 
 
-def _prompt(row: Mapping[str, Any]) -> Any:
-    prompt = row.get("prompt")
+def content_key(value: Any) -> str:
+    """Return a text that is equal for equal texts or messages."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _prompt(row: Mapping[str, Any], column: str = "prompt") -> Any:
+    prompt = row.get(column)
     if not isinstance(prompt, (str, list)):
         raise RowError("there is no prompt, a text or messages, beside the completions. Add a column 'prompt'")
     return prompt
 
 
-def _listed(row: Mapping[str, Any]) -> tuple[list[Any], tuple[list[float], bool]]:
-    """Completions of a row with lists, and their scores."""
+def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
+    """Completions of a row with lists, and what orders them."""
     items = row["completions"]
     if not isinstance(items, list):
         raise RowError("completions is not a list", _shown(items))
@@ -128,21 +204,47 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], tuple[list[float], bool]
     for name, values in beside.items():
         if not isinstance(values, list) or len(values) != len(items):
             raise RowError(f"{name} does not have one value for each completion", _shown(values))
+    best = _best(row["best"], len(items)) if "best" in row else None
     texts, given = [], []
     for place, item in enumerate(items):
-        inside = item if isinstance(item, Mapping) and "completion" in item else {}
+        inside = item if isinstance(item, Mapping) and not {"role", "from"} & set(item) else {}
+        text = next((inside[name] for name in _TEXTS if name in inside), item)
         values = {name: inside.get(name) for name in SINGLE} | {name: each[place] for name, each in beside.items()}
-        texts.append(_text(inside.get("completion", item)))
-        given.append(_given(values, SINGLE | LISTS))
-    return texts, _one_order(given)
+        texts.append(_text(text))
+        score, rank = _given(values, SINGLE | LISTS)
+        if math.isnan(score) and best is not None:
+            score = float(place == best)
+        given.append((_usable(inside["overall_score"]) if "overall_score" in inside else score, rank))
+    return texts, given
 
 
-def _right_and_wrong(row: Mapping[str, Any]) -> tuple[list[Any], tuple[list[float], bool]]:
-    """Completions of RewardBench 2's layout: right ones, which are equally good, and wrong ones."""
-    sides = [row["chosen"], row["rejected"]]
-    if not all(isinstance(side, list) and all(isinstance(text, str) for text in side) for side in sides):
-        raise RowError("chosen and rejected are not lists of texts. Remove --rank for pairs")
-    return [*sides[0], *sides[1]], ([1.0] * len(sides[0]) + [0.0] * len(sides[1]), False)
+def _best(value: Any, completions: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < completions:
+        raise RowError("best is not the index of a completion, counted from 0", _shown(value))
+    return value
+
+
+def _usable(value: Any) -> float:
+    """UltraFeedback's score, which some answers do not have."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _nectar(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
+    items = row["answers"]
+    if not _is_list_of(items, lambda item: isinstance(item, Mapping) and "answer" in item):
+        raise RowError("answers is not a list of answers with ranks", _shown(items))
+    return [_text(item["answer"]) for item in items], [_given(item, {"rank": -1.0}) for item in items]
+
+
+def _right_and_wrong(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
+    """Right completions, which are equally good, and wrong ones; a chosen completion may stand without a list."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str) or _is_list_of(chosen, lambda item: isinstance(item, Mapping)):
+        chosen = [chosen]
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise RowError("rejected is not a list of completions beside one or several that are chosen", _shown(rejected))
+    texts = [_text(each) for each in (*chosen, *rejected)]
+    return texts, [(1.0, math.nan)] * len(chosen) + [(0.0, math.nan)] * len(rejected)
 
 
 def _text(value: Any) -> Any:
@@ -156,8 +258,7 @@ def _text(value: Any) -> Any:
     raise RowError("a completion is neither a text nor messages", _shown(value))
 
 
-def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> tuple[float, float]:
-    """The score and the negative rank of a completion, the higher the better; NaN for what is not given."""
+def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> Given:
     found = {True: math.nan, False: math.nan}
     for name, sign in signs.items():
         if values.get(name) is not None:
@@ -165,7 +266,7 @@ def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> tuple[float
     return found[False], found[True]
 
 
-def _one_order(given: list[tuple[float, float]]) -> tuple[list[float], bool]:
+def _one_order(given: list[Given]) -> tuple[list[float], bool]:
     """The scores of the completions of one prompt, or their negative ranks if not all have a score; and whether so."""
     scores, ranks = np.array(given, np.float64).reshape(-1, 2).T
     both = np.isfinite(scores) & np.isfinite(ranks)

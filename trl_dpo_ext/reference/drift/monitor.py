@@ -15,6 +15,7 @@ from ... import _trl
 from ..._trl.unsharded import unsharded_loading
 from ...core.mixture import LossMixture
 from ...errors import InputError
+from ...forward.list_rows import as_pair
 from ...forward.outputs import PairBatch, RefLogps
 from ..config import absolute_reward_problems
 from ..model.loading import load_reference, source_of
@@ -76,7 +77,7 @@ class DriftMonitor:
 
         with _trl.evaluation_mode(policy):
             found = measure.measure(
-                measure.first_rows(host.trainer.train_dataset, self.pairs),
+                [as_pair(row) for row in measure.first_rows(host.trainer.train_dataset, self.pairs)],
                 errors,
                 gather,
                 batch_size=args.per_device_train_batch_size,
