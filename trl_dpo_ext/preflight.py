@@ -106,7 +106,7 @@ class RunSpec:
         kept: dict[str, Kept] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, kept=kept, **datasets)
-        orders = {each.order for each in kept.values()} - {""}
+        orders = {each.order for each in kept.values() if each.order}
         problems += list_run_problems(args, mixture, orders, compute_metrics is not None) if kept else []
         columns = without_scores(columns) if orders else columns
         problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)

@@ -14,8 +14,8 @@ from .config import DPOExtConfig, explain_trainer_arguments
 from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
-from .data.columns import ColumnCollator, loss_columns, token_column_problems
-from .data.lists.collator import ListCollator, as_pairs
+from .data.columns import loss_columns, token_column_problems
+from .data.lists.collator import as_pairs
 from .data.positions import position_problems
 from .data.prepare import named_parts
 from .distributed.eval_padding import EvalPadding
@@ -123,9 +123,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
         self._check_models()
         self.add_callback(self.preparation.streams)
         self.add_callback(RunLog(self))
-        collator = ListCollator(self.data_collator) if self.of_lists else self.data_collator
-        collator = ColumnCollator(collator, self.extra_columns) if self.extra_columns else collator
-        self.data_collator: Any = self.reference.attach(collator)
+        self.data_collator: Any = self.reference.attach(self.batch_collator())
         checks = FirstStepChecks(self.host, spec.pair_forward, spec.reference, spec.columns, self._gather)
         self.first_step: FirstStepChecks = checks
 

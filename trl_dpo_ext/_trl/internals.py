@@ -31,7 +31,7 @@ class TrainerInternals(Protocol):
     f_divergence_type: str
     _metrics: Any
     _total_train_tokens: int
-    _tp_size: int
+    _tp_size: Any
     _signature_columns: Any
     _is_vision_dataset: bool
     _tokenizer: Any

@@ -71,7 +71,7 @@ class MetricSeams(ModelSeams):
         (`_tp_size`), and is logged as `num_tokens`.
         """
         if self.is_training:
-            self.trainer._total_train_tokens -= tokens // self.trainer._tp_size
+            self.trainer._total_train_tokens -= tokens // (self.trainer._tp_size or 1)
         self.trainer._metrics[self._mode]["num_tokens"] = [self.trainer._total_train_tokens]
 
     @contextmanager

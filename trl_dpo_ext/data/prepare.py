@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 
 from .. import _trl
 from ..core.columns import Column
+from ..core.lists import Order
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
 from .dataset_columns import loaded_columns, map_columns
@@ -36,8 +37,8 @@ class Kept:
     """Columns that were read for prompt and answers, as the loaded dataset calls them."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What was converted, and in how many rows."""
-    order: str = ""
-    """What orders the completions of its lists; empty for pairs."""
+    order: Order | None = None
+    """What orders the completions of its lists; None for pairs."""
 
 
 KEPT_WHOLE = Kept()
@@ -180,7 +181,7 @@ def _checked(
     if report.problems:
         raise InputError(*report.problems)
     read = plan.layout.columns if lists is None else lists.columns
-    order = "" if lists is None else lists.order
+    order = None if lists is None else lists.order
     return dataset, Kept(numbers, loaded_columns(read, mapping, _trl.column_names(loaded)), plan.notes, order)
 
 

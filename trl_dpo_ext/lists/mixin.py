@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,8 @@ import torch
 from .. import _trl
 from ..core.list_pairs import parse_list_pairs
 from ..core.lists import Lists
+from ..data.columns import ColumnCollator
+from ..data.lists.collator import ListCollator
 from ..data.lists.pair_rows import LIST_ROW, LIST_SCORES
 from ..distributed.eval_padding import EvalPadding
 from ..errors import InputError
@@ -27,9 +29,15 @@ class ListMixin(EvaluationMixin):
     """Overrides of a trainer on batches of lists, to inherit from in front of those that evaluate."""
 
     if TYPE_CHECKING:
+        args: Any
         _gather: Any
         _log_terms: Any
         watch_batch: Any
+
+    def batch_collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """The collator of the trainer, wrapped so that batches hold lists and the columns that losses read."""
+        collator = ListCollator(self.data_collator) if self.of_lists else self.data_collator
+        return ColumnCollator(collator, self.extra_columns) if self.extra_columns else collator
 
     def list_loss(self, outputs: ForwardOutputs, batch: PairBatch, padding: EvalPadding) -> torch.Tensor | float:
         """The mixture's loss on a batch of lists, a scalar; it is logged."""

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from ...core.columns import SCORE_COLUMNS
+from ...core.lists import Order
 from ...errors import InputError
 from ..row_problems import RowError, RowProblems, rows_of
 from .groups import Groups
@@ -60,7 +61,7 @@ def read_pairs(dataset: Dataset, name: str, gather: bool) -> tuple[Completions, 
             sizes.append(len(completions))
             rows.append(at)
     groups = Groups(np.cumsum(sizes), np.array(scores, np.float64), np.arange(len(texts)))
-    order = "scores" if scored else "ranks"
+    order: Order = "scores" if scored else "ranks"
     return Completions(prompts, texts, groups, frozenset([order]), np.array(rows, np.int64)), sorted(contradicting)
 
 

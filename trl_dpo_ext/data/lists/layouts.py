@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from ...core.lists import Order
 from ...errors import InputError
 from ..row_problems import RowError, RowProblems, rows_of
 from .agreement import PairCounts
@@ -23,8 +24,6 @@ SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
 _TEXTS = ("completion", "response")
 """What the completion is called where `completions` holds more than it; the latter in UltraFeedback."""
-ORDERS = ("scores", "ranks", "best")
-"""What may order completions."""
 _UNKNOWN = (
     "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
     "'chosen' and 'rejected'; the dataset has {}. Rename its columns, or remove --rank for pairs."
@@ -39,14 +38,14 @@ class Completions:
         prompts: of each prompt, a text or messages.
         texts: of each completion, a text or messages.
         groups: which completions belong to which prompt.
-        orders: what the scores were made of, of `ORDERS`.
+        orders: what the scores were made of.
         rows: (prompts,) int64; the row of each prompt, its first one where each row holds one completion.
     """
 
     prompts: list[Any]
     texts: list[Any]
     groups: Groups
-    orders: frozenset[str] = frozenset()
+    orders: frozenset[Order] = frozenset()
     rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -104,7 +103,8 @@ def read_completions(dataset: Dataset) -> Completions:
     Raises:
         InputError: listing the columns and rows that do not fit.
     """
-    layout = list_layout(next(iter(dataset), dict.fromkeys(dataset.column_names)))
+    first: Any = next(iter(dataset), dict.fromkeys(dataset.column_names))
+    layout = list_layout(first)
     if layout is None:
         raise InputError(_UNKNOWN.format(", ".join(dataset.column_names)))
     return read_layout(dataset, layout)
@@ -119,7 +119,7 @@ def _of_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Com
     """One prompt per row."""
     assert layout.read is not None
     prompts, texts, scores, sizes, by_rank = [], [], [], [0], []
-    orders, rows = set[str](), []
+    orders, rows = set[Order](), list[int]()
     for at, row in rows_of(dataset, layout.columns):
         try:
             prompt, (completions, given) = _prompt(row, layout.prompt), layout.read(row)
@@ -140,11 +140,13 @@ def _of_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Com
     return Completions(prompts, texts, groups, frozenset(orders), np.array(rows, np.int64))
 
 
-def _orders(given: list[Given], best: bool) -> set[str]:
-    """What orders completions, of `ORDERS`."""
-    known = {"scores": 0, "ranks": 1}
-    found = {name for name, at in known.items() if any(not math.isnan(each[at]) for each in given)}
-    return (found - {"scores"}) | {"best"} if best and "scores" in found else found
+def _orders(given: list[Given], best: bool) -> set[Order]:
+    """What orders completions."""
+    has_scores, has_ranks = (any(not math.isnan(each[at]) for each in given) for at in (0, 1))
+    found: set[Order] = {"ranks"} if has_ranks else set()
+    if has_scores:
+        found.add("best" if best else "scores")
+    return found
 
 
 def _of_several_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Completions:

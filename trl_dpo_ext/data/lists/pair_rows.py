@@ -163,7 +163,7 @@ def cut_completions(row: Mapping[str, Any], max_length: int | None, keeps_end: b
             yield tuple(ids[-max_length:] if keeps_end else ids[: max(max_length - prompt, 0)])
 
 
-def equal_after_truncation(row: Mapping[str, Any], max_length: int | None, keeps_end: bool) -> bool:
+def equal_after_truncation(row: Any, max_length: int | None, keeps_end: bool) -> bool:
     """Whether truncation makes completions with different scores the same."""
     if max_length is None:
         return False

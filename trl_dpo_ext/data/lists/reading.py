@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from ... import _trl
+from ...core.lists import Order
 from ...errors import InputError
 from ..findings import WARNING, Finding
 from ..rows import SIDES
@@ -27,8 +28,8 @@ class ListData:
 
     rows: Dataset
     findings: list[Finding]
-    order: str
-    """What orders the completions, of `ORDERS`."""
+    order: Order
+    """What orders the completions."""
     columns: tuple[str, ...]
     """Columns that were read for prompt and completions."""
 
@@ -69,7 +70,8 @@ def read_lists(dataset: Any, name: str, args: Any, numbers: Sequence[int], colum
         raise InputError(f"{name} has images (column {images[0]}), which lists cannot have yet. Train on pairs.")
     found, wrong = [], list[int]()
     if holds_lists(dataset):
-        layout = list_layout(next(iter(dataset)))
+        first: Any = next(iter(dataset))
+        layout = list_layout(first)
         assert layout is not None
         read, used = read_layout(dataset, layout, name), layout.columns
     else:

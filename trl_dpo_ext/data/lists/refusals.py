@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.columns import COLUMNS_OF_SCORES, Column
 from ...core.list_terms import list_problems
-from ...core.lists import ORDERS
+from ...core.lists import ORDERS, Order
 from ...core.mixture import LossMixture
 from ..config import DataOptions
 
@@ -16,13 +16,13 @@ _LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataOptions)}
 
 
-def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[str], computes_metrics: bool) -> list[str]:
+def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[Order], computes_metrics: bool) -> list[str]:
     """Return why a run cannot train on its data as lists, or which options lists alone read.
 
     Args:
         args: the run's configuration.
         mixture: its losses.
-        orders: what orders the completions of its datasets, of `ORDERS`; empty for pairs.
+        orders: what orders the completions of its datasets; empty for pairs.
         computes_metrics: whether the trainer is given `compute_metrics`.
     """
     if not orders:
@@ -32,8 +32,8 @@ def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[str], 
             "pairs that share a prompt."
             for name in changed
         ]
-    weakest = min(orders, key=list(ORDERS).index)
-    problems = list_problems(mixture, weakest)  # type: ignore[arg-type]
+    weakest = next(order for order in ORDERS if order in orders)
+    problems = list_problems(mixture, weakest)
     unpaired = all(term.variant.reads == "lists" for term in mixture.terms)
     if unpaired and mixture.terms:
         problems += [

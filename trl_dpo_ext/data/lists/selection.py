@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...core.lists import ORDERS, Order
 from ...errors import InputError
 from ..findings import EVERY_ROW, NOTE, WARNING, Finding
 from ..messages import ANSWER_FIELDS, is_set
-from .layouts import ORDERS, Completions, content_key
+from .layouts import Completions, content_key
 
 _WITHOUT_ORDER = (
     "{}: nothing orders the completions. Add a column scores (a list of numbers for each row, higher is better), ranks "
@@ -73,8 +74,8 @@ class ListSelection:
             raise InputError(*problems)
 
     @property
-    def order(self) -> str:
-        """What orders the completions, of `ORDERS`."""
+    def order(self) -> Order:
+        """What orders the completions."""
         return next(iter(self.read.orders), "scores")
 
     def findings(self) -> list[Finding]:

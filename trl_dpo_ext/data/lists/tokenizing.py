@@ -51,7 +51,8 @@ def list_findings(prepared: Dataset, numbers: npt.NDArray[np.int64], args: Any) 
         found.append(Finding("dropped", WARNING, len(gone), total, sentence, "Raise max_length.", gone, "lists"))
     if args.max_length is None:
         return found
-    same = [row[LIST_ROW] for row in prepared if equal_after_truncation(row, args.max_length, keeps_end)]
+    rows: Any = prepared
+    same = [row[LIST_ROW] for row in rows if equal_after_truncation(row, args.max_length, keeps_end)]
     if same:
         sentence = (
             f"completions with different scores are equal after truncation to max_length={args.max_length} in "
