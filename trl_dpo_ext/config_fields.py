@@ -124,9 +124,17 @@ class LossHyperparameters:
 
         hdpo_alpha: Weight of the policy's log-probs; below 1 sharpens the policy, 1 is DPO. (default: 0.95; > 0)
 
+        > Hyperparameters of `infonca`
+
+        infonca_tau: Temperature of the target distribution, in units of the scores. (required; > 0)
+
         > Hyperparameters of `kldpo`
 
         kldpo_tau: Temperature of the weights; low values favor the hardest pairs. (default: 0.05; > 0)
+
+        > Hyperparameters of `lipo`, `lipo_normalized`
+
+        lipo_scale: Highest score: scores are divided by it, to be labels from 0 to 1. (required; > 0)
 
         > Hyperparameters of `mallows_dpo`
 
@@ -137,6 +145,10 @@ class LossHyperparameters:
 
         margin_scale: Scale of the margin column, in nats per unit. (default: 1.0)
 
+        > Hyperparameters of `nca`
+
+        nca_tau: Temperature of the target distribution, in units of the scores. (required; > 0)
+
         > Hyperparameters of `odpo`
 
         odpo_alpha: Weight of the offset. (default: 1.0; >= 0)
@@ -146,11 +158,25 @@ class LossHyperparameters:
 
         orpo_lambda: Weight of the odds-ratio term relative to the likelihood. (default: 0.1; > 0)
 
-        > Hyperparameters of `qrpo`
+        > Hyperparameters of `pl`, `pl_reference_free`
+
+        pl_reduction: Sum or mean over the answers that others are ranked below; the sum grows with their number.
+            (default: sum; one of sum, mean)
+
+        > Hyperparameters of `pl_reference_free`
+
+        pl_reference_free_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 2.0; > 0)
+
+        > Hyperparameters of `qrpo`, `qrpo_list`
 
         qrpo_beta: QRPO's beta; far smaller than DPO's. (default: 0.003; > 0)
         qrpo_transform: Transform from the quantile to the reward. (default: identity; one of identity, log)
         qrpo_error: Squared or absolute error. (default: mse; one of mse, mae)
+
+        > Hyperparameters of `qrpo_list`
+
+        qrpo_list_scores: What the scores are: quantiles, as `qrpo` reads them, or scores of answers that the reference
+            model sampled, which give the quantiles. (default: quantiles; one of quantiles, samples)
 
         > Hyperparameters of `rainbowpo`
 
@@ -175,6 +201,11 @@ class LossHyperparameters:
 
         rpo_eta: Scale of the score gap, in nats per point. (default: 1.0; > 0)
 
+        > Hyperparameters of `rrhf`
+
+        rrhf_nll_weight: Weight of the likelihood of the best answer. (default: 1.0; >= 0)
+        rrhf_reduction: Sum or mean over the ordered pairs of a prompt. (default: sum; one of sum, mean)
+
         > Hyperparameters of `simpo`
 
         simpo_beta: Scale of the mean log-prob per token; far larger than DPO's beta. (default: 2.0; > 0)
@@ -192,9 +223,15 @@ class LossHyperparameters:
 
         soft_dpo_eta: Scale from the score gap to the log-odds that the label is correct. (default: 1.0; > 0)
 
-        > Hyperparameters of `sppo`
+        > Hyperparameters of `sppo`, `sppo_list`
 
         sppo_beta: SPPO's beta: a certain pair is regressed to the log-ratio 1 / (2 beta). (default: 0.001; > 0)
+
+        > Hyperparameters of `sppo_list`
+
+        sppo_eta: Scale from a score gap to the log-odds of winning. (default: 1.0; > 0)
+        sppo_list_scores: What the scores are: scores, which give win rates against the other answers, or the win rates
+            themselves. (default: scores; one of scores, win_rates)
 
         > Hyperparameters of `sympo`
 
@@ -257,15 +294,21 @@ class LossHyperparameters:
     gamma_po_ratio: float | None = None
     gamma_po_tau: float | None = None
     hdpo_alpha: float | None = None
+    infonca_tau: float | None = None
     kldpo_tau: float | None = None
+    lipo_scale: float | None = None
     mallows_dpo_mean: float | None = None
     margin_scale: float | None = None
+    nca_tau: float | None = None
     odpo_alpha: float | None = None
     odpo_transform: str | None = None
     orpo_lambda: float | None = None
+    pl_reduction: str | None = None
+    pl_reference_free_beta: float | None = None
     qrpo_beta: float | None = None
     qrpo_transform: str | None = None
     qrpo_error: str | None = None
+    qrpo_list_scores: str | None = None
     rainbowpo_beta: float | None = None
     rainbowpo_alpha: float | None = None
     rainbowpo_home: float | None = None
@@ -274,6 +317,8 @@ class LossHyperparameters:
     repo_gamma: float | None = None
     ropo_alpha: float | None = None
     rpo_eta: float | None = None
+    rrhf_nll_weight: float | None = None
+    rrhf_reduction: str | None = None
     simpo_beta: float | None = None
     simpo_gamma: float | None = None
     simpo_gamma_beta_ratio: float | None = None
@@ -283,6 +328,8 @@ class LossHyperparameters:
     slic_hf_lambda: float | None = None
     soft_dpo_eta: float | None = None
     sppo_beta: float | None = None
+    sppo_eta: float | None = None
+    sppo_list_scores: str | None = None
     sympo_link: str | None = None
     sympo_clip: float | None = None
     tdpo2_alpha: float | None = None

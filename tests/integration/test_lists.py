@@ -61,3 +61,142 @@ def test_every_forward_gives_the_same(tmp_path, settings, conversational):
     if "precompute_ref_log_probs" in settings:
         settings = {**settings, "ref_store": str(tmp_path / "store")}
     assert_same(*both(tmp_path, lists(conversational=conversational), "sigmoid", **settings))
+
+
+def test_what_is_logged_is_of_the_best_answers_and_the_others(tmp_path):
+    """Against the naive form: every answer by itself, through the plain model."""
+    data = lists((3, 2, 5))
+    run = runs.trainer(
+        tmp_path, ref_model=tiny.model(seed=1), train_dataset=data, disable_dropout=True, max_length=None
+    )
+    batch = run._prepare_inputs(run.data_collator([*run.train_dataset]))
+    run.model.train()
+    run.compute_loss(run.model, batch)
+    expected = _naive(run, [*run.train_dataset])
+    logged = {name: values[-1] for name, values in run._metrics["train"].items()}
+    assert logged == pytest.approx(expected, abs=1e-4)
+
+
+def _naive(run, rows):
+    found, tokens = [], {"best": [], "rest": []}
+    for row in rows:
+        best = max(row["list_scores"])
+        answers = []
+        for ids, score in zip(row["list_ids"], row["list_scores"], strict=True):
+            whole = torch.tensor([row["prompt_ids"] + ids])
+            logits, reference = (
+                model(input_ids=whole).logits[0, len(row["prompt_ids"]) - 1 : -1].detach()
+                for model in (run.model, run.ref_model)
+            )
+            labels = torch.tensor(ids)
+            logps, ref_logps = (
+                each.log_softmax(-1).gather(1, labels[:, None]).sum().item() for each in (logits, reference)
+            )
+            p = logits.softmax(-1)
+            tokens["best" if score == best else "rest"] += [
+                (line.mean().item(), float(line.argmax() == label), -(q * q.log()).sum().item())
+                for line, label, q in zip(logits, labels, p, strict=True)
+            ]
+            answers.append((score, logps, 0.1 * (logps - ref_logps)))
+        found.append(answers)
+
+    def mean(values):
+        values = [*values]
+        return sum(values) / len(values)
+
+    def by_prompt(value, chosen):
+        return mean(mean(a[value] for a in one if (a[0] == max(b[0] for b in one)) == chosen) for one in found)
+
+    def accuracy(one):
+        pairs = [(a[2], b[2]) for a in one for b in one if a[0] > b[0]]
+        return mean(float(a > b) + 0.5 * (a == b) for a, b in pairs)
+
+    rewards = {"rewards/chosen": by_prompt(2, True), "rewards/rejected": by_prompt(2, False)}
+    return rewards | {
+        "rewards/margins": rewards["rewards/chosen"] - rewards["rewards/rejected"],
+        "rewards/accuracies": mean(map(accuracy, found)),
+        "rewards/top1_accuracy": mean(
+            float(max(one, key=lambda a: a[2])[0] == max(a[0] for a in one)) for one in found
+        ),
+        "logps/chosen": by_prompt(1, True),
+        "logps/rejected": by_prompt(1, False),
+        "logits/chosen": mean(each[0] for each in tokens["best"]),
+        "logits/rejected": mean(each[0] for each in tokens["rest"]),
+        "mean_token_accuracy": mean(each[1] for each in tokens["best"]),
+        "entropy": mean(each[2] for each in (*tokens["best"], *tokens["rest"])),
+        "num_tokens": sum(len(row["prompt_ids"]) + len(ids) for row in rows for ids in row["list_ids"]),
+    }
+
+
+@pytest.mark.slow
+def test_lists_of_two_are_pairs_bit_for_bit(tmp_path):
+    pairs = tiny.preferences(8)
+    as_lists = pairs.map(
+        lambda row: {"completions": [row["chosen"], row["rejected"]], "best": 0},
+        remove_columns=["chosen", "rejected"],
+    )
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 3}
+    ours = runs.trained(tmp_path / "lists", train_dataset=as_lists, eval_dataset=as_lists.select(range(5)), **settings)
+    theirs = runs.trained(tmp_path / "pairs", train_dataset=pairs, eval_dataset=pairs.select(range(5)), **settings)
+    assert all(torch.equal(tensor, runs.weights(theirs)[name]) for name, tensor in runs.weights(ours).items())
+    for mine, other in zip(runs.logs(ours), runs.logs(theirs), strict=True):
+        counted = {name for name in other if "accuracies" not in name}  # where ties count one half
+        assert {name: mine[name] for name in counted} == pytest.approx(
+            {name: other[name] for name in counted}, rel=1e-5
+        )
+
+
+@pytest.mark.slow
+def test_evaluation_does_not_depend_on_batches(tmp_path):
+    data = lists((3, 2, 5, 4, 2))
+    found = []
+    for size in (1, 2, 5):
+        run = runs.trainer(tmp_path, loss_type=["sigmoid", "pl"], train_dataset=data, ref_model=tiny.model(seed=1),
+                           per_device_eval_batch_size=size)  # fmt: skip
+        found.append({name: value for name, value in run.evaluate(data).items() if "_per_" not in name})
+        found[-1].pop("eval_runtime")
+    assert "eval_rewards/top1_accuracy" in found[0]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+    data = lists((3, 2, 5, 4, 2, 3, 6, 2))
+    settings = {"train_dataset": data, "list_pairs": "2", "per_device_train_batch_size": 2, "max_steps": 6}
+    whole = runs.trained(tmp_path / "whole", **settings)
+    runs.trained(tmp_path / "parts", save_strategy="steps", save_steps=3, **settings)
+    resumed = runs.trainer(tmp_path / "parts", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    assert all(torch.equal(tensor, runs.weights(whole)[name]) for name, tensor in runs.weights(resumed).items())
+
+
+@pytest.mark.slow
+def test_an_adapter_is_its_own_reference(tmp_path):
+    from peft import LoraConfig
+
+    def trained(name, **more):
+        torch.manual_seed(0)
+        adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return runs.trained(tmp_path / name, train_dataset=lists(), peft_config=adapter, disable_dropout=True, **more)
+
+    live, stored = trained("live"), trained("store", precompute_ref_log_probs=True, ref_store=str(tmp_path / "logps"))
+    assert live.ref_model is None
+    for mine, theirs in zip(runs.logs(stored), runs.logs(live), strict=True):
+        assert mine["step"] == theirs["step"]
+        if "loss" in mine:
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_shared_prompts_feed_the_prompt_and_each_answer_once(tmp_path):
+    data = lists((5, 4), conversational=False).map(lambda row: {"prompt": "well " * 10 + row["prompt"]})
+    run = runs.trainer(tmp_path, train_dataset=data, share_prompt=True, ref_model=tiny.model(seed=1))
+    fed = []
+    run.model.get_input_embeddings().register_forward_hook(lambda module, given, out: fed.append(given[0].numel()))
+    run.pair_forward.to_verify = False
+    loss_and_gradients(run)
+    rows = [*run.train_dataset]
+    # Without the last token of each answer, which is only predicted; answers may begin alike, and prompts do.
+    most = sum(len(row["prompt_ids"]) + sum(len(ids) - 1 for ids in row["list_ids"]) for row in rows)
+    assert fed[0] <= most

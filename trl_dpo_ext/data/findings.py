@@ -56,6 +56,7 @@ NAMES = MappingProxyType(
         "answers_unscored": "completions of lists without a usable score, which are left out",
         "answers_repeated": "completions that stand twice in a list",
         "answers_contradictory": "completions that stand twice in a list, with different scores, which are left out",
+        "lists_as_pairs": "lists, which are shown by their best and worst completion",
         "template_drops": "answers in a field that the chat template does not print",
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from .. import _trl
 from ..checks.tokenizers import tokenizer_problems
 from ..data.columns import loss_columns
 from ..data.findings import ERROR, Finding, gravest_first
+from ..data.lists.pair_rows import LIST_ROW, best_and_worst, is_of_lists, shown_as_pairs
 from ..data.prepare import Kept, checked_datasets, with_fitting_tool_calls
 from ..data.tokenized import tokenized_as_trl, unprinted
 from ..data.truncation import all_dropped, prompt_lengths, without_limit
@@ -79,6 +80,10 @@ class InspectedSplit:
                 f"{label} is tokenized already, and has no texts to inspect. Load the data as it was before."
             )
         checked = checked_datasets(columns, args, tell=tell, kept=kept, **{label: self.raw})[label]
+        if is_of_lists(checked):
+            self.findings.append(shown_as_pairs(checked))
+            checked = best_and_worst(checked)
+            kept[label] = replace(kept[label], numbers=checked[LIST_ROW][:])
         problems = tokenizer_problems(tokenizer, None, args, {label: checked})
         if problems:
             raise InputError(*problems)

@@ -31,6 +31,7 @@ class WatchMixin(Trainer):
     host: _trl.Host
     mixture: LossMixture
     reference: ReferenceSource
+    of_lists: bool = False
     watch: Watch | None = None
     """Watches the run that trains, or was trained last; None without the options of watching."""
 
@@ -68,7 +69,8 @@ class WatchMixin(Trainer):
         args, policy = self.args, self.host.causal_model(self.model)
         noisy = args.use_weighting or args.weight_column or policy_is_noisy(args, policy.config)
         meant = self.mixture.needs_reference and not args.describes_reference  # for the policy's start
-        announced = announced_loss(self.mixture) if meant and not noisy else None
+        of_lists = self.of_lists and (self.mixture.reads_lists or args.list_reduction != "mean")
+        announced = announced_loss(self.mixture) if meant and not noisy and not of_lists else None
         fixed = self.mixture.needs_reference and self.reference.is_initial_policy and not self.reference.moves
         fixed = fixed and args.ld_alpha is None
         return Watch(self.host, self._gather, announced, fixed, self.reference.is_stored)  # type: ignore[attr-defined]

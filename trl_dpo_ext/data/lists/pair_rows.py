@@ -19,6 +19,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from ... import _trl
 from ...errors import InputError
 from ...forward.list_rows import LIST_IDS
+from ..findings import NOTE, Finding
 from ..rows import SIDES
 from .selection import CompletionList
 
@@ -81,6 +82,42 @@ def pair_rows(
     if not beside:
         return pairs
     return concatenate_datasets([pairs, dataset.select_columns(beside).select(rows).flatten_indices()], axis=1)
+
+
+def best_and_worst(pairs: Dataset) -> Dataset:
+    """Return one row for each list, whose sides are a best and a worst completion.
+
+    Args:
+        pairs: rows that `pair_rows` made.
+    """
+    numbers, scores = np.asarray(pairs[LIST_ROW][:]), np.asarray(pairs[LIST_SCORES][:])
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
+    stops = np.append(starts[1:], len(numbers))
+    ends = [
+        [(start + place // 2, place % 2) for place in (np.nanargmax(flat), np.nanargmin(flat))]
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+        if (flat := scores[start:stop].ravel()).size
+    ]
+    chosen = {side: [int(one[at][0]) for one in ends] for at, side in enumerate(SIDES)}
+    sides = {side: [int(one[at][1]) for one in ends] for at, side in enumerate(SIDES)}
+
+    def take(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {side: pairs[chosen[side][index]][SIDES[sides[side][index]]] for side in SIDES}
+
+    heads = pairs.select(starts)
+    return heads.map(take, with_indices=True, features=heads.features, new_fingerprint=f"ends-{pairs._fingerprint}")
+
+
+def shown_as_pairs(pairs: Dataset) -> Finding:
+    """Return the note that lists are shown by `best_and_worst`."""
+    sizes = np.unique(np.asarray(pairs[LIST_ROW][:]), return_counts=True)[1]
+    fillers = int(np.isnan(np.asarray(pairs[LIST_SCORES][:])).sum())
+    number = 2 * len(pairs) - fillers
+    sentence = (
+        f"{len(sizes)} lists with {number} completions: what is shown and counted is the best and the worst completion "
+        "of each"
+    )
+    return Finding("lists_as_pairs", NOTE, len(sizes), len(sizes), sentence, unit="lists")
 
 
 def gathered(pairs: Dataset, max_length: int | None, keeps_end: bool, name: str) -> Dataset:
