@@ -173,9 +173,9 @@ def test_wrong_maps_of_columns_are_named(columns: dict[str, str], expected: str)
         ),
         renamed.case(
             "several ranked completions per prompt",
-            "error: one row per pair",
-            {"context": "p", "completions": [{"rank": 0, "completion": "a"}]},
-            "Several completions per prompt in column 'completions' (rank in 'rank'): make one row per pair.",
+            "error with the flags",
+            {"context": "p", "responses": [{"rank": 0, "completion": "a"}]},
+            "--dataset_columns prompt=context completions=responses to train on lists.",
         ),
         renamed.case(
             "unpaired completions with a label",

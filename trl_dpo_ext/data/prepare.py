@@ -160,6 +160,8 @@ def _checked(
             tell(name, ties(len(loaded), numbers))
         columns = {**columns, **_own_reference(dataset, name, args)}
     lists = None
+    if not of_lists and (is_of_lists(dataset) or holds_lists(dataset)):
+        raise InputError(f"{name} holds lists, and this trainer was created with pairs. Create one with lists.")
     if of_lists and not is_of_lists(dataset):
         columns = without_scores(columns)
         lists = read_lists(dataset, name, args, numbers, tuple(columns))

@@ -55,9 +55,10 @@ def missing_sides(first: Mapping[str, Any]) -> str:
             return f"{found} Set --dataset_columns {_prompt(first)}{sides}."
     for name in _SEVERAL:
         if isinstance(first.get(name), list):
-            rank = next((key for key in ("rank", "score", "rating") if _in_items(first[name], key)), None)
-            ranked = f" ({rank} in {rank!r})" if rank else ""
-            return f"{found} Several completions per prompt in column {name!r}{ranked}: make one row per pair."
+            return (
+                f"{found} Several completions per prompt: set --dataset_columns {_prompt(first)}completions={name} to "
+                "train on lists. Scores, ranks, or the index of the best stand in the columns scores, ranks, or best."
+            )
     if "label" in first and ("completion" in first or "response" in first):
         return f"{found} These are unpaired preferences: TRL's KTOTrainer takes them."
     return (
@@ -69,7 +70,3 @@ def missing_sides(first: Mapping[str, Any]) -> str:
 def _prompt(first: Mapping[str, Any]) -> str:
     name = next((name for name in _PROMPTS if name in first), None)
     return "" if name in ("prompt", None) else f"prompt={name} "
-
-
-def _in_items(items: Any, key: str) -> bool:
-    return bool(items) and isinstance(items[0], Mapping) and key in items[0]
