@@ -14,6 +14,7 @@ from accelerate.utils import gather
 from transformers import EarlyStoppingCallback
 
 from . import _trl
+from .core.lists import Order
 from .core.pairs import Pairs
 from .core.registry import get_loss
 from .data.evaluation_sets import is_unwatched, watching_problems
@@ -144,8 +145,8 @@ class EvaluationMixin(DistributedTrainerMixin):
     reference: ReferenceSource
     evaluated: Evaluated | None = None
     """What the evaluation that is running has seen; None outside of one."""
-    of_lists: bool = False
-    """Whether the trainer was created with lists, and not with pairs."""
+    of_lists: frozenset[Order] = frozenset()
+    """What orders the completions of the trainer's lists; empty for pairs."""
 
     def evaluate(self, eval_dataset: Any = None, *positional: Any, **keywords: Any) -> dict[str, float]:
         """Evaluate on `eval_dataset`, or on the one given at construction; see TRL's `DPOTrainer.evaluate`."""
@@ -157,8 +158,8 @@ class EvaluationMixin(DistributedTrainerMixin):
     def _evaluate_checked(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
-        checks = (self.extra_columns, self.args)
-        eval_dataset = checked_datasets(*checks, of_lists=self.of_lists, eval_dataset=eval_dataset)["eval_dataset"]
+        given: dict[str, Any] = {"of_lists": bool(self.of_lists), "eval_dataset": eval_dataset}
+        eval_dataset = checked_datasets(self.extra_columns, self.args, **given)["eval_dataset"]
         if self.reference.is_stored:
             eval_dataset = self._with_reference(eval_dataset)
         with self.host.no_precompute():

@@ -19,13 +19,14 @@ from .checks.targets import target_problems
 from .checks.tokenizers import check_tokenizer, eos_ids
 from .config import DPOExtConfig
 from .core.columns import Column
+from .core.lists import Order
 from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
 from .data.lists.pair_rows import examples
-from .data.lists.refusals import list_run_problems, without_scores
-from .data.prepare import Kept, checked_datasets, named_parts, with_fitting_tool_calls
+from .data.lists.refusals import list_columns, list_run_problems, without_scores
+from .data.prepare import Kept, are_lists, checked_datasets, named_parts, with_fitting_tool_calls
 from .data.streams import StreamReport
 from .distributed.launch import check_launch
 from .errors import InputError
@@ -69,8 +70,8 @@ class RunSpec:
     """The tokenizer or processor; None for the one of an adapter's base model, which TRL loads."""
     preparation: DatasetPreparation
     """Holds the datasets that are tokenized already."""
-    of_lists: bool = False
-    """Whether the data are lists, and not pairs."""
+    of_lists: frozenset[Order] = frozenset()
+    """What orders the completions of its lists; empty for pairs."""
 
     @classmethod
     def build(
@@ -93,7 +94,8 @@ class RunSpec:
             InputError: listing every problem of launch, machine, options, data, tokenizer, model and reference.
         """
         mixture = args.loss_mixture()
-        columns = loss_columns(args, mixture)
+        datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        columns = (list_columns if are_lists(args, datasets) else loss_columns)(args, mixture)
         pair_forward = PairForward(args.share_prompt, args.padding_free, args.verify_share_prompt)
         problems = evaluation_problems(args, eval_dataset, is_loaded=train_dataset is not None)
         with _collecting(problems):
@@ -102,11 +104,10 @@ class RunSpec:
         if args.precompute_ref_log_probs and args.ref_store:
             with _collecting(problems):
                 check_folder(Path(args.ref_store))
-        datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         kept: dict[str, Kept] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, kept=kept, **datasets)
-        orders = {each.order for each in kept.values() if each.order}
+        orders: frozenset[Order] = frozenset(each.order for each in kept.values() if each.order)
         problems += list_run_problems(args, mixture, orders, compute_metrics is not None) if kept else []
         columns = without_scores(columns) if orders else columns
         problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)
@@ -153,9 +154,7 @@ class RunSpec:
         if tokenizes and processing_class is not None:
             preparation.prepare_early(datasets, processing_class, args)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
-        return cls(
-            policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation, bool(orders)
-        )
+        return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation, orders)
 
 
 def _reference(

@@ -14,7 +14,7 @@ from .config import DPOExtConfig, explain_trainer_arguments
 from .core.columns import Column
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
-from .data.columns import loss_columns, token_column_problems
+from .data.columns import token_column_problems
 from .data.lists.collator import as_pairs
 from .data.positions import position_problems
 from .data.prepare import named_parts
@@ -165,6 +165,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
             options["loss_type"] = [options["loss_type"]]
         with _trl.temporarily(self.args, **options):  # not kept if anything is wrong
             mixture = self.args.loss_mixture()
+            columns = self.columns_of(mixture)
             missing = mixture.needs.of_reference & ~self.reference.settings.needs
             if missing:
                 raise InputError(
@@ -173,7 +174,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
                 )
         for name, value in options.items():
             setattr(self.args, name, value)
-        self.mixture, self.extra_columns = mixture, loss_columns(self.args, mixture)
+        self.mixture, self.extra_columns = mixture, columns
 
     def describe_reference(self) -> str:
         """Describe where the reference log-probs come from, in a few words."""

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
-from ..core.columns import Column
+from ..core.columns import SCORE_COLUMNS, Column
 from ..core.lists import Order
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
@@ -72,8 +72,7 @@ def checked_datasets(
     problems: list[str] = []
     of_each: dict[str, Kept] = {} if kept is None else kept
     if of_lists is None:
-        parts = named_parts(datasets).values()
-        of_lists = args.gather_lists or any(is_of_lists(part) or holds_lists(part) for part in parts)
+        of_lists = are_lists(args, datasets)
 
     def checked(dataset: Any, name: str) -> Any:
         try:
@@ -96,6 +95,23 @@ def checked_datasets(
     if problems:
         raise InputError(*problems)
     return prepared
+
+
+def are_lists(args: Any, datasets: Mapping[str, Any]) -> bool:
+    """Whether a run trains on lists: if one of its datasets holds some, or pairs are to be gathered."""
+    mapping, parts = args.dataset_columns or {}, named_parts(datasets).values()
+    return args.gather_lists or any(is_of_lists(part) or holds_lists(_first_mapped(part, mapping)) for part in parts)
+
+
+def _first_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
+    """The first row of a dataset as a dataset, under our names; empty where that fails, which is told later."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return []
+    first = dataset.select(range(min(len(dataset), 1))) if isinstance(dataset, Dataset) else dataset.take(1)
+    try:
+        return map_columns(first, "", mapping)
+    except InputError:
+        return []
 
 
 def named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +179,8 @@ def _checked(
     if not of_lists and (is_of_lists(dataset) or holds_lists(dataset)):
         raise InputError(f"{name} holds lists, and this trainer was created with pairs. Create one with lists.")
     if of_lists and not is_of_lists(dataset):
-        columns = without_scores(columns)
-        lists = read_lists(dataset, name, args, numbers, tuple(columns))
+        scores, columns = columns.get(next(iter(SCORE_COLUMNS))), without_scores(columns)
+        lists = read_lists(dataset, name, args, numbers, tuple(columns), scores)
         for finding in lists.findings:
             tell(name, finding)
         dataset, numbers = lists.rows, lists.rows[LIST_ROW][:]

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _trl
+from ..core.columns import Column
 from ..core.list_pairs import parse_list_pairs
 from ..core.lists import Lists
-from ..data.columns import ColumnCollator
+from ..core.mixture import LossMixture
+from ..data.columns import ColumnCollator, loss_columns
 from ..data.lists.collator import ListCollator
 from ..data.lists.pair_rows import LIST_ROW, LIST_SCORES
+from ..data.lists.refusals import list_columns, list_run_problems, without_scores
 from ..distributed.eval_padding import EvalPadding
 from ..errors import InputError
 from ..evaluation import BatchCounts, EvaluationMixin
@@ -38,6 +41,19 @@ class ListMixin(EvaluationMixin):
         """The collator of the trainer, wrapped so that batches hold lists and the columns that losses read."""
         collator = ListCollator(self.data_collator) if self.of_lists else self.data_collator
         return ColumnCollator(collator, self.extra_columns) if self.extra_columns else collator
+
+    def columns_of(self, mixture: LossMixture) -> dict[str, Column]:
+        """The dataset columns that losses read of the trainer's data.
+
+        Raises:
+            InputError: the trainer has lists, and the losses cannot train on them.
+        """
+        if not self.of_lists:
+            return loss_columns(self.args, mixture)
+        problems = list_run_problems(self.args, mixture, self.of_lists, self.compute_metrics is not None)
+        if problems:
+            raise InputError(*problems)
+        return without_scores(list_columns(self.args, mixture))
 
     def list_loss(self, outputs: ForwardOutputs, batch: PairBatch, padding: EvalPadding) -> torch.Tensor | float:
         """The mixture's loss on a batch of lists, a scalar; it is logged."""

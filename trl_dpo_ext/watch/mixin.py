@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer
 
 from .. import _trl
+from ..core.lists import Order
 from ..core.mixture import LossMixture
 from ..core.pairs import Pairs
 from ..distributed.eval_padding import EvalPadding
@@ -31,7 +32,7 @@ class WatchMixin(Trainer):
     host: _trl.Host
     mixture: LossMixture
     reference: ReferenceSource
-    of_lists: bool = False
+    of_lists: frozenset[Order] = frozenset()
     watch: Watch | None = None
     """Watches the run that trains, or was trained last; None without the options of watching."""
 

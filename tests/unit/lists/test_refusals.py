@@ -19,6 +19,7 @@ REFUSED = {
     "tokens of the batch": ({"loss_type": ["sigmoid", "sft"]}, "it averages over the tokens"),
     "column of pairs": ({"loss_type": "sppo"}, "cannot train on lists"),
     "sizes of ranks": ({"loss_type": "margin", "train_dataset": RANKED}, "it needs scores, and the data has only ranks"),
+    "bounds": ({"loss_type": "lipo:scale=1.0"}, "scores must be <= 1 .*; wrong in 4 of 4 rows"),
     "weighting": ({"use_weighting": True}, "use_weighting=True cannot be used with lists yet"),
     "ld_alpha": ({"ld_alpha": 0.5}, "ld_alpha=0.5 cannot be used with lists yet"),
     "metrics": ({"compute_metrics": len}, "compute_metrics cannot be used with lists yet"),

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from ... import _trl
+from ...core.columns import Column
 from ...core.lists import Order
 from ...errors import InputError
 from ..findings import WARNING, Finding
@@ -36,10 +37,8 @@ class ListData:
 
 def holds_lists(dataset: Any) -> bool:
     """Whether the rows of a dataset are lists to train on, and not pairs."""
-    if _trl.is_tokenized(dataset):
-        return False
-    first = next(iter(dataset), None) if hasattr(dataset, "__iter__") else None
-    if not isinstance(first, Mapping):
+    first = next(iter(dataset), None)
+    if _trl.is_tokenized(dataset) or not isinstance(first, Mapping):
         return False
     layout = list_layout(first)
     if layout is None or (set(SIDES) <= set(first) and "rejected" not in layout.columns):
@@ -47,7 +46,9 @@ def holds_lists(dataset: Any) -> bool:
     return layout.completion != "completion" or layout.read is not None or bool(set(SINGLE) & set(first))
 
 
-def read_lists(dataset: Any, name: str, args: Any, numbers: Sequence[int], columns: Sequence[str]) -> ListData:
+def read_lists(
+    dataset: Any, name: str, args: Any, numbers: Sequence[int], columns: Sequence[str], scores: Column | None = None
+) -> ListData:
     """Read a dataset as lists; rows of pairs become lists of two, or are gathered with `gather_lists`.
 
     Args:
@@ -56,6 +57,7 @@ def read_lists(dataset: Any, name: str, args: Any, numbers: Sequence[int], colum
         args: the run's configuration.
         numbers: the number that messages give each row.
         columns: that losses read besides.
+        scores: what the scores may hold; None if no loss reads them.
 
     Raises:
         InputError: listing what is wrong.
@@ -79,7 +81,8 @@ def read_lists(dataset: Any, name: str, args: Any, numbers: Sequence[int], colum
         used = ("prompt", *SIDES)
     if wrong:
         found.append(_contradicting(len(dataset), [numbers[row] for row in wrong]))
-    selection = ListSelection(read, name, numbers, args.max_completions, args.data_seed or args.seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    selection = ListSelection(read, name, numbers, args.max_completions, seed, scores)
     rows = pair_rows(selection.lists, dataset, numbers, [*_BESIDE, *columns])
     read_columns = tuple(column for column in used if column in dataset.column_names)
     return ListData(rows, [*found, *selection.findings()], selection.order, read_columns)

@@ -10,6 +10,7 @@ from ...core.columns import COLUMNS_OF_SCORES, Column
 from ...core.list_terms import list_problems
 from ...core.lists import ORDERS, Order
 from ...core.mixture import LossMixture
+from ..columns import loss_columns
 from ..config import DataOptions
 
 _LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
@@ -32,7 +33,7 @@ def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[Order]
             "pairs that share a prompt."
             for name in changed
         ]
-    weakest = next(order for order in ORDERS if order in orders)
+    weakest: Order = next(order for order in ORDERS if order in orders)
     problems = list_problems(mixture, weakest)
     unpaired = all(term.variant.reads == "lists" for term in mixture.terms)
     if unpaired and mixture.terms:
@@ -60,6 +61,13 @@ def _unsupported(args: Any, computes_metrics: bool) -> list[tuple[str, Any, str]
         (f"ld_alpha={args.ld_alpha}", args.ld_alpha is not None, "it compares the lengths of the two sides of a pair"),
         ("compute_metrics", computes_metrics, "it is given the logits of pairs"),
     ]
+
+
+def list_columns(args: Any, mixture: LossMixture) -> dict[str, Column]:
+    """The dataset columns that a run's losses read of lists: no columns of pairs but those that scores fill."""
+    lists = {name for term in mixture.terms if term.variant.reads == "lists" for name in term.columns}
+    lists |= {*COLUMNS_OF_SCORES, args.weight_column}
+    return {name: column for name, column in loss_columns(args, mixture).items() if name in lists}
 
 
 def without_scores(columns: Mapping[str, Column]) -> dict[str, Column]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...core.columns import Column
 from ...core.lists import ORDERS, Order
 from ...errors import InputError
 from ..findings import EVERY_ROW, NOTE, WARNING, Finding
@@ -43,6 +44,7 @@ class ListSelection:
         numbers: the number that messages give each of its rows.
         most: completions of a list that are kept, at most; None keeps all.
         seed: draws the completions that are kept besides the best and the worst one.
+        bounds: what scores may hold; None if no loss reads them.
 
     Raises:
         InputError: listing what is wrong with the rows, or that no list is left.
@@ -53,6 +55,7 @@ class ListSelection:
     numbers: Sequence[int] = EVERY_ROW
     most: int | None = None
     seed: int = 0
+    bounds: Column | None = None
     lists: list[CompletionList] = field(default_factory=list)
     found: dict[str, list[int]] = field(default_factory=dict)
     """By what happened to a list: the places of their rows."""
@@ -76,7 +79,8 @@ class ListSelection:
     @property
     def order(self) -> Order:
         """What orders the completions."""
-        return next(iter(self.read.orders), "scores")
+        orders: list[Order] = [*self.read.orders]
+        return orders[0] if orders else "scores"
 
     def findings(self) -> list[Finding]:
         """Return what was left out, and why."""
@@ -110,6 +114,7 @@ class ListSelection:
         if self.order == "ranks" and not _is_order(one.scores):
             self._note(_NO_ORDER, one.row)
             return None
+        self._check_bounds(one)
         known = [place for place, score in enumerate(one.scores) if np.isfinite(score)]
         self._note(_UNSCORED, one.row, len(one.scores) - len(known))
         places = self._different(one, known)
@@ -126,6 +131,14 @@ class ListSelection:
         return CompletionList(
             one.row, one.prompt, [one.completions[at] for at in places], [one.scores[at] for at in places]
         )
+
+    def _check_bounds(self, one: CompletionList) -> None:
+        if self.order != "scores" or self.bounds is None:
+            return
+        broken = filter(None, (self.bounds.broken_bound(score) for score in one.scores if np.isfinite(score)))
+        bound = next(broken, None)
+        if bound is not None:
+            self._note(f"scores must be {bound} ({self.bounds.help.rstrip('.')})", one.row)
 
     def _different(self, one: CompletionList, known: list[int]) -> list[int]:
         """Of completions that are the same, one; none, if they have different scores."""
@@ -150,10 +163,11 @@ class ListSelection:
 
     def _problems(self) -> list[str]:
         total = len(self.read.prompts)
+        problems = _PROBLEMS | {words: "Scale them." for words in self.found if words.startswith("scores must be ")}
         return [
             f"{self.name}: {words}; wrong in {len(set(rows))} of {total} rows, first in row "
             f"{self.numbers[min(rows)]}. {remedy}"
-            for words, remedy in _PROBLEMS.items()
+            for words, remedy in problems.items()
             if (rows := self.found.get(words))
         ]
 
