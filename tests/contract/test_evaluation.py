@@ -112,6 +112,18 @@ def test_metrics_of_pairs_go_through_the_accelerators_gather(run: Recorded, batc
         assert cut[name] == pytest.approx(alone[name], abs=rounding(60)), moved("TRL", "accelerator.gather", METRICS)
 
 
+def test_the_number_of_tokens_adds_up_what_training_batches_attend_to(run: Recorded, batch: dict) -> None:
+    run.model.train()
+    before = run._total_train_tokens
+    run.compute_loss(run.model, batch)
+    fed = int(batch["attention_mask"].sum()) // run._tp_size
+    counted = run._metrics["train"].pop("num_tokens")
+    assert counted == [run._total_train_tokens] == [before + fed], moved("TRL", "_total_train_tokens", METRICS)
+    _trl.Host(run).uncount_tokens(fed)
+    assert run._metrics["train"].pop("num_tokens") == [before]
+    run.model.eval()
+
+
 def test_metrics_of_tokens_are_sums_over_the_completion_mask_alone(run: Recorded, batch: dict) -> None:
     """Rows that are masked after the model has seen their labels are not counted."""
     recorder = _trl.Recorder(run.model, labels=_trl.labels_of(batch))

@@ -105,7 +105,7 @@ def best_and_worst(pairs: Dataset) -> Dataset:
         return {side: pairs[chosen[side][index]][SIDES[sides[side][index]]] for side in SIDES}
 
     heads = pairs.select(starts)
-    return heads.map(take, with_indices=True, features=heads.features, new_fingerprint=f"ends-{pairs._fingerprint}")
+    return heads.map(take, with_indices=True, features=heads.features)
 
 
 def shown_as_pairs(pairs: Dataset) -> Finding:
