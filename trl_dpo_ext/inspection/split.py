@@ -149,7 +149,7 @@ def _error(problem: str) -> Finding:
 
 def _of_kept(finding: Finding, kept: set[int], total: int) -> Finding | None:
     """A finding of the loaded rows, without those that were dropped."""
-    if finding.name in ("torn", "ties"):
+    if finding.name in ("torn", "ties", "lists_left_out"):
         return finding
     left = [row for row in finding.rows if row in kept]
     if finding.rows and not left:

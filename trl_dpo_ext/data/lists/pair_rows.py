@@ -93,16 +93,15 @@ def best_and_worst(pairs: Dataset) -> Dataset:
     numbers, scores = np.asarray(pairs[LIST_ROW][:]), np.asarray(pairs[LIST_SCORES][:])
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
     stops = np.append(starts[1:], len(numbers))
-    ends = [
-        [(start + place // 2, place % 2) for place in (np.nanargmax(flat), np.nanargmin(flat))]
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-        if (flat := scores[start:stop].ravel()).size
-    ]
-    chosen = {side: [int(one[at][0]) for one in ends] for at, side in enumerate(SIDES)}
-    sides = {side: [int(one[at][1]) for one in ends] for at, side in enumerate(SIDES)}
+    ends = []
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        flat = scores[start:stop].ravel()
+        ends.append([(start + place // 2, place % 2) for place in (np.nanargmax(flat), np.nanargmin(flat))])
 
-    def take(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return {side: pairs[chosen[side][index]][SIDES[sides[side][index]]] for side in SIDES}
+    def take(_: dict[str, Any], index: int) -> dict[str, Any]:
+        found = [(pairs[int(row)], int(at)) for row, at in ends[index]]
+        texts = {side: row[SIDES[at]] for side, (row, at) in zip(SIDES, found, strict=True)}
+        return {**texts, LIST_SCORES: [row[LIST_SCORES][at] for row, at in found]}
 
     heads = pairs.select(starts)
     return heads.map(take, with_indices=True, features=heads.features)
