@@ -12,7 +12,7 @@ from tests.browser.chromium import Chromium
 from tests.browser.test_inspect_page import SHOWN, WIDTHS, choose, count
 from tests.support.list_page import SPECIAL, made_list_page, rows_of, scored_lists
 from tests.support.scored_page import NASTY, RIGHT_TO_LEFT
-from trl_dpo_ext.scoring.ranking.agreement import Agreement
+from trl_dpo_ext.data.lists.agreement import Agreement
 
 pytestmark = pytest.mark.browser
 NUMBER = 300

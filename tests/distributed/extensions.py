@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(sys.prefix) / "torch_extensions"
 VARIABLES = {
@@ -25,8 +26,9 @@ def main() -> None:
 
     for lock in FOLDER.glob("*/lock"):
         lock.unlink()
+    accelerator: Any = get_accelerator()
     for builder in ("ShareMemCommBuilder", "CPUAdamBuilder"):
-        get_accelerator().create_op_builder(builder).load()
+        accelerator.create_op_builder(builder).load()
 
 
 if __name__ == "__main__":

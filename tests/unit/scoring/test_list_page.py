@@ -10,7 +10,7 @@ import pytest
 from tests.support.list_page import SPECIAL, made_list_page, rows_of, scored_lists
 from tests.support.parsed_page import ParsedPage
 from tests.support.scored_page import NASTY, RIGHT_TO_LEFT
-from trl_dpo_ext.scoring.ranking.agreement import Agreement
+from trl_dpo_ext.data.lists.agreement import Agreement
 from trl_dpo_ext.scoring.ranking.groups import ranking_summary
 
 

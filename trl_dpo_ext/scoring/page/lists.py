@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ... import pages
+from ...data.lists.agreement import Agreement, best_first
+from ...data.lists.layouts import Completions
 from ...inspection.row_view import even_sample
 from ...inspection.terminal_rows import visible
 from ...pages import Markup, element
 from ..column_values import labels
-from ..ranking.agreement import Agreement, best_first
 from ..ranking.groups import GroupScores
-from ..ranking.layouts import Completions
 from ..ranking.words import ranking_facts
 from ..rewardbench.words import best_of_facts
 from ..terminal import header_facts
