@@ -15,7 +15,7 @@ TOPICS = {
     "Losses": ("core/", "losses/"),
     "Models, tokenizers, and the machine": ("checks/", "trainer", "preflight", "first_step", "evaluation", "__init__"),
     "Adapters": ("policy/",),
-    "Data": ("data/", "inspection/"),
+    "Data": ("data/", "inspection/", "lists/"),
     "References and the store": ("reference/",),
     "Shared prompts and attention": ("forward/", "_trl/"),
     "Distributed training and checkpoints": ("distributed/",),

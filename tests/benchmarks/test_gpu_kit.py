@@ -234,6 +234,7 @@ def test_an_error_outside_of_cells_ends_its_stage_and_is_written(tmp_path, monke
     assert results.results(tmp_path)["losses"]["header"]["ended"] == "ended by ImportError: no module named trl"
 
 
+@pytest.mark.slow
 def test_a_stage_runs_as_a_process_from_any_folder(tmp_path) -> None:
     command = [
         sys.executable,

@@ -24,6 +24,7 @@ def train(folder: Path, processes: int, rows: int = 8, function: str = "train", 
     )
 
 
+@pytest.mark.slow
 def test_two_processes_of_ours_equal_two_of_trl_bit_for_bit(tmp_path) -> None:
     settings = {"per_device_train_batch_size": 2, "gradient_checkpointing": False, **MPO}
     ours = train(tmp_path / "both", 2, function="train_both", **settings)

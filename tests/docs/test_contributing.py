@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from tests.architecture import rooms
 from tests.support.golden_run import written_vectors
 from trl_dpo_ext import preflight
@@ -63,6 +65,7 @@ def test_the_modules_that_are_run_exist() -> None:
         assert importlib.util.find_spec(module) is not None, module
 
 
+@pytest.mark.slow
 def test_the_oracle_writes_the_vectors_that_are_in_the_repository(tmp_path_factory) -> None:
     assert written_vectors(tmp_path_factory) == (ROOT / "tests" / "golden" / "vectors.json").read_bytes()
 

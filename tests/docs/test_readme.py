@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -31,6 +32,7 @@ def test_a_functional_example_says_what_it_prints() -> None:
     assert any(len(re.findall(r"^.+?  # (?:-> |tensor)", example, flags=re.MULTILINE)) >= 2 for example in examples)
 
 
+@pytest.mark.slow
 def test_a_variant_of_your_own_is_a_flag_in_help_and_in_the_list() -> None:
     example = blocks("python", "def clipped(")[0]
     use = """

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.scored import side
+from trl_dpo_ext.data.lists import layouts
 from trl_dpo_ext.data.lists.groups import Groups
-from trl_dpo_ext.scoring.ranking import layouts
 from trl_dpo_ext.scoring.ranking.groups import GroupScores, ranking_columns, ranking_summary
 from trl_dpo_ext.scoring.rewardbench import tokens
 

@@ -292,6 +292,7 @@ for argv in (["estimate", "--model_name_or_path", "model"], ["store", "store"], 
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_mistakes_prints_no_warning(tmp_path: Path) -> None:
     model = tiny.model()
     model.config.bos_token_id = model.generation_config.bos_token_id = None  # as in its tokenizer

@@ -15,14 +15,17 @@ REFUSED = [
     refused.case(
         "several answers on one side",
         "error: one row per pair",
-        [TEXTS | {"chosen": ["yes", "yes please"], "rejected": ["no"]}],
-        "chosen is a list of several answers; wrong in 1 of 1 rows, first in row 0 (2 answers there). Give one row per",
+        [
+            TEXTS | {"chosen": ["yes"], "rejected": ["no"]},
+            TEXTS | {"chosen": ["yes", "yes please"], "rejected": ["no"]},
+        ],
+        "chosen is a list of several answers; wrong in 1 of 2 rows, first in row 1 (2 answers there). Give one row per",
     ),
     refused.case(
         "several conversations on one side",
         "error: one row per pair",
-        [{**ROW, "rejected": [[NO], [NO], [NO]]}],
-        "rejected is a list of several answers; wrong in 1 of 1 rows, first in row 0 (3 answers there)",
+        [ROW, {**ROW, "rejected": [[NO], [NO], [NO]]}],
+        "rejected is a list of several answers; wrong in 1 of 2 rows, first in row 1 (3 answers there)",
     ),
     refused.case(
         "a text prompt that is None in some rows",

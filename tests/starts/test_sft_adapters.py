@@ -112,6 +112,7 @@ def test_a_new_adapter_on_merged_weights_is_saved_with_its_base(tmp_path, sft: S
         pytest.param(["default", "ref_2"], {}, id="default"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_an_adapter_of_any_name_is_trained_further(tmp_path, sft: Sft, names: list[str], settings) -> None:
     run = started(tmp_path, sft.peft_model(*names), sft.logits(), **settings, **ONCE)
     active = run.model.active_adapter
@@ -239,6 +240,7 @@ def test_the_estimate_counts_a_saved_adapter(tmp_path, sft: Sft, capsys) -> None
     assert "asks for a new one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_precompute_fills_the_store_that_train_reads(tmp_path, sft: Sft, capsys) -> None:
     given = [*flags(tmp_path, sft), "--ref_store", str(tmp_path / "store")]
     for more in ([], ["--ref_model_name_or_path", sft.base]):  # which does not load the policy

@@ -260,6 +260,7 @@ def test_a_hyperparameter_of_an_installed_plug_in_is_an_option_too(tmp_path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_the_generated_source_is_written_without_itself_and_without_plug_ins(tmp_path) -> None:
     install_plugin(tmp_path)
     code = """

@@ -29,9 +29,9 @@ def _problems(flag: str, file: str) -> list[str]:
     if path.is_dir():
         return [f"--{flag} {file}: this is a folder; name a file."]
     if not path.parent.is_dir():
-        return [f"--{flag} {file}: the folder {path.parent} does not exist."]
+        return [f"--{flag} {file}: the folder {path.parent} does not exist. Create it, or name another file."]
     if path.exists():
-        return [] if os.access(path, os.W_OK) else [f"--{flag} {file}: the file cannot be written."]
+        return [] if os.access(path, os.W_OK) else [f"--{flag} {file}: the file cannot be written. Name another file."]
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             return []
@@ -60,7 +60,7 @@ def write_json(file: str, text: str) -> None:
     """Write JSON, as `write_output` does, in ASCII where standard output takes nothing else.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written. Name another file.
     """
     if file == "-" and not is_unicode(getattr(sys.stdout, "encoding", None)):
         text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)

@@ -54,16 +54,19 @@ def _value(term: Term, batch: dict[str, list[float]]) -> float:
 def _value_of_lists(term: Term, batch: dict[str, list[float]]) -> float:
     """The value of the batch's answers as lists: of four in the first batch, of two in the second."""
     sizes = (4,) if batch is _BATCHES[0] else (2, 2)
-    lists = _at_the_reference([*batch["chosen"], *batch["rejected"]], [(1.0, 0.6, 0.3, 0.2)[:size] for size in sizes])
+    lists = _at_the_reference(
+        [*batch["chosen"], *batch["rejected"]], 4, [(1.0, 0.6, 0.3, 0.2)[:size] for size in sizes]
+    )
     return float(term.loss(lists, **term.hyper).mean())
 
 
-def _at_the_reference(logps: Sequence[float], scores: Sequence[Sequence[float]]) -> Lists:
+def _at_the_reference(logps: Sequence[float], lengths: int, scores: Sequence[Sequence[float]]) -> Lists:
+    """Lists of such log-probs, with so many different lengths."""
     values = torch.tensor(logps, dtype=torch.float64)
     return Lists.from_logps(
         logps=values,
         ref_logps=values,
-        lengths=[1 + place % 4 for place in range(len(logps))],
+        lengths=[1 + place % lengths for place in range(len(logps))],
         prompt=[place for place, own in enumerate(scores) for _ in own],
         scores=torch.tensor([score for own in scores for score in own], dtype=torch.float64),
     )
@@ -89,10 +92,10 @@ def expected_loss_of_lists(
     if mixture.host_names or mixture.reference_free or mixture.needs & ~served:
         return None
     count = sum(map(len, scores))
-    drawn = ([-3.0 - 7.0 * (k % 5) for k in range(count)], [-50.0 - 11.0 * (k % 3) for k in range(count)])
+    drawn = (([-3.0 - 7.0 * (k % 5) for k in range(count)], 4), ([-50.0 - 11.0 * (k % 3) for k in range(count)], 3))
     values = [
-        float(mixture.on_lists(_at_the_reference(logps, scores), which, generator=torch.Generator())[0])
-        for logps in drawn
+        float(mixture.on_lists(_at_the_reference(*each, scores), which, generator=torch.Generator())[0])
+        for each in drawn
     ]
     return values[0] if abs(values[0] - values[1]) < 1e-9 * max(1.0, abs(values[0])) else None
 

@@ -68,7 +68,7 @@ class DatasetPreparation:
             prepare: TRL's `_prepare_dataset`.
             dataset, processing_class, args, name: its arguments.
         """
-        if LIST_IDS in _trl.column_names(dataset):
+        if isinstance(dataset, Dataset) and LIST_IDS in dataset.column_names:
             return dataset
         for known, under, result in self._early:
             if known is dataset and under is args:

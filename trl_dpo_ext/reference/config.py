@@ -183,7 +183,9 @@ def _correction_problems(args: Any) -> list[str]:
             "it."
         )
     if pairs < FEWEST_PAIRS:
-        problems.append(f"ref_correction_rank={rank} needs ref_correction_pairs >= {FEWEST_PAIRS}; got {pairs}.")
+        problems.append(
+            f"ref_correction_rank={rank} needs pairs to fit it to: set ref_correction_pairs to {FEWEST_PAIRS} or more; got {pairs}."
+        )
     return problems
 
 

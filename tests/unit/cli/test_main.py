@@ -52,6 +52,7 @@ def test_losses_of_an_unknown_name_is_an_error(capsys) -> None:
     assert "Did you mean 'dpop'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_listing_losses_does_not_import_trl() -> None:
     code = "import sys, trl_dpo_ext.cli.main as c; c.main(['losses']); print('trl' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})

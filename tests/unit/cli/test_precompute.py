@@ -104,6 +104,7 @@ def sorted_logps(loaded):
     return [float(x) for row in order for x in loaded.flat[loaded.offsets[row] : loaded.offsets[row + 1]]]
 
 
+@pytest.mark.slow
 def test_a_store_filled_by_the_command_serves_the_training_command(tmp_path, capsys):
     data = pairs_file(tmp_path, pairs=6)
     assert cli.main(["precompute", *arguments(tmp_path, data)]) == 0
@@ -117,6 +118,7 @@ def test_a_store_filled_by_the_command_serves_the_training_command(tmp_path, cap
     assert counts(capsys.readouterr().out) == (found, 0)
 
 
+@pytest.mark.slow
 def test_a_described_reference_is_stored_without_the_policy_and_read_beside_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     data = pairs_file(tmp_path, pairs=6)

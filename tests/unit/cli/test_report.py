@@ -42,7 +42,7 @@ def test_a_folder_without_a_run_is_named_and_the_others_are_shown(
     assert main(["report", str(write_run(tmp_path / "a")), str(tmp_path / "none")]) == 0
     shown = capsys.readouterr()
     assert "training, loss" in shown.out
-    assert f"{tmp_path / 'none'} is no folder" in shown.err
+    assert f"{tmp_path / 'none'} is not a folder" in shown.err
 
 
 def test_without_any_run_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_without_any_run_nothing_is_written(tmp_path: Path, capsys: pytest.Captu
     assert main(["report", str(tmp_path), str(tmp_path / "none"), "--html", str(page)]) == 2
     said = capsys.readouterr().err
     assert "trainer_state.json" in said
-    assert "is no folder" in said
+    assert "is not a folder" in said
     assert not page.exists()
 
 
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_read(
         ".": "this is a folder",
         "none/a": "does not exist",
         "file/a": "does not exist",
-        "a": "no run is no folder",
+        "a": "no run is not a folder",
     }
     for name, words in cases.items():
         assert main(["report", str(tmp_path / "no run"), f"--{flag}", str(tmp_path / name)]) == 2

@@ -42,6 +42,7 @@ def test_the_command_trains_saves_and_says_what_it_does(tmp_path, capsys) -> Non
     assert (tmp_path / "run.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_auto_starts_a_run_and_goes_on_with_it_from_its_newest_complete_checkpoint(tmp_path, capsys) -> None:
     keys = {
         "model_name_or_path": tiny.saved_model(str(tmp_path / "model")),

@@ -46,6 +46,7 @@ def command(inputs: Path, out: Path, **keys: Any) -> list[str]:
 STOPS = {"eval_strategy": "steps", "eval_steps": 2, "stop_on": "chosen_falls", "watch_prompts": 0, "save_steps": 50}
 
 
+@pytest.mark.slow
 def test_the_status_is_three_and_the_last_line_names_the_alarm(inputs: Path, tmp_path: Path, capsys) -> None:
     assert cli.main(command(inputs, tmp_path, **STOPS)) == 3
     *_, saved, last = capsys.readouterr().out.splitlines()

@@ -362,14 +362,14 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_a_shared_hyperparameter_has_no_second_default():
-    with pytest.raises(ValueError, match=r"^loss_type 'sigmoid' needs beta\.$"):
+    with pytest.raises(ValueError, match=r"^loss_type 'sigmoid' needs beta\. Pass it by keyword\.$"):
         get_loss("sigmoid")(make_pairs(PUBLISHED))
 
 
 def test_an_unknown_hyperparameter_is_named_with_those_there_are():
     with pytest.raises(ValueError, match="has no hyperparameter") as error:
         get_loss("dpop")(make_pairs(PUBLISHED), beta=0.1, lam=5.0)
-    assert str(error.value) == "loss_type 'dpop' has no hyperparameter 'lam'; it has beta, dpop_lambda."
+    assert str(error.value) == "loss_type 'dpop' has no hyperparameter 'lam'; it has beta, dpop_lambda. Remove it."
 
 
 def test_two_words_for_one_margin_exclude_one_another():

@@ -142,6 +142,7 @@ def datasets_with_columns(draw: Any) -> Dataset:
 
 @many
 @given(dataset=datasets_with_columns(), at_once=st.integers(1, 5))
+@pytest.mark.slow
 def test_any_data_gets_the_report_of_a_plain_loop(dataset: Dataset, at_once: int) -> None:
     problems, identical = plain_loop(list(dataset), COLUMNS)
     with mock.patch.object(batches, "_ROWS_AT_ONCE", at_once):

@@ -128,6 +128,7 @@ def flex_model(case: str) -> Any:
     return model.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_new_widths_need_no_new_kernels(limit: int) -> None:
     model = flex_model("gemma3")  # layers of two kinds
     for pairs in (2, 6):

@@ -67,6 +67,7 @@ def test_the_oracle_reproduces_every_published_number():
     assert cases.disagreements() == []
 
 
+@pytest.mark.slow
 def test_the_golden_file_is_what_the_oracle_writes(tmp_path_factory):
     assert json.loads(written_vectors(tmp_path_factory)) == GOLDEN, "run `python -m tests.golden.cases`"
 

@@ -25,6 +25,7 @@ from trl_dpo_ext.reference.store.store import Store
 from trl_dpo_ext.reference.store.table import MissingSequenceError
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_do_not_disturb_each_other(tmp_path) -> None:
     """They also race to create the store, and two of them write the same sequences."""
     folder = tmp_path / "refs"

@@ -91,6 +91,7 @@ def test_parts_are_cut_by_time_and_by_tokens(tmp_path) -> None:
         assert writer.written == 2
 
 
+@pytest.mark.slow
 def test_a_long_pass_leaves_few_parts(tmp_path) -> None:
     store = filled(tmp_path / "refs", range(1000), sequences=2)
     assert len(list((tmp_path / "refs" / "parts").iterdir())) < 40

@@ -25,6 +25,7 @@ from trl_dpo_ext.reference.store.table import MissingSequenceError
 
 
 @pytest.mark.filterwarnings("ignore:.*is corrupt")
+@pytest.mark.slow
 def test_no_flipped_byte_gets_through(tmp_path) -> None:
     """At every offset of a small part, and some of a larger one: found, or without any effect on what is read."""
     for count, step in ((3, 1), (400, 53)):

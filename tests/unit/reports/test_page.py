@@ -103,7 +103,7 @@ def test_runs_on_other_evaluation_data_are_marked_everywhere(tmp_path: Path) -> 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     text = made(write_run(tmp_path / "a"), tmp_path / "none", write_run(tmp_path / "b"))
-    assert "none is no folder" in text
+    assert "none is not a folder" in text
     assert "3 runs" in text
 
 

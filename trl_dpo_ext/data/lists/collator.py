@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from ... import _trl
 from ...forward.list_rows import LIST_BATCH, LIST_IDS
@@ -58,7 +59,7 @@ def _pairs(example: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def as_pairs(dataset: Any) -> Any:
     """Return tokenized lists as tokenized pairs, which hold each completion at least once."""
-    if LIST_IDS not in _trl.column_names(dataset):
+    if not isinstance(dataset, Dataset) or LIST_IDS not in dataset.column_names:
         return dataset
 
     def flat(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -42,7 +42,7 @@ def places_in_pairs(completions: int) -> list[tuple[int, int]]:
 
 def is_of_lists(dataset: Any) -> bool:
     """Whether a dataset has rows of lists, as `pair_rows` or `gathered` made them."""
-    return LIST_ROW in _trl.column_names(dataset)
+    return isinstance(dataset, Dataset) and LIST_ROW in dataset.column_names
 
 
 def examples(dataset: Any) -> Any:
@@ -77,7 +77,9 @@ def pair_rows(
     try:
         pairs = Dataset.from_dict(columns)
     except (pa.ArrowException, TypeError) as error:
-        raise InputError(f"Prompts or completions are texts in some rows and messages in others ({error}).") from None
+        raise InputError(
+            f"Prompts or completions are texts in some rows and messages in others ({error}). Convert them to one form."
+        ) from None
     beside = [name for name in keep if name in dataset.column_names and name not in columns]
     if not beside:
         return pairs

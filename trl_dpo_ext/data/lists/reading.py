@@ -37,13 +37,20 @@ class ListData:
 
 def holds_lists(dataset: Any) -> bool:
     """Whether the rows of a dataset are lists to train on, and not pairs."""
+    if _trl.is_tokenized(dataset):
+        return False  # before a row is read, which would count as a row of a stream
     first = next(iter(dataset), None)
-    if _trl.is_tokenized(dataset) or not isinstance(first, Mapping):
+    layout = list_layout(first) if isinstance(first, Mapping) else None
+    if first is None or layout is None:
         return False
-    layout = list_layout(first)
-    if layout is None or (set(SIDES) <= set(first) and "rejected" not in layout.columns):
+    if set(SIDES) <= set(first) and ("rejected" not in layout.columns or _is_pair(first)):
         return False
     return layout.completion != "completion" or layout.read is not None or bool(set(SINGLE) & set(first))
+
+
+def _is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether each side is a list of one answer, which is a pair in a layout of its own."""
+    return all(isinstance(row[side], list) and len(row[side]) == 1 for side in SIDES)
 
 
 def read_lists(

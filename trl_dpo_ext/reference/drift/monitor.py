@@ -94,7 +94,8 @@ class DriftMonitor:
         if self.absolute and not self.calibrate and not measured.is_unbiased:
             raise InputError(
                 f"{self.absolute[0]} The correction leaves a bias of {measured.sequence_mean:+.2f} nats per answer, "
-                f"measured within ± {1.96 * (measured.bias_error or 0.0):.2f}."
+                f"measured within ± {1.96 * (measured.bias_error or 0.0):.2f}. "
+                "Raise ref_correction_rank, or set ref_calibrate."
             )
         for name, value in measured.metrics.items():
             host.add_metric(name, value)

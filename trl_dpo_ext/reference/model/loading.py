@@ -178,13 +178,13 @@ def _correction_problems(quantization: str | None, rank: int, data: Any) -> list
     if rank < 0:
         return [f"correction_rank must be 0 (no correction) or more; got {rank}."]
     if not rank:
-        return [] if data is None else ["correction_data has no effect without correction_rank."]
+        return [] if data is None else ["correction_data has no effect without correction_rank. Pass both."]
     problems = []
     if quantization is None:
         problems.append(f"correction_rank={rank} has no error to correct: set quantization to nf4, fp4 or int8.")
     if data is None:
         problems.append(
-            f"correction_rank={rank} needs correction_data: sequences of token ids like those that will be scored."
+            f"correction_rank={rank} needs correction_data. Pass sequences of token ids like those that will be scored."
         )
     return problems
 
