@@ -184,7 +184,8 @@ def _correction_problems(args: Any) -> list[str]:
         )
     if pairs < FEWEST_PAIRS:
         problems.append(
-            f"ref_correction_rank={rank} needs pairs to fit it to: set ref_correction_pairs to {FEWEST_PAIRS} or more; got {pairs}."
+            f"ref_correction_rank={rank} needs pairs to fit it to: set ref_correction_pairs to {FEWEST_PAIRS} or more; "
+            f"got {pairs}."
         )
     return problems
 

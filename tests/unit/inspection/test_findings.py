@@ -406,6 +406,7 @@ def test_every_finding_is_tried() -> None:
         "answers_unscored",
         "answers_contradictory",
         "answers_repeated",
+        "lists_as_pairs",
     }  # data/lists/test_reading.py
     assert {case.name for case in CASES} | apart == set(NAMES)
 
