@@ -166,7 +166,8 @@ class Lists:
         steps = index.diff(prepend=index.new_tensor([-1]))
         if index.numel() and (steps[0] != 1 or not bool(((steps == 0) | (steps == 1)).all())):
             raise ValueError(
-                f"prompt must ascend from 0 in steps of 0 or 1; got {index.tolist()}. Give the answers of a prompt one after another."
+                f"prompt must ascend from 0 in steps of 0 or 1; got {index.tolist()}. "
+                "Give the answers of a prompt one after another."
             )
         side = Side(tensors["logps"], tensors.get("ref_logps"), lengths=tensors.get("lengths"))  # type: ignore[arg-type]
         lists = cls(side, index, tensors["scores"], {n: torch.as_tensor(v) for n, v in (columns or {}).items()})
