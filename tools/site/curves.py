@@ -29,7 +29,8 @@ def along_margin(study: Study) -> list[Markup]:
     """Value and gradient at the default and two other values of the main hyperparameter."""
     name, values = study.main or ("", (None,))
     samples = {value: study.along_margin(study.margins, **({name: value} if name else {})) for value in values}
-    default = study.defaults.get(name)
+    required = {p.name for p in study.variant.hyperparameters if p.hyper.required}
+    default = None if name in required else study.defaults.get(name)
     order = sorted(samples, key=lambda value: value != default)  # the default first, in the first color
     labels = {
         value: f"{name} = {value:g}{' (default)' if value == default else ''}" if name else "loss" for value in order

@@ -52,7 +52,9 @@ def index() -> str:
 
 def _row(variant: LossVariant) -> tuple[str, ...]:
     facts = tables.record(variant)
-    needs = ", ".join([*facts["needs"], *(f"`{name}`" for name in facts["columns"])]) or "nothing"
+    of_lists = [tables.ORDERS[variant.order]] if variant.order else []
+    columns = [] if of_lists else [f"`{name}`" for name in facts["columns"]]
+    needs = ", ".join([*of_lists, *facts["needs"], *columns]) or "nothing"
     link = f"[`{variant.name}`](losses/{variant.name}.md)"
     return (link, sparkline(Study(variant)), escaped(variant.summary), _grade(variant), needs, paper(variant))
 
@@ -100,8 +102,11 @@ def _facts(variant: LossVariant) -> str:
     rows = {
         "Verification": f"{_grade(variant)}: {GRADES[variant.verification]}",
         "Paper": paper(variant),
+        "Reads": f"{tables.ORDERS[variant.order]}; a pair is a list of two answers" if variant.order else "",
         "Needs": ", ".join(facts["needs"]) or "nothing but the policy's log-probs",
-        "Columns": "; ".join(f"`{name}`: {escaped(meaning)}" for name, meaning in facts["columns"].items()),
+        "Columns of pairs" if variant.order else "Columns": "; ".join(
+            f"`{name}`: {escaped(meaning)}" for name, meaning in facts["columns"].items()
+        ),
         "Also called": ", ".join(f"`{name}`" for name in variant.aliases),
         "Batch": "" if variant.independent_pairs else "the value of a pair depends on the other pairs of its batch",
         "Pair weights": "" if variant.order_preserving else "cannot be weighted by pair, because it sorts its batch",
@@ -117,7 +122,9 @@ def _hyperparameters(variant: LossVariant) -> str:
     rows = [
         (
             f"`{p.name}`",
-            f"`{defaults[p.name]}`" + (" (of `DPOConfig`)" if p.shared else ""),
+            "none; required"
+            if p.hyper.required
+            else f"`{defaults[p.name]}`" + (" (of `DPOConfig`)" if p.shared else ""),
             ", ".join(f"`{choice}`" for choice in p.choices) or ", ".join(map(escaped, p.hyper.bounds)),
             escaped(p.hyper.help),
         )

@@ -34,6 +34,8 @@ COLUMNS = {
     "quantile_rejected": 0.3,
 }
 """The dataset's columns; weights of tokens are 1."""
+_IN_UNITS_OF_SCORES = {"infonca_tau": 2.0, "nca_tau": 2.0, "lipo_scale": 10.0}
+"""Hyperparameters without a default."""
 TOKEN_KL = {"chosen": 0.02, "rejected": 0.05}
 """KL divergence at every token, in nats."""
 REF_ENTROPY = 0.3
@@ -46,6 +48,8 @@ SETTINGS = {
     "d2po": ("d2po_gamma", (0.95, 0.98, 1.0)),
     "dpo_shift": ("dpo_shift_lambda", (0.5, 0.75, 1.0)),
     "exo_pair": ("label_smoothing", (0.001, 0.01, 0.1)),
+    "lipo": ("lipo_scale", (8.0, 10.0, 20.0)),
+    "lipo_normalized": ("lipo_scale", (8.0, 10.0, 20.0)),
     "sigmoid_norm": ("beta", (0.1, 2.0, 5.0)),
 }
 """Values of the main hyperparameter where half the default and twice the default would show little."""
@@ -85,9 +89,19 @@ def defaults(variant: LossVariant) -> dict[str, Any]:
     """The hyperparameters of a run that sets none."""
     shared = DPOExtConfig.__dataclass_fields__
     return {
-        p.name: _SHARED_OTHERWISE.get((variant.name, p.name), shared[p.name].default) if p.shared else p.default
+        p.name: _SHARED_OTHERWISE.get((variant.name, p.name), shared[p.name].default)
+        if p.shared
+        else _IN_UNITS_OF_SCORES.get(p.name, p.default)
         for p in variant.hyperparameters
     }
+
+
+def columns_of(variant: LossVariant) -> dict[str, float]:
+    """The dataset's columns as a loss reads them: scores that must be shares are quantiles."""
+    scores = variant.score_bounds and variant.score_bounds(**defaults(variant))
+    if not scores or scores.le != 1:
+        return COLUMNS
+    return COLUMNS | {f"score_{side}": COLUMNS[f"quantile_{side}"] for side in ("chosen", "rejected")}
 
 
 def sample(variant: LossVariant, chosen: torch.Tensor, rejected: torch.Tensor, hyper: Mapping[str, Any]) -> Sample:
@@ -118,8 +132,8 @@ def _evaluated(
     if variant.stateful:
         others = torch.tensor(COMPANIONS, dtype=torch.float64).T
         loss(pairs_of(others[0], others[1]), **hyper)
-    pairs = pairs_of(chosen, rejected, training=not variant.stateful)
-    values = loss(pairs, **hyper)
+    pairs = pairs_of(chosen, rejected, columns_of(variant), training=not variant.stateful)
+    values = loss(variant.read(pairs), **hyper)
     total = values.sum()
     leaves = [pairs.chosen.logps, pairs.rejected.logps]
     gradients = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None, None]
@@ -131,10 +145,12 @@ def _evaluated(
     return Sample(shown.detach()[pick], by[0][pick], by[1][pick])
 
 
-def pairs_of(chosen: torch.Tensor, rejected: torch.Tensor, training: bool = True) -> Pairs:
+def pairs_of(
+    chosen: torch.Tensor, rejected: torch.Tensor, held: Mapping[str, float] = COLUMNS, training: bool = True
+) -> Pairs:
     """Pairs with everything that a loss may read, from log-ratios of shape (pairs,)."""
     base = min(REF_LOGPS, -float(torch.cat([chosen, rejected]).max()) - 1)
-    columns = {name: torch.full((len(chosen),), value, dtype=torch.float64) for name, value in COLUMNS.items()}
+    columns = {name: torch.full((len(chosen),), value, dtype=torch.float64) for name, value in held.items()}
     columns |= {f"{name}_token_weights": torch.ones(len(chosen), TOKENS, dtype=torch.float64) for name in TOKEN_KL}
     sides = (_side("chosen", chosen, base), _side("rejected", rejected, base))
     return Pairs(*sides, columns=columns, training=training)
@@ -246,7 +262,9 @@ def held_fixed(variant: LossVariant) -> list[str]:
         phrases.append("KL per token {chosen} (chosen) and {rejected} (rejected)".format(**TOKEN_KL))
     if variant.needs & Need.REF_ENTROPY:
         phrases.append(f"reference entropy {REF_ENTROPY}")
-    phrases += [f"{name} = {COLUMNS[name]:g}" for name in variant.columns if name in COLUMNS]
+    held = columns_of(variant)
+    phrases += [f"{name} = {held[name]:g}" for name in variant.columns if name in held]
+    phrases += ["lists of two answers"] if variant.reads == "lists" else []
     if any(name.endswith("_token_weights") for name in variant.columns):
         phrases.append("token weights of 1")
     if not variant.independent_pairs:

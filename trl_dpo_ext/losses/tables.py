@@ -77,7 +77,7 @@ def _markdown_row(v: LossVariant) -> str:
 
 _LISTS = "Losses of lists, which compare all answers to a prompt (a pair is a list of two answers)"
 _EXPERIMENTAL = "Experimental, because neither the paper nor the authors' code was seen"
-_ORDER: dict[Order, str] = {
+ORDERS: dict[Order, str] = {
     "best": "lists with the best answer",
     "ranks": "lists with ranks",
     "scores": "lists with scores",
@@ -145,7 +145,7 @@ def _need_labels(variant: LossVariant) -> list[str]:
 
 
 def _needs(variant: LossVariant) -> str:
-    lists = [_ORDER[variant.order]] if variant.order else []
+    lists = [ORDERS[variant.order]] if variant.order else []
     columns = [f"column {name}" for name in variant.columns if not (lists and name in COLUMNS_OF_SCORES)]
     return ", ".join([*lists, *_need_labels(variant), *columns]) or "nothing"
 
