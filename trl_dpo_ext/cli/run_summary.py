@@ -59,8 +59,8 @@ def summary_lines(trainer: Any, training: Training, strategy: ParallelStrategy, 
     lines = [
         f"Loss: {trainer.mixture.describe()}; at the first step {_initial_loss(trainer, training)}",
         f"Reference: {trainer.describe_reference()}{free}",
-        f"Batch: {pairs} pairs per step ({per_device} per process x {accumulation} accumulated x "
-        f"{args.world_size} processes)",
+        f"Batch: {pairs} {'lists' if trainer.of_lists else 'pairs'} per step ({per_device} per process x "
+        f"{accumulation} accumulated x {args.world_size} processes)",
         f"Steps: {_steps(trainer)}",
     ]
     if isinstance(trainer.train_dataset, IterableDataset):
@@ -76,6 +76,8 @@ def summary_lines(trainer: Any, training: Training, strategy: ParallelStrategy, 
 
 def _initial_loss(trainer: Any, training: Training) -> str:
     expected = describe_initial_loss(trainer.mixture)
+    if trainer.of_lists and trainer.args.list_reduction == "sum" and expected[0].isdigit():
+        return "depends on the number of pairs of each list"
     is_start = training.reference.kind != "stored" and not trainer.args.describes_reference
     return expected if is_start or not expected[0].isdigit() else f"near {expected}"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
 
 from ..errors import InputError
+from .dataset_columns import map_columns
+from .lists.layouts import content_key, list_layout
+from .lists.reading import holds_lists
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -69,7 +72,32 @@ def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: Tr
             f"--test_split_size {size} holds out no rows, or all of them. Choose a share between 0 and 1, or a number "
             f"of rows below {rows}."
         )
-    return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+    prompts = _prompts_of_lists(train, args)
+    if prompts is None:
+        return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+    members: dict[str, list[int]] = {}
+    for at, prompt in enumerate(prompts):
+        members.setdefault(content_key(prompt), []).append(at)
+    lists = Dataset.from_dict({"rows": list(members.values())})
+    parts = lists.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+    return DatasetDict(
+        {name: train.select([at for rows in part["rows"] for at in rows]) for name, part in parts.items()}
+    )
+
+
+def _prompts_of_lists(dataset: Dataset, args: Any) -> list[Any] | None:
+    """The prompt of each row if several rows become one list, which a split must not tear apart; None otherwise."""
+    mapping = getattr(args, "dataset_columns", None) or {}
+    try:
+        first = map_columns(dataset.select(range(1)), "", mapping)
+        layout = list_layout(first[0])
+        in_rows = holds_lists(first) and layout is not None and layout.read is None
+        if not in_rows and not getattr(args, "gather_lists", False):
+            return None
+        prompts = map_columns(dataset, "", mapping)["prompt"][:]
+    except (InputError, KeyError, IndexError):  # what is wrong is told later
+        return None
+    return prompts if len(prompts) == len(dataset) else None
 
 
 def _load_named(script: ScriptArguments) -> DatasetDict | IterableDatasetDict:

@@ -98,7 +98,9 @@ class DatasetPreparation:
 
         def find_in(_: Dataset, prepared: Dataset) -> list[Finding]:
             found = self._found(dataset.select(firsts), prepared, processing_class, args, loaded.tolist())
-            return [*list_findings(prepared, loaded, args), *found]
+            # Two completions do not tell whether whole lists are cut, or copies.
+            others = [each for each in found if each.name not in ("answer_cut", "duplicate_row")]
+            return [*list_findings(prepared, loaded, args), *others]
 
         prepare = prepares_lists(prepare)
         return tokenized(prepare, dataset, processing_class, args, name, self.streams, find_in, numbers)

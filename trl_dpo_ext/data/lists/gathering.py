@@ -14,12 +14,14 @@ from ...core.lists import Order
 from ...errors import InputError
 from ..row_problems import RowError, RowProblems, rows_of
 from .groups import Groups
-from .layouts import Completions, content_key
+from .layouts import Completions, check_shared, content_key, prompt_key
 
 _Scored = dict[str, set[float]]
 
 
-def read_pairs(dataset: Dataset, name: str, gather: bool) -> tuple[Completions, list[int]]:
+def read_pairs(
+    dataset: Dataset, name: str, gather: bool, context: Sequence[str] = (), shared: Sequence[str] = ()
+) -> tuple[Completions, list[int]]:
     """Read pairs as lists: each pair one of two, or all pairs of a prompt as one, wherever they stand.
 
     With scores of both sides, these order a list. Without, the pairs do: their completions get ranks, if the pairs
@@ -30,6 +32,8 @@ def read_pairs(dataset: Dataset, name: str, gather: bool) -> tuple[Completions, 
         dataset: with `prompt`, `chosen`, `rejected`, and perhaps `score_chosen` and `score_rejected`.
         name: what messages call it.
         gather: whether rows that share a prompt become one list.
+        context: columns that are part of the prompt, such as a system message.
+        shared: columns with one value for each list.
 
     Returns:
         The lists, and the rows whose pairs contradict others and are left out.
@@ -42,13 +46,18 @@ def read_pairs(dataset: Dataset, name: str, gather: bool) -> tuple[Completions, 
     scored = set(SCORE_COLUMNS) <= set(dataset.column_names)
     members: dict[str, list[tuple[int, Any]]] = {}
     problems = RowProblems(name)
-    for at, row in rows_of(dataset, ("prompt", "chosen", "rejected", *SCORE_COLUMNS)):
+    for at, row in rows_of(dataset, ("prompt", "chosen", "rejected", *SCORE_COLUMNS, *context, *shared)):
         try:
             _check(row, scored)
         except RowError as error:
             problems.add(at, error)
-        key = content_key(row["prompt"]) if gather else str(at)
-        members.setdefault(key, []).append((at, row))
+        key = prompt_key(row, row["prompt"], context) if gather else str(at)
+        several = members.setdefault(key, [])
+        several.append((at, row))
+        try:
+            check_shared(several[0][1], row, shared)
+        except RowError as error:
+            problems.add(at, error)
     problems.raise_all(len(dataset))
     prompts, texts, scores, sizes, rows, contradicting = [], [], [], [0], [], list[int]()
     for several in members.values():
@@ -73,6 +82,10 @@ def _check(row: Any, scored: bool) -> None:
     for column in SCORE_COLUMNS if scored else ():
         if isinstance(row[column], bool) or not isinstance(row[column], (int, float, type(None))):
             raise RowError(f"column {column!r} must be a number", repr(row[column])[:40])
+    chosen, rejected = (row[column] if scored else None for column in SCORE_COLUMNS)
+    if chosen is not None and rejected is not None and chosen < rejected:
+        told = f"{chosen:g} and {rejected:g}"
+        raise RowError("score_chosen is lower than score_rejected, so that the list would reverse the pair", told)
 
 
 def _of_scores(rows: Sequence[tuple[int, Any]]) -> tuple[list[_List], list[int]]:

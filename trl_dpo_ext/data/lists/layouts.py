@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,9 +110,21 @@ def read_completions(dataset: Dataset) -> Completions:
     return read_layout(dataset, layout)
 
 
-def read_layout(dataset: Dataset, layout: ListLayout, name: str = "dataset") -> Completions:
-    """Read the completions of a dataset in a layout, which messages call `name`; see `read_completions`."""
-    return (_of_several_rows if layout.read is None else _of_rows)(dataset, layout, RowProblems(name))
+def read_layout(
+    dataset: Dataset,
+    layout: ListLayout,
+    name: str = "dataset",
+    context: Sequence[str] = (),
+    shared: Sequence[str] = (),
+) -> Completions:
+    """Read the completions of a dataset in a layout, which messages call `name`; see `read_completions`.
+
+    Where each row holds one completion, rows belong together if they also agree in the columns `context`; the columns
+    `shared` must have one value for each list.
+    """
+    if layout.read is None:
+        return _of_several_rows(dataset, layout, RowProblems(name), context, shared)
+    return _of_rows(dataset, layout, RowProblems(name))
 
 
 def _of_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Completions:
@@ -149,18 +161,22 @@ def _orders(given: list[Given], best: bool) -> set[Order]:
     return found
 
 
-def _of_several_rows(dataset: Dataset, layout: ListLayout, problems: RowProblems) -> Completions:
+def _of_several_rows(
+    dataset: Dataset, layout: ListLayout, problems: RowProblems, context: Sequence[str], shared: Sequence[str]
+) -> Completions:
     """One completion per row; rows with one prompt belong together, wherever they stand."""
     members: dict[str, list[int]] = {}
+    firsts_of: dict[str, Mapping[str, Any]] = {}
     prompts, texts, given, rows = {}, [], [], []
-    for at, row in rows_of(dataset, layout.columns):
+    for at, row in rows_of(dataset, (*layout.columns, *context, *shared)):
         try:
             prompt, text = _prompt(row, layout.prompt), _text(row[layout.completion])
             score = _given(row, layout.single)
+            key = prompt_key(row, prompt, context)
+            check_shared(firsts_of.setdefault(key, row), row, shared)
         except RowError as error:
             problems.add(at, error)
             continue
-        key = content_key(prompt)
         prompts.setdefault(key, prompt)
         members.setdefault(key, []).append(len(texts))
         texts.append(text)
@@ -190,6 +206,18 @@ def content_key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+def prompt_key(row: Mapping[str, Any], prompt: Any, context: Sequence[str]) -> str:
+    """Return a text that is equal for rows with the same prompt in the same context."""
+    return content_key([prompt, *(row.get(name) for name in context)])
+
+
+def check_shared(first: Mapping[str, Any], row: Mapping[str, Any], shared: Sequence[str]) -> None:
+    """Check that a row has the values of the first row of its list."""
+    for name in shared:
+        if content_key(row.get(name)) != content_key(first.get(name)):
+            raise RowError(f"column {name!r} differs between rows of one list, which has one value", _shown(row[name]))
+
+
 def _prompt(row: Mapping[str, Any], column: str = "prompt") -> Any:
     prompt = row.get(column)
     if not isinstance(prompt, (str, list)):
@@ -214,9 +242,19 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
         values = {name: inside.get(name) for name in SINGLE} | {name: each[place] for name, each in beside.items()}
         texts.append(_text(text))
         score, rank = _given(values, SINGLE | LISTS)
-        if math.isnan(score) and best is not None:
-            score = float(place == best)
-        given.append((_usable(inside["overall_score"]) if "overall_score" in inside else score, rank))
+        if "overall_score" in inside:
+            own = _usable(inside["overall_score"])
+            if not math.isnan(score) and score != own:
+                raise RowError("scores differ from overall_score. Remove one of them")
+            score = own
+        given.append((score, rank))
+    if best is not None:
+        for order in zip(*given, strict=True):
+            if any(value > order[best] for value in order) or (
+                math.isnan(order[best]) and not all(map(math.isnan, order))
+            ):
+                raise RowError("best is not a completion with the highest score or rank. Remove one of them")
+        given = [(float(place == best), math.nan) for place in range(len(items))]
     return texts, given
 
 
@@ -264,7 +302,10 @@ def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> Given:
     found = {True: math.nan, False: math.nan}
     for name, sign in signs.items():
         if values.get(name) is not None:
-            found[sign < 0] = sign * _number(name, values[name])
+            value, other = sign * _number(name, values[name]), found[sign < 0]
+            if not math.isnan(other) and not math.isnan(value) and other != value:
+                raise RowError(f"{name} differs from another score or rank of the completion. Remove one of them")
+            found[sign < 0] = value
     return found[False], found[True]
 
 

@@ -74,6 +74,12 @@ def read_lists(
             f"{name} is a stream, and lists are read from datasets that are loaded: their rows are gathered and "
             "checked before training. Load it without streaming."
         )
+    given = [column for column in _trl.REFERENCE_COLUMNS if column in dataset.column_names]
+    if given and args.precompute_ref_log_probs:
+        raise InputError(
+            f"{name} has reference log-probs of pairs ({', '.join(given)}), which lists do not read. Remove these "
+            "columns, so that a store is used."
+        )
     images = _trl.image_columns(dataset.column_names)
     if images:
         raise InputError(f"{name} has images (column {images[0]}), which lists cannot have yet. Train on pairs.")
@@ -82,9 +88,9 @@ def read_lists(
         first: Any = next(iter(dataset))
         layout = list_layout(first)
         assert layout is not None
-        read, used = read_layout(dataset, layout, name), layout.columns
+        read, used = read_layout(dataset, layout, name, _BESIDE, columns), layout.columns
     else:
-        read, wrong = read_pairs(dataset, name, args.gather_lists)
+        read, wrong = read_pairs(dataset, name, args.gather_lists, _BESIDE, columns)
         used = ("prompt", *SIDES)
     if wrong:
         found.append(_contradicting(len(dataset), [numbers[row] for row in wrong]))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from ... import _trl
+from ...forward.list_rows import LIST_IDS
 from ..findings import WARNING, Finding
 from ..truncation import without_limit
 from .pair_rows import LIST_ROW, equal_after_truncation, gathered, is_of_lists
@@ -52,6 +53,27 @@ def list_findings(prepared: Dataset, numbers: npt.NDArray[np.int64], args: Any) 
     if args.max_length is None:
         return found
     rows: Any = prepared
+    cut = [
+        row[LIST_ROW]
+        for row in rows
+        if max(map(len, row[LIST_IDS])) + (0 if keeps_end else len(row["prompt_ids"])) > args.max_length
+    ]
+    if cut:
+        sentence = (
+            f"max_length={args.max_length} cuts completions of {len(cut)} of {total} lists, first in row {cut[0]}"
+        )
+        found.append(
+            Finding(
+                "answer_cut",
+                WARNING,
+                len(cut),
+                total,
+                sentence,
+                "Raise max_length, or filter these rows.",
+                cut,
+                "lists",
+            )
+        )
     same = [row[LIST_ROW] for row in rows if equal_after_truncation(row, args.max_length, keeps_end)]
     if same:
         sentence = (
