@@ -24,7 +24,9 @@ def of_rows(rows: Iterable[Any]) -> list[list[int]]:
     found: list[list[int]] = []
     for row in rows:
         if isinstance(row, Mapping) and "input_ids" in row:
-            found.append([int(token) for token in row["input_ids"]])
+            ids, mask = row["input_ids"], row.get("attention_mask")
+            kept = [True] * len(ids) if mask is None else mask
+            found.append([int(token) for token, real in zip(ids, kept, strict=True) if real])
         elif isinstance(row, Mapping) and {"prompt_ids", *COMPLETION_IDS.values()} <= {*row}:
             found += [[*row["prompt_ids"], *row[side]] for side in COMPLETION_IDS.values()]
         elif isinstance(row, (Sequence, torch.Tensor)) and not isinstance(row, str):
@@ -35,7 +37,8 @@ def of_rows(rows: Iterable[Any]) -> list[list[int]]:
                 "correction_data must hold token ids: lists of ids, rows with input_ids, or rows of a dataset that TRL "
                 f"has tokenized (prompt_ids, chosen_ids, rejected_ids). Got {what}."
             )
-    if not any(found):
+    found = [row for row in found if row]
+    if not found:
         raise InputError("correction_data is empty. Give the sequences that a correction is to be fitted on.")
     return found
 
