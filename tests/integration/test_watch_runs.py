@@ -192,7 +192,15 @@ def test_samples_come_at_their_steps_and_pairs_at_evaluations(tmp_path: Path) ->
     found = [(line["step"], "pairs" in line, "watch/length" in line) for line in lines(tmp_path, "metrics")]
     assert found == [
         (0, True, True), (3, False, True), (4, True, False), (6, False, True), (8, True, False), (9, False, True),
+        (9, True, False),
     ]  # fmt: skip
+
+
+def test_samples_do_not_take_the_place_of_an_evaluation_at_the_same_step(tmp_path: Path) -> None:
+    sampler = Scripted([{"watch/length": 1.0}])
+    watched(tmp_path, sampler, eval_steps=4, watch_steps=2, max_steps=8)
+    found = [line["step"] for line in lines(tmp_path, "metrics") if "pairs" in line]
+    assert found == [0, 4, 8]
 
 
 def test_evaluating_a_trained_run_is_not_watched(tmp_path: Path) -> None:

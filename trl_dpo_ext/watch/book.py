@@ -56,7 +56,7 @@ class AlarmBook:
         first_norms: gradient norms of the first steps with a learning rate.
         not_finite, skipped: steps in a row that were not finite, and that the gradient scaler has skipped.
         largest_margin: of rewards, of the last step that was finite.
-        last_step: the step of the last observation; -1 before the first.
+        last_step: the step of the last evaluation that was looked at; -1 before the first.
         may_stop: whether alarms may still end the run, which nothing else has ended.
     """
 
@@ -90,7 +90,6 @@ class AlarmBook:
             start: values at the start that are known in another way.
         """
         events = []
-        self.last_step = step
         known = {**self.start, **(start or {})}
         for name in (name for name in CHECKS if name not in args.ignore_alarms):
             threshold = args.threshold(name)

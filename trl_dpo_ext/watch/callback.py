@@ -200,6 +200,7 @@ class Watch(TrainerCallback):
         table, self._evaluated = self._evaluated, None
         if table is None or not self.running or state.global_step <= self.book.last_step:
             return
+        self.book.last_step = state.global_step
         self._see_others(control)
         if not self._start_pairs:
             self._start_pairs = table.chosen_by_pair()
