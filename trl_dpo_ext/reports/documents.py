@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..scoring.ranking.words import ranking_facts
+
 
 def facts_of(document: Mapping[str, Any]) -> dict[str, str]:
     """The main facts of a result, by name; empty where its format is not known."""
     kind = document["kind"].rpartition(".")[2]
     try:
-        return _inspected(document) if kind == "inspect" else _scored(document)
+        return (
+            _inspected(document)
+            if kind == "inspect"
+            else _ranked(document)
+            if "ranking" in document
+            else _scored(document)
+        )
     except (KeyError, TypeError, AttributeError):
         return {}
 
@@ -27,6 +35,12 @@ def _inspected(document: Mapping[str, Any]) -> dict[str, str]:
         if not finding["ignored"] and finding["level"] != "note":
             found[f"{finding['level']}: {finding['name']}, {finding['split']}"] = finding["sentence"]
     return found
+
+
+def _ranked(document: Mapping[str, Any]) -> dict[str, str]:
+    arguments = document["arguments"]
+    found = {name: str(arguments[name]) for name in ("policy", "reference", "dataset", "split") if arguments.get(name)}
+    return found | dict(ranking_facts(document["ranking"]))
 
 
 def _scored(document: Mapping[str, Any]) -> dict[str, str]:

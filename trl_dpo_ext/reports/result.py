@@ -101,11 +101,12 @@ def compare(runs: Sequence[RunData]) -> dict[str, Any]:
     if not losses:
         warnings.append(
             "The runs minimize different losses, so values of the loss are not comparable. Compare "
-            "accuracies and margins."
+            f"accuracies{' and margins' if betas else ''}."
         )
     if not betas:
         warnings.append(
-            "Rewards and margins are multiples of beta, which differs between the runs. Compare accuracies."
+            "Rewards and margins are not comparable: beta differs between the runs, or rewards of a loss without a "
+            "reference are of another kind. Compare accuracies."
         )
     return {
         "evaluation_sets": letters,
@@ -143,7 +144,12 @@ def _evaluation_warnings(runs: Sequence[RunData], letters: Sequence[str | None],
 
 
 def _scales(runs: Sequence[RunData]) -> tuple[bool, bool]:
-    """Whether the losses, and whether their `beta`, are the same in all runs that recorded them."""
-    losses = {repr(run.record["losses"]) for run in runs if run.record}
-    used = [loss["hyperparameters"] for run in runs for loss in run.record.get("losses", ())]
-    return len(losses) < 2, len({hyper["beta"] for hyper in used if "beta" in hyper}) < 2
+    """Whether the losses, and whether the scale of rewards, are the same in all runs that recorded them."""
+    records = [run.record for run in runs if run.record]
+    losses = {repr(record["losses"]) for record in records}
+    free = [record for record in records if any(line.startswith("None") for line in record["reference"])]
+    own = {repr(record["losses"][0]) for record in free}  # rewards are those of the first loss
+    used = [loss["hyperparameters"] for record in records if record not in free for loss in record["losses"]]
+    betas = {hyper["beta"] for hyper in used if "beta" in hyper}
+    same = len(betas) < 2 and len(own) < 2 and len(free) in (0, len(records))
+    return len(losses) < 2, same

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -215,9 +215,16 @@ def protocol_problems(protocol: Protocol, normalize: str, beta: float | None = N
         normalize: of `measure`.
         beta: that the user has set; None if none is.
     """
-    if protocol == "train":
-        return []
-    problems = []
+    problems = [
+        f"{name} must be one of {', '.join(known)}; got {given!r}."
+        for name, given, known in (
+            ("protocol", protocol, get_args(Protocol)),
+            ("normalize", normalize, ("sum", "mean")),
+        )
+        if given not in known
+    ]
+    if problems or protocol == "train":
+        return problems
     if normalize == "mean":
         problems.append("--protocol rewardbench takes the sum of log-ratios. Remove --normalize mean, or the protocol.")
     if beta is not None:

@@ -49,7 +49,9 @@ def measure(scores: PairScores, normalize: Normalize = "sum", reference_free: Re
     with np.errstate(invalid="ignore", over="ignore"):
         chosen, rejected = (np.where(scores.scored, scores.beta * value, np.nan) for value in values)
         margin = np.where(scores.scored & (scores.status == "identical"), 0.0, chosen - rejected)
-        per_token = chosen / _counts(scores.chosen) - rejected / _counts(scores.rejected)
+        is_mean = normalize == "mean" if reference_free is None else reference_free == "mean"
+        counts = (1, 1) if is_mean else (_counts(scores.chosen), _counts(scores.rejected))
+        per_token = chosen / counts[0] - rejected / counts[1]
         return Measures(chosen, rejected, margin, sigmoid(margin), hits(margin), per_token)
 
 

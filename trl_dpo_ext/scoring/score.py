@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from datasets import Dataset
 
@@ -190,6 +190,11 @@ def _planned(
 ) -> ScorePlan:
     """A plan for a dataset that has the columns of the options, which fit the protocol."""
     plan, problems = None, protocol_problems(protocol, options.normalize)
+    if options.reference_free not in (None, *get_args(ReferenceFree)):
+        problems.append(
+            f"reference_free must be one of {', '.join(get_args(ReferenceFree))}, or None; got "
+            f"{options.reference_free!r}."
+        )
     with collecting(problems):
         plan = ScorePlan.build(policy, dataset, tokenizer, args, wanted, quantization)
     if isinstance(dataset, Dataset):

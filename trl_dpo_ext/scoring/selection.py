@@ -49,7 +49,9 @@ class Selection:
         """
         names = dataset.column_names
         problems = []
-        if self.weigh and self.weight_column in names:
+        if self.weigh and self.weight_column in (*TYPES, RELABELED):
+            problems.append(f"--weight_column {self.weight_column}: `score` writes this column. Choose another name.")
+        elif self.weigh and self.weight_column in names:
             problems.append(f"--weight_column {self.weight_column}: the dataset has this column. Choose another name.")
         missing = [name for name in self.signed_columns or () if name not in names]
         if missing:

@@ -78,6 +78,16 @@ def test_losses_and_rewards_of_other_scales_are_named(tmp_path: Path) -> None:
     assert report(*runs[:1], write_run(tmp_path / "d"))["comparison"]["warnings"] == []
 
 
+def test_rewards_without_a_reference_are_of_another_kind(tmp_path: Path) -> None:
+    free = write_run(tmp_path / "a", loss="simpo"), write_run(tmp_path / "b")
+    record = json.loads((free[0] / "trl_dpo_ext_run.json").read_text())
+    record["record"]["reference"] = ["None: no loss needs one"]
+    (free[0] / "trl_dpo_ext_run.json").write_text(json.dumps(record))
+    found = report(*free)["comparison"]
+    assert any("Rewards and margins are not comparable" in warning for warning in found["warnings"])
+    assert not any("accuracies and margins" in warning for warning in found["warnings"])
+
+
 def test_a_folder_without_a_run_leaves_the_others(tmp_path: Path) -> None:
     found = report(write_run(tmp_path / "a"), tmp_path / "none", write_run(tmp_path / "b", beta=0.2))
     assert [bool(run["problem"]) for run in found["runs"]] == [False, True, False]

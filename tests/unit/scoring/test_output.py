@@ -265,6 +265,16 @@ def test_a_dataset_with_a_format_is_written_whole(tmp_path: Path) -> None:
         ("s.parquet", {"keep": "relabeled"}, "no column is called 'relabeled'"),
         ("s.parquet", {"relabel": "relabeled"}, "no column is called 'relabeled'"),
         ("s.parquet", {"weigh": "1", "weight_column": "topic"}, "--weight_column topic: the dataset has this column"),
+        (
+            "s.parquet",
+            {"weigh": "1", "weight_column": "dpo_margin"},
+            "--weight_column dpo_margin: `score` writes this column",
+        ),
+        (
+            "s.parquet",
+            {"weigh": "1", "weight_column": "relabeled"},
+            "--weight_column relabeled: `score` writes this column",
+        ),
         ("s.parquet", {"signed_columns": ["gap"]}, "--signed_columns: no column is called gap"),
         ("s.parquet", {"relabel": "dpo_margin < 0", "signed_columns": ["topic"]}, "'topic' holds string; numbers"),
     ],

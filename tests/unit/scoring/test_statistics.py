@@ -222,6 +222,8 @@ def test_rewards_without_a_reference_and_per_token() -> None:
     assert measure(scores).margin == pytest.approx([0.4, -0.3])
     assert measure(scores, "mean").margin == pytest.approx([0.1, -0.15])
     assert measure(scores).margin_per_token == pytest.approx([0.1, -0.15])
+    assert measure(scores, "mean").margin_per_token == pytest.approx([0.1, -0.15])  # not divided twice
+    assert measure(scores, reference_free="mean").margin_per_token == pytest.approx([0.1, -0.15])
     # log-probs are 0 of 4 tokens, -5 of 2; and -8 of 8, -2 of 2
     assert measure(scores, reference_free="sum").margin == pytest.approx([0.8, -0.3])
     assert measure(scores, reference_free="mean").margin == pytest.approx([0.1, -0.15])
