@@ -216,19 +216,23 @@ def copy_recipe(name: str, folder: str | Path) -> list[Path]:
     recipe, folder = get_recipe(name), Path(folder)
     sources = {folder / f"{recipe.name.replace('/', '-')}.yaml": recipe.path}
     sources |= {folder / file.name: file for file in _needed_files(recipe.path)}
-    existing = [str(target) for target in sources if target.exists()]
+    copies = [*sources]
     sources[folder / SCHEMA] = recipes_folder() / SCHEMA  # that of this version, in the place of another's
+    texts = {}
+    for target, source in sources.items():
+        text = source.read_text(encoding="utf-8")
+        for new, old in sources.items():
+            text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
+        texts[target] = text.replace(f"$schema=../{SCHEMA}", f"$schema={SCHEMA}")
+    # A launcher's file that another recipe brought, unchanged, is no obstacle.
+    existing = [t for t in copies if t.exists() and (t == copies[0] or t.read_text(encoding="utf-8") != texts[t])]
     if existing:
         raise InputError(*[f"{file} already exists; choose another folder, or move the file." for file in existing])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for target, source in sources.items():
-            text = source.read_text(encoding="utf-8")
-            for new, old in sources.items():
-                text = text.replace(f"recipes/{old.parent.name}/{old.name}", str(new))
-            text = text.replace(f"$schema=../{SCHEMA}", f"$schema={SCHEMA}")
+        for target, text in texts.items():
             target.write_text(text, encoding="utf-8")
-            target.chmod(source.stat().st_mode)
+            target.chmod(sources[target].stat().st_mode)
     except OSError as error:
         raise InputError(f"Cannot copy {name} to {folder}: {error.strerror}. Choose another folder.") from None
     return list(sources)

@@ -42,6 +42,8 @@ def run(argv: Sequence[str], prog: str) -> int:
         write_output(parsed.output, text, overwrite=parsed.overwrite)
         print(f"Wrote {parsed.output}: {len(draft.keys)} keys, {len(draft.left_out)} left out.", file=sys.stderr)
     problems = _problems(text)
+    if "dataset" in draft.left_out:
+        problems = (f"dataset: {draft.left_out['dataset']}", *problems)
     for problem in problems:
         print(f"To do: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -127,5 +127,9 @@ def _losses() -> dict[str, Schema]:
 
 
 def _hyperparameters(variant: LossVariant) -> Schema:
-    properties = {one.name: {"$ref": f"#/properties/{one.name}"} for one in variant.hyperparameters}
+    properties = {
+        name: {"$ref": f"#/properties/{one.name}"}
+        for one in variant.hyperparameters
+        for name in (one.name, one.name.removeprefix(f"{variant.name}_"))
+    }
     return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}

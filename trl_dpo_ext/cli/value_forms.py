@@ -24,6 +24,7 @@ _READS_NO = "YAML reads no, yes, on, and off without quotes as true or false"
 _WIDER: Mapping[str, Schema] = {
     "fsdp": {"type": ["boolean", "string", "array", "null"]},
     "watch_kl": {"type": ["string", "boolean"]},  # off, which YAML reads as false
+    "list_pairs": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},  # a word, or a number of pairs
     "debug": {"type": ["string", "array", "null"], "items": {"type": "string"}},
 }
 OWN_READERS = frozenset(

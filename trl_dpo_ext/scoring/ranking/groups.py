@@ -78,8 +78,8 @@ def ranking_columns(scored: GroupScores) -> dict[str, pa.Array]:
     """Return the columns that are written, one value per row of the loaded split.
 
     Rows with lists of completions get `dpo_rewards`, and `dpo_order` (indices, the best first, ties by index, those
-    without a reward last); rows with one completion each get `dpo_reward`, and `dpo_rank` among those of their prompt, from 0
-    for the best. Null stands for completions without finite log-probs.
+    without a reward last); rows with one completion each get `dpo_reward`, and `dpo_rank` among those of their prompt,
+    from 0 for the best. Null stands for completions without finite log-probs.
     """
     if scored.groups.in_lists:
         found = [rewards for rewards, _ in scored]
