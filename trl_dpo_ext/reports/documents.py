@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..scoring.ranking.words import ranking_facts
-
 
 def facts_of(document: Mapping[str, Any]) -> dict[str, str]:
     """The main facts of a result, by name; empty where its format is not known."""
@@ -38,14 +36,23 @@ def _inspected(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _ranked(document: Mapping[str, Any]) -> dict[str, str]:
+    found, ranking = _of_a_score(document), document["ranking"]
+    found["completions"] = f"{ranking['completions']:,} of {ranking['prompts']:,} prompts"
+    if ranking["compared"]:
+        low, high = ranking["top1"]["interval"]
+        share = f"{100 * ranking['top1']['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+        found["best completion"] = f"{share} right of {ranking['compared']:,} prompts"
+        found["ordered pairs"] = f"{100 * ranking['pairs']['accuracy']:.1f} % of {ranking['pairs']['n']:,}"
+    return found
+
+
+def _of_a_score(document: Mapping[str, Any]) -> dict[str, str]:
     arguments = document["arguments"]
-    found = {name: str(arguments[name]) for name in ("policy", "reference", "dataset", "split") if arguments.get(name)}
-    return found | dict(ranking_facts(document["ranking"]))
+    return {name: str(arguments[name]) for name in ("policy", "reference", "dataset", "split") if arguments.get(name)}
 
 
 def _scored(document: Mapping[str, Any]) -> dict[str, str]:
-    arguments, accuracy = document["arguments"], document["accuracy"]
-    found = {name: str(arguments[name]) for name in ("policy", "reference", "dataset", "split") if arguments.get(name)}
+    found, accuracy = _of_a_score(document), document["accuracy"]
     if accuracy["n"]:
         low, high = accuracy["interval"]
         share = f"{100 * accuracy['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"

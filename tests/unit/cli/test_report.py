@@ -21,7 +21,7 @@ def test_several_runs_are_summarized_and_compared(tmp_path: Path, capsys: pytest
     assert ["beta", "0.1", "0.5"] in lines
     assert ["steps", "40", "99"] in lines
     assert not any(line[:1] == ["learning_rate"] for line in lines)
-    assert "multiples of beta" in shown
+    assert "beta differs between the runs" in shown
 
 
 def test_json_on_standard_output_is_all_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
