@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 PACKAGE = "trl_dpo_ext"
@@ -16,7 +18,9 @@ OF_OTHERS = ("Type of metaclass unknown", "Type of base class unknown")
 def verified() -> list[Mapping[str, Any]]:
     """Return what pyright knows of every symbol of the package."""
     command = [sys.executable, "-m", "pyright", "--verifytypes", PACKAGE, "--ignoreexternal", "--outputjson"]
-    done = subprocess.run([*command, "--pythonpath", sys.executable], capture_output=True, text=True)
+    # In front of the folder of recipes that an editable installation has under the package's name.
+    checkout = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*command, "--pythonpath", sys.executable], capture_output=True, text=True, env=checkout)
     return json.loads(done.stdout)["typeCompleteness"]["symbols"]
 
 
