@@ -12,6 +12,7 @@ from trl import DPOTrainer
 from . import _trl
 from .config import DPOExtConfig, explain_trainer_arguments
 from .core.columns import Column
+from .core.lists import Order
 from .core.mixture import LossMixture
 from .core.pairs import Need, Pairs
 from .data.columns import token_column_problems
@@ -79,7 +80,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
     pair_forward: PairForward
     reference: ReferenceSource
     preparation: DatasetPreparation
-    pass_settings = PassSettings()
+    pass_settings: PassSettings = PassSettings()
     """How log-probs are computed for a store."""
 
     def __init__(
@@ -106,8 +107,9 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
         self.started_from: str | None = spec.policy.started_from
-        self.of_lists = spec.of_lists
-        self.given_models = recorded_instances(start=spec.policy.instance, reference=ref_model)
+        self.of_lists: frozenset[Order] = spec.of_lists
+        given = recorded_instances(start=spec.policy.instance, reference=ref_model)
+        self.given_models: Mapping[str, Mapping[str, Any]] = given
         # 2. Construct. TRL loads, tokenizes and prepares; it sees no losses of ours, and no reference that we serve.
         with (
             args.keep_mixture(),
