@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .pairs import NEEDS, Need, Pairs, Side
+from .pairs import NEEDS, Need, Pairs, Side, missing_columns
 from .segments import segment_logsumexp, segment_max, segment_mean, segment_sizes, segment_sum
 
 Order = Literal["best", "ranks", "scores"]
@@ -120,9 +120,7 @@ class Lists:
         """Return one line for each need or column that these lists do not provide."""
         absent = needs & ~self.available
         lines = [info.of_lists or info.remedy for need, info in NEEDS.items() if need in absent]
-        return lines + [
-            f"column {name!r}: pass columns={{{name!r}: ...}}" for name in columns if name not in self.columns
-        ]
+        return lines + missing_columns(self.columns, columns)
 
     @classmethod
     def from_logps(

@@ -198,9 +198,7 @@ class Pairs:
         """Return one line for each need or column that these pairs do not provide."""
         absent = needs & ~self.available
         lines = [info.remedy for need, info in NEEDS.items() if need in absent]
-        return lines + [
-            f"column {name!r}: pass columns={{{name!r}: ...}}" for name in columns if name not in self.columns
-        ]
+        return lines + missing_columns(self.columns, columns)
 
     @classmethod
     def from_logps(
@@ -251,6 +249,11 @@ class Pairs:
             for side in ("chosen", "rejected")
         )
         return cls(chosen_side, rejected_side, columns=extra)
+
+
+def missing_columns(given: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
+    """Return one line for each wanted column that is not given."""
+    return [f"column {name!r}: pass columns={{{name!r}: ...}}" for name in wanted if name not in given]
 
 
 def implicit_reward(logps: torch.Tensor, ref_logps: torch.Tensor, *, beta: float) -> torch.Tensor:
