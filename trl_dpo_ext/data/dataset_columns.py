@@ -42,6 +42,17 @@ def map_columns(dataset: Dataset | IterableDataset, name: str, mapping: Mapping[
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
+def first_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
+    """Return the first row of a dataset as a dataset, under our names; empty where that fails, which is told later."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return []
+    first = dataset.select(range(min(len(dataset), 1))) if isinstance(dataset, Dataset) else dataset.take(1)
+    try:
+        return map_columns(first, "", mapping)
+    except InputError:
+        return []
+
+
 def _problems(wanted: Mapping[str, str], first: Mapping[str, Any], name: str) -> list[str]:
     used = {column for source in wanted.values() for column in _columns(source, first)}
     absent = {ours: missing for ours, source in wanted.items() if (missing := _missing(source, first))}

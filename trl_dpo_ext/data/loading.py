@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
 
 from ..errors import InputError
-from .dataset_columns import map_columns
+from .dataset_columns import first_mapped, map_columns
 from .lists.layouts import content_key, list_layout
 from .lists.reading import holds_lists
 
@@ -88,14 +88,13 @@ def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: Tr
 def _prompts_of_lists(dataset: Dataset, args: Any) -> list[Any] | None:
     """The prompt of each row if several rows become one list, which a split must not tear apart; None otherwise."""
     mapping = getattr(args, "dataset_columns", None) or {}
+    first = first_mapped(dataset, mapping)
+    layout = list_layout(first[0]) if holds_lists(first) else None
+    if not getattr(args, "gather_lists", False) and (layout is None or layout.read is not None):
+        return None
     try:
-        first = map_columns(dataset.select(range(1)), "", mapping)
-        layout = list_layout(first[0])
-        in_rows = holds_lists(first) and layout is not None and layout.read is None
-        if not in_rows and not getattr(args, "gather_lists", False):
-            return None
         prompts = map_columns(dataset, "", mapping)["prompt"][:]
-    except (InputError, KeyError, IndexError):  # what is wrong is told later
+    except (InputError, KeyError):  # what is wrong is told later
         return None
     return prompts if len(prompts) == len(dataset) else None
 

@@ -15,7 +15,7 @@ from ..core.columns import SCORE_COLUMNS, Column
 from ..core.lists import Order
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
-from .dataset_columns import loaded_columns, map_columns
+from .dataset_columns import first_mapped, loaded_columns, map_columns
 from .findings import EVERY_ROW, Finding, ties, told
 from .layouts import apply_layout, plan_layout
 from .lists.pair_rows import LIST_ROW, is_of_lists
@@ -100,18 +100,7 @@ def checked_datasets(
 def are_lists(args: Any, datasets: Mapping[str, Any]) -> bool:
     """Whether a run trains on lists: if one of its datasets holds some, or pairs are to be gathered."""
     mapping, parts = args.dataset_columns or {}, named_parts(datasets).values()
-    return args.gather_lists or any(is_of_lists(part) or holds_lists(_first_mapped(part, mapping)) for part in parts)
-
-
-def _first_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
-    """The first row of a dataset as a dataset, under our names; empty where that fails, which is told later."""
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        return []
-    first = dataset.select(range(min(len(dataset), 1))) if isinstance(dataset, Dataset) else dataset.take(1)
-    try:
-        return map_columns(first, "", mapping)
-    except InputError:
-        return []
+    return args.gather_lists or any(is_of_lists(part) or holds_lists(first_mapped(part, mapping)) for part in parts)
 
 
 def named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,33 +53,22 @@ def list_findings(prepared: Dataset, numbers: npt.NDArray[np.int64], args: Any) 
     if args.max_length is None:
         return found
     rows: Any = prepared
-    cut = [
-        row[LIST_ROW]
-        for row in rows
-        if max(map(len, row[LIST_IDS])) + (0 if keeps_end else len(row["prompt_ids"])) > args.max_length
-    ]
+    cut, same = list[int](), list[int]()
+    for row in rows:
+        if max(map(len, row[LIST_IDS])) + (0 if keeps_end else len(row["prompt_ids"])) > args.max_length:
+            cut.append(row[LIST_ROW])
+        if equal_after_truncation(row, args.max_length, keeps_end):
+            same.append(row[LIST_ROW])
+    remedy = "Raise max_length, or filter these rows."
     if cut:
         sentence = (
             f"max_length={args.max_length} cuts completions of {len(cut)} of {total} lists, first in row {cut[0]}"
         )
-        found.append(
-            Finding(
-                "answer_cut",
-                WARNING,
-                len(cut),
-                total,
-                sentence,
-                "Raise max_length, or filter these rows.",
-                cut,
-                "lists",
-            )
-        )
-    same = [row[LIST_ROW] for row in rows if equal_after_truncation(row, args.max_length, keeps_end)]
+        found.append(Finding("answer_cut", WARNING, len(cut), total, sentence, remedy, cut, "lists"))
     if same:
         sentence = (
             f"completions with different scores are equal after truncation to max_length={args.max_length} in "
             f"{len(same)} of {total} lists, first in row {same[0]}; their pairs teach nothing about preference"
         )
-        remedy = "Raise max_length, or filter these rows."
         found.append(Finding("identical_after_truncation", WARNING, len(same), total, sentence, remedy, same, "lists"))
     return found
