@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.support.scored import side
 from tests.support.scored_page import NASTY, RIGHT_TO_LEFT
-from trl_dpo_ext.data.lists.layouts import read_completions
+from trl_dpo_ext.data.lists.reading import read_completions
 from trl_dpo_ext.scoring.page import list_page
 from trl_dpo_ext.scoring.ranking.groups import GroupScores, ranking_summary
 from trl_dpo_ext.scoring.summary import SummaryOptions, heading

@@ -14,6 +14,7 @@ _TIES = ("", "tie", "tie (bothbad)", "tie(bothbad)", "both", "both bad", "neithe
 """Values of a winner column that name none of the answers."""
 _ANSWERS = ("a", "b", "winner")
 _VERSION = 1
+_SAMPLE = 1000
 
 
 def map_columns(dataset: Dataset | IterableDataset, name: str, mapping: Mapping[str, str]) -> Any:
@@ -42,13 +43,19 @@ def map_columns(dataset: Dataset | IterableDataset, name: str, mapping: Mapping[
     return dataset.rename_columns(renamed) if renamed else dataset
 
 
-def first_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
-    """Return the first row of a dataset as a dataset, under our names; empty where that fails, which is told later."""
+def sample_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
+    """Return rows of a dataset under our names, to tell its layout by; empty where that fails, which is told later.
+
+    These are all rows where columns are renamed, the first ones where they are computed, and one of a stream.
+    """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         return []
-    first = dataset.select(range(min(len(dataset), 1))) if isinstance(dataset, Dataset) else dataset.take(1)
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.take(1)
+    elif not set(mapping.values()) <= set(dataset.column_names) or set(_ANSWERS) & set(mapping):
+        dataset = dataset.select(range(min(len(dataset), _SAMPLE)))
     try:
-        return map_columns(first, "", mapping)
+        return map_columns(dataset, "", mapping)
     except InputError:
         return []
 

@@ -56,7 +56,8 @@ NAMES = MappingProxyType(
         "answers_unscored": "completions of lists without a usable score, which are left out",
         "answers_repeated": "completions that stand twice in a list",
         "answers_contradictory": "completions that stand twice in a list, with different scores, which are left out",
-        "lists_as_pairs": "lists, which are shown by their best and worst completion",
+        "lists_as_pairs": "lists, whose best completion is shown beside each of the others",
+        "not_gathered": "pairs that gather_lists makes no list of, as no two share a prompt",
         "template_drops": "answers in a field that the chat template does not print",
     }
 )
@@ -94,6 +95,26 @@ class Finding:
         """
         remedy = f" {self.remedy}" if self.remedy else ""
         return f"{dataset}: {self.sentence}.{remedy} (ignore_findings: {self.name})"
+
+
+def numbered(rows: Iterable[int], numbers: Sequence[int]) -> list[int]:
+    """Return the numbers of some rows, ascending, each once: the rows of pairs of a list have one number.
+
+    Args:
+        rows: their places.
+        numbers: the number that messages give each row.
+    """
+    return sorted({int(numbers[row]) for row in rows})
+
+
+def count_rows(rows: int, numbers: Sequence[int]) -> int:
+    """Return the number of rows that messages count: those with different numbers.
+
+    Args:
+        rows: how many there are.
+        numbers: the number that messages give each.
+    """
+    return rows if isinstance(numbers, range) else len(set(numbers[:rows]))
 
 
 def gravity(finding: Finding) -> tuple[int, float]:

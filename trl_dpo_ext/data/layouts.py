@@ -15,7 +15,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from ..errors import InputError
 from .batches import DatasetBatch, on_main_process, read_batches
-from .findings import EVERY_ROW, WARNING, Finding
+from .findings import EVERY_ROW, WARNING, Finding, count_rows, numbered
 from .layout_columns import find_layout
 from .plain_rows import READ, WITHOUT_PROMPT, row_codes
 from .rows import (
@@ -63,8 +63,8 @@ class Survey:
     messages: int = 0
     without_prompt: int = 0
     changed: int = 0
-    problems: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """By text: the first row, the number of rows, and what the first row has."""
+    problems: dict[str, tuple[list[int], str]] = field(default_factory=dict)
+    """By text: the rows, and what the first one has."""
     doubts: dict[str, list[int]] = field(default_factory=dict)
     """By text: the rows."""
     notes: dict[str, int] = field(default_factory=dict)
@@ -99,8 +99,7 @@ class Survey:
         self.without_prompt += reading.without_prompt
         self.changed += bool(reading.values)
         for text, detail in reading.problems.items():
-            place, count, shown = self.problems.get(text, (index, 0, detail))
-            self.problems[text] = (place, count + 1, shown)
+            self.problems.setdefault(text, ([], detail))[0].append(index)
         for text in reading.doubts:
             self.doubts.setdefault(text, []).append(index)
         for text in reading.notes:
@@ -112,11 +111,12 @@ class Survey:
     def problem_lines(self, name: str) -> list[str]:
         """Return one line for each kind of problem, by the first row that has it."""
         lines = []
-        for text, (first, count, detail) in sorted(self.problems.items(), key=lambda item: item[1][:1]):
+        for text, (places, detail) in sorted(self.problems.items(), key=lambda item: item[1][0][0]):
+            rows = numbered(places, self.numbers)
             what, stop, remedy = text.partition(". ")
             shown = f" ({detail})" if detail else ""
             fix = f" {remedy}." if stop else ""
-            which = f"{count} of {self.total} rows, first in row {self.numbers[first]}"
+            which = f"{len(rows)} of {self.counted} rows, first in row {rows[0]}"
             lines.append(f"{name}: {what}; wrong in {which}{shown}.{fix}")
         return lines
 
@@ -129,34 +129,42 @@ class Survey:
         ]
 
     @property
+    def counted(self) -> int:
+        """The number of rows that messages count."""
+        return count_rows(self.total, self.numbers)
+
+    @property
     def dropped(self) -> list[int]:
         """The rows that cannot be trained on, in order."""
         return sorted(row for rows in self.unusable.values() for row in rows)
 
     def findings(self) -> list[Finding]:
         """Return one finding for each kind of row that is dropped, and for each kind of doubt."""
+        total = self.counted
+        unusable = [(text, numbered(places, self.numbers)) for text, places in self.unusable.items()]
+        doubts = sorted(self.doubts.items(), key=lambda item: (item[1][0], len(item[1])))
         return [
             Finding(
                 "torn",
                 WARNING,
                 len(rows),
-                self.total,
-                f"{len(rows)} of {self.total} rows are dropped, first row {self.numbers[rows[0]]}: {text}",
+                total,
+                f"{len(rows)} of {total} rows are dropped, first row {rows[0]}: {text}",
                 "Add a column 'prompt' to keep them.",
-                [self.numbers[row] for row in rows],
+                rows,
             )
-            for text, rows in self.unusable.items()
+            for text, rows in unusable
         ] + [
             Finding(
                 _NAMES.get(text, "layout"),
                 WARNING,
                 len(rows),
-                self.total,
-                f"{text}, in {len(rows)} of {self.total} rows, first in row {self.numbers[rows[0]]}",
+                total,
+                f"{text}, in {len(rows)} of {total} rows, first in row {rows[0]}",
                 "Change or filter these rows.",
-                [self.numbers[row] for row in rows],
+                rows,
             )
-            for text, rows in sorted(self.doubts.items(), key=lambda item: (item[1][0], len(item[1])))
+            for text, rows in ((text, numbered(places, self.numbers)) for text, places in doubts)
         ]
 
 

@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
 
 from ..errors import InputError
-from .dataset_columns import first_mapped, map_columns
-from .lists.layouts import content_key, list_layout
-from .lists.reading import holds_lists
+from .dataset_columns import map_columns, sample_mapped
+from .lists.choice import holds_lists, layout_of
+from .lists.layouts import content_key
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -88,8 +88,8 @@ def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: Tr
 def _prompts_of_lists(dataset: Dataset, args: Any) -> list[Any] | None:
     """The prompt of each row if several rows become one list, which a split must not tear apart; None otherwise."""
     mapping = getattr(args, "dataset_columns", None) or {}
-    first = first_mapped(dataset, mapping)
-    layout = list_layout(first[0]) if holds_lists(first) else None
+    rows = sample_mapped(dataset, mapping)
+    layout = layout_of(rows) if holds_lists(rows, args) else None
     if not getattr(args, "gather_lists", False) and (layout is None or layout.read is not None):
         return None
     try:

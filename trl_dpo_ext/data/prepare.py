@@ -15,11 +15,12 @@ from ..core.columns import SCORE_COLUMNS, Column
 from ..core.lists import Order
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
-from .dataset_columns import first_mapped, loaded_columns, map_columns
-from .findings import EVERY_ROW, Finding, ties, told
+from .dataset_columns import loaded_columns, map_columns, sample_mapped
+from .findings import EVERY_ROW, WARNING, Finding, ties, told
 from .layouts import apply_layout, plan_layout
+from .lists.choice import holds_lists, lists_unread
 from .lists.pair_rows import LIST_ROW, is_of_lists
-from .lists.reading import holds_lists, read_lists
+from .lists.reading import read_lists
 from .lists.refusals import without_scores
 from .tool_calls import fit_tool_calls
 from .validation import check_preferences
@@ -39,6 +40,10 @@ class Kept:
     """What was converted, and in how many rows."""
     order: Order | None = None
     """What orders the completions of its lists; None for pairs."""
+    lists: int = 0
+    """Number of its lists before any was left out; 0 for pairs."""
+    gathers: bool | None = None
+    """Whether several of its rows of pairs have become one list; None where it does not hold pairs."""
 
 
 KEPT_WHOLE = Kept()
@@ -71,12 +76,12 @@ def checked_datasets(
     """
     problems: list[str] = []
     of_each: dict[str, Kept] = {} if kept is None else kept
-    if of_lists is None:
-        of_lists = are_lists(args, datasets)
+    tell, is_start = tell or _warn(args), of_lists is None
+    of_lists = are_lists(args, datasets) if of_lists is None else of_lists
 
     def checked(dataset: Any, name: str) -> Any:
         try:
-            dataset, of_each[name] = _checked(dataset, name, columns, args, tell or _warn(args), bool(of_lists))
+            dataset, of_each[name] = _checked(dataset, name, columns, args, tell, bool(of_lists))
             return dataset
         except InputError as error:
             problems.extend(error.problems)
@@ -92,15 +97,33 @@ def checked_datasets(
             prepared[name] = {key: checked(part, f"{name}[{key!r}]") for key, part in dataset.items()}
         else:  # TRL names a missing train_dataset itself, and eval_dataset is optional
             prepared[name] = None if dataset is None else checked(dataset, name)
+    if is_start and args.gather_lists and of_each and not problems:
+        problems += _gathering_problems(of_each, tell)
     if problems:
         raise InputError(*problems)
     return prepared
 
 
+def _gathering_problems(kept: Mapping[str, Kept], tell: Tell) -> list[str]:
+    """Return why `gather_lists` has no effect, and tell where it finds nothing to gather."""
+    gathers = {name: each.gathers for name, each in kept.items()}
+    if set(gathers.values()) == {None}:
+        return [f"gather_lists=True has no effect: {' and '.join(gathers)} holds lists already. Remove it."]
+    if True not in gathers.values():
+        name = next(name for name, gathered in gathers.items() if gathered is not None)
+        lists = kept[name].lists
+        sentence = f"gather_lists has no effect: no two of {lists} rows share a prompt, so that each is a list of two"
+        finding = Finding("not_gathered", WARNING, lists, lists, sentence, "Remove it, or look at column 'prompt'.")
+        tell(name, finding)
+    return []
+
+
 def are_lists(args: Any, datasets: Mapping[str, Any]) -> bool:
     """Whether a run trains on lists: if one of its datasets holds some, or pairs are to be gathered."""
     mapping, parts = args.dataset_columns or {}, named_parts(datasets).values()
-    return args.gather_lists or any(is_of_lists(part) or holds_lists(first_mapped(part, mapping)) for part in parts)
+    return args.gather_lists or any(
+        is_of_lists(part) or holds_lists(sample_mapped(part, mapping), args) for part in parts
+    )
 
 
 def named_parts(datasets: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +188,7 @@ def _checked(
             tell(name, ties(len(loaded), numbers))
         columns = {**columns, **_own_reference(dataset, name, args)}
     lists = None
-    if not of_lists and (is_of_lists(dataset) or holds_lists(dataset)):
+    if not of_lists and (is_of_lists(dataset) or holds_lists(dataset, args)):
         raise InputError(f"{name} holds lists, and this trainer was created with pairs. Create one with lists.")
     if of_lists and not is_of_lists(dataset):
         scores, columns = columns.get(next(iter(SCORE_COLUMNS))), without_scores(columns)
@@ -173,6 +196,8 @@ def _checked(
         for finding in lists.findings:
             tell(name, finding)
         dataset, numbers = lists.rows, lists.rows[LIST_ROW][:]
+    elif (unread := lists_unread(dataset, args)) is not None:
+        tell(name, unread)
     plan = plan_layout(dataset, name, numbers)
     for finding in plan.findings:
         tell(name, finding)
@@ -188,8 +213,10 @@ def _checked(
     if report.problems:
         raise InputError(*report.problems)
     read = plan.layout.columns if lists is None else lists.columns
-    order = None if lists is None else lists.order
-    return dataset, Kept(numbers, loaded_columns(read, mapping, _trl.column_names(loaded)), plan.notes, order)
+    columns_read = loaded_columns(read, mapping, _trl.column_names(loaded))
+    if lists is None:
+        return dataset, Kept(numbers, columns_read, plan.notes)
+    return dataset, Kept(numbers, columns_read, plan.notes, lists.order, lists.count, lists.gathers)
 
 
 def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:

@@ -13,7 +13,7 @@ from .. import _trl
 from ..errors import InputError
 from . import columnar
 from .batches import on_main_process, read_batches
-from .findings import EVERY_ROW, WARNING, Finding, gravest_first, told
+from .findings import EVERY_ROW, WARNING, Finding, count_rows, gravest_first, numbered, told
 from .lengths import length_column
 from .messages import ANSWER_FIELDS, is_set
 from .rows import SIDES
@@ -31,6 +31,7 @@ def tokenized(
     streams: StreamReport,
     find: Callable[[Dataset, Dataset], list[Finding]],
     numbers: Sequence[int] = EVERY_ROW,
+    lost: Callable[[], Finding | None] | None = None,
 ) -> Any:
     """Tokenize a dataset as TRL does, warn of what is found in it, and add the column of lengths.
 
@@ -40,23 +41,27 @@ def tokenized(
         streams: counts streamed datasets while they are read.
         find: what is wrong with the rows, given the dataset before and after.
         numbers: the number that messages give each row of `dataset`.
+        lost: gives the finding of rows that `prepare` has left out; by default, their prompts fill `max_length`.
 
     Raises:
-        InputError: no row is left, because the prompts alone fill `max_length`.
+        InputError: no row is left.
     """
     if not _trl.is_tokenized(dataset):
         dataset = fit_tool_calls(dataset, processing_class, f"{name} dataset", numbers)
     if isinstance(dataset, IterableDataset):
         return streams.prepared(prepare, dataset, processing_class, args, name)
-    prepared = _or_refused(prepare, dataset, processing_class, args, name, numbers)
+    prepared = prepared_by(prepare, dataset, processing_class, args, name, numbers)
     if isinstance(prepared, Dataset) and not _trl.is_tokenized(dataset):
         if not len(prepared) and len(dataset):
-            whole = prepare(dataset, processing_class, without_limit(args), name)
-            finding = all_dropped(whole, args.max_length)
+            finding = lost() if lost is not None else None
+            if finding is None:
+                whole = prepare(dataset, processing_class, without_limit(args), name)
+                finding = all_dropped(whole, args.max_length)
             raise InputError(f"{name} dataset: {finding.sentence}. {finding.remedy}")
 
         def lines() -> list[str]:
             found = [*find(dataset, prepared), *unprinted(dataset, processing_class, numbers)]
+            found += filter(None, [lost() if lost is not None else None])
             return told(gravest_first(found), f"{name} dataset", args)
 
         for line in on_main_process(lines):
@@ -79,19 +84,30 @@ def tokenized_as_trl(
     Raises:
         InputError: the chat template refuses rows.
     """
-    return _or_refused(_trl.preparation(processing_class), dataset, processing_class, args, name, numbers)
+    return prepared_by(_trl.preparation(processing_class), dataset, processing_class, args, name, numbers)
 
 
-def _or_refused(
+def prepared_by(
     prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str, numbers: Sequence[int]
 ) -> Any:
+    """Return a dataset as TRL's preparation, or one made of it, tokenizes it.
+
+    Args:
+        prepare: TRL's `_prepare_dataset`.
+        dataset, processing_class, args, name: its arguments.
+        numbers: the number that messages give each row.
+
+    Raises:
+        InputError: the chat template refuses rows.
+    """
     try:
         return prepare(dataset, processing_class, args, name)
     except Exception as error:
         if not _trl.is_template_error(error):
             raise
-        refused = [numbers[row] for row in _trl.refused_rows(dataset, processing_class)]
-        which = f"{len(refused)} of {len(dataset)} rows, first row {refused[0]}" if refused else "a row"
+        refused = numbered(_trl.refused_rows(dataset, processing_class), numbers)
+        total = count_rows(len(dataset), numbers)
+        which = f"{len(refused)} of {total} rows, first row {refused[0]}" if refused else "a row"
         why = str(error).strip()
         why += "" if why.endswith((".", "!", "?")) else "."
         raise InputError(
@@ -127,14 +143,13 @@ def unprinted(dataset: Dataset, processing_class: Any, numbers: Sequence[int] = 
         return []
     said: Any = next(iter(dataset.select(only[:1]).with_format(None)))
     fields = [field for field in fields if any(_only_in(said[side], [field]) for side in SIDES)] or fields
+    rows, total = numbered(only, numbers), count_rows(len(dataset), numbers)
     sentence = (
-        f"in {len(only)} of {len(dataset)} rows an answer is in {' or '.join(fields)} alone, which the chat template "
+        f"in {len(rows)} of {total} rows an answer is in {' or '.join(fields)} alone, which the chat template "
         "does not print, so that the answer is empty"
     )
     remedy = "Write it into 'content', or use another template."
-    return [
-        Finding("template_drops", WARNING, len(only), len(dataset), sentence, remedy, [numbers[row] for row in only])
-    ]
+    return [Finding("template_drops", WARNING, len(rows), total, sentence, remedy, rows)]
 
 
 def _only_in(side: Any, fields: list[str]) -> bool:

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, IterableDataset, Json
 
 from ..errors import InputError
 from .batches import on_main_process, read_batches
-from .findings import EVERY_ROW
+from .findings import EVERY_ROW, count_rows, numbered
 from .rows import SIDES
 
 logger = logging.getLogger(__name__)
@@ -51,13 +51,15 @@ class _Found:
     """What the tool calls of a dataset's rows are like."""
 
     to_convert: int = 0
-    problems: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """By text: the first row, the number of rows, and what the first row has."""
+    problems: dict[str, tuple[list[int], str]] = field(default_factory=dict)
+    """By text: the rows, and what the first one has."""
 
     def lines(self, name: str, total: int, numbers: Sequence[int]) -> list[str]:
+        found = [(text, numbered(places, numbers), shown) for text, (places, shown) in self.problems.items()]
         return [
-            f"{name}: {text}; wrong in {count} of {total} rows, first in row {numbers[first]} ({shown})."
-            for text, (first, count, shown) in self.problems.items()
+            f"{name}: {text}; wrong in {len(rows)} of {count_rows(total, numbers)} rows, first in row {rows[0]} "
+            f"({shown})."
+            for text, rows, shown in found
         ]
 
 
@@ -120,8 +122,7 @@ def _survey(dataset: Dataset, columns: Mapping[str, bool], form: str | None) -> 
                     _fitted(row[column], form, filled) is not row[column] for column, filled in columns.items()
                 )
             except _ArgumentsError as error:
-                first, count, shown = found.problems.get(str(error), (index, 0, error.shown))
-                found.problems[str(error)] = (first, count + 1, shown)
+                found.problems.setdefault(str(error), ([], error.shown))[0].append(index)
     return found
 
 

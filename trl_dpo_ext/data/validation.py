@@ -13,7 +13,7 @@ from ..core.columns import Column
 from . import columnar
 from .batches import DatasetBatch, on_main_process, read_batches
 from .columns import column_problem
-from .findings import EVERY_ROW, WARNING, Finding
+from .findings import EVERY_ROW, WARNING, Finding, count_rows, numbered
 from .messages import ANSWER_FIELDS, is_set
 from .public_layouts import missing_sides
 from .rows import SIDES, no_answer
@@ -99,8 +99,8 @@ class _Findings:
     total: int = 0
     identical: list[int] = field(default_factory=list)
     """Rows whose sides are the same."""
-    found: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """By text: first row, place of the column in `read`, number of rows."""
+    found: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    """By text: place of the column in `read`, and the rows."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The least and the greatest value of columns that losses have doubts about."""
 
@@ -125,7 +125,7 @@ class _Findings:
             return
         for side, mask in empty.items():
             if mask.any():
-                self._add(no_answer(side), side, batch.start + int(mask.argmax()), int(mask.sum()))
+                self._add(no_answer(side), side, (batch.start + np.flatnonzero(mask)).tolist())
         self.identical += (batch.start + np.flatnonzero(identical)).tolist()
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], start: int) -> None:
@@ -140,7 +140,7 @@ class _Findings:
         for index, value in enumerate(values, start):
             problem = column_problem(value, meaning)
             if problem:
-                self._add(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", column, index)
+                self._add(f"column {column!r} must be {problem} ({meaning.help.rstrip('.')})", column, [index])
 
     def _widen(self, column: str, found: tuple[float, float] | None) -> None:
         if found is not None:
@@ -151,41 +151,47 @@ class _Findings:
         for index, row in enumerate(rows, start) if self.sides else ():
             for side in self.sides:
                 if _is_empty(row[side]):
-                    self._add(no_answer(side), side, index)
+                    self._add(no_answer(side), side, [index])
             self.identical += [index] * bool(row["chosen"] == row["rejected"])
 
-    def _add(self, text: str, column: str, first: int, count: int = 1) -> None:
-        first, place, before = self.found.get(text, (first, self.read.index(column), 0))
-        self.found[text] = (first, place, before + count)
+    def _add(self, text: str, column: str, rows: Sequence[int]) -> None:
+        self.found.setdefault(text, (self.read.index(column), []))[1].extend(rows)
+
+    @property
+    def counted(self) -> int:
+        """The number of rows that messages count."""
+        return count_rows(self.total, self.numbers)
 
     def problems(self, name: str) -> list[str]:
         """One line per kind of problem, by the first row that has it."""
         empty = {*map(no_answer, SIDES)}
+        found = [(rows[0], place, text, numbered(rows, self.numbers)) for text, (place, rows) in self.found.items()]
         return [
-            f"{name}: {text}; wrong in {count} of {self.total} rows, first in row {self.numbers[first]}."
+            f"{name}: {text}; wrong in {len(rows)} of {self.counted} rows, first in row {rows[0]}."
             + (" Filter these rows." if text in empty else "")
-            for text, (first, _, count) in sorted(self.found.items(), key=lambda item: item[1][:2])
+            for _, _, text, rows in sorted(found, key=lambda item: item[:2])
         ]
 
     def findings(self) -> list[Finding]:
         """Likely mistakes."""
         of_columns = [
-            Finding("loss_column", WARNING, self.total, self.total, sentence, remedy)
+            Finding("loss_column", WARNING, self.counted, self.counted, sentence, remedy)
             for column, extremes in ({} if self.found else self.ranges).items()
             for sentence, remedy in self.columns[column].doubts_of(*extremes)
         ]
         return [*self._identical(), *of_columns]
 
     def _identical(self) -> list[Finding]:
-        rows = [self.numbers[row] for row in self.identical]
+        rows = numbered(self.identical, self.numbers)
         number = len(rows)
         if not number:
             return []
         sentence = (
-            f"chosen and rejected are identical in {number} of {self.total} rows; these teach nothing about preference"
+            f"chosen and rejected are identical in {number} of {self.counted} rows; these teach nothing about "
+            "preference"
         )
         remedy = 'Filter them out: dataset.filter(lambda row: row["chosen"] != row["rejected"]).'
-        return [Finding("identical", WARNING, number, self.total, sentence, remedy, rows)]
+        return [Finding("identical", WARNING, number, self.counted, sentence, remedy, rows)]
 
 
 def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from .. import statistics
 from ..data.rows import SIDES
 from .contents import SCRIPTS, scripts_differ
+from .examples import Examples
 from .pair_measures import Rows
 from .pair_rules import MANY
-from .pair_table import PairTable
+from .pair_table import Measured, PairTable
 from .token_rules import tail_counts
 from .truncation_rules import ends_lost
 
@@ -33,7 +34,7 @@ def split_blocks(table: PairTable, args: Any, subset_column: str | None = None) 
     """
     return {
         "rows": _rows(table),
-        "lengths": _lengths(table.rows),
+        "lengths": _lengths(table),
         "max_length": _limit(table),
         "truncation": _truncation(table),
         "difference": _difference(table.rows),
@@ -41,36 +42,46 @@ def split_blocks(table: PairTable, args: Any, subset_column: str | None = None) 
         "duplicates": _duplicates(table),
         "eos_bos": _eos_bos(table),
         "roles": _roles(table),
-        "tokens": _tokens(table.rows, args),
+        "tokens": _tokens(table, args),
         "text": _text(table),
     }
 
 
 def _rows(table: PairTable) -> dict[str, Any]:
     kept = len(table)
+    loaded = table.loaded if table.origin is None else len(table.origin)
     share = kept / table.loaded if table.loaded else None
-    return {"loaded": table.loaded, "dropped": table.loaded - kept, "kept": kept, "kept_share": share}
+    block = {"loaded": loaded, "dropped": table.loaded - kept, "kept": kept, "kept_share": share}
+    if not table.of_lists:
+        return block
+    examples = table.examples
+    return block | {"lists": table.loaded, "completions": int(examples.once.sum()), "pairs": len(examples.shown)}
 
 
-def _lengths(rows: Rows) -> dict[str, Any]:
-    before = {"prompt": rows.prompt, **_by_side(rows.sides), "pair": rows.prompt + rows.sides.max(axis=1)}
-    after = {"prompt": rows.prompt_kept.max(axis=1), **_by_side(rows.kept), "pair": rows.fed.max(axis=1)}
+def _lengths(table: PairTable) -> dict[str, Any]:
+    rows, examples = table.rows, table.examples
+    starts, longest = examples.starts, rows.prompt + rows.sides.max(axis=1, initial=0)
+    before = {"prompt": rows.prompt[starts], **_by_side(rows.sides, examples), "pair": examples.max(longest)}
+    prompts, fed = (examples.max(each.max(axis=1, initial=0)) for each in (rows.prompt_kept, rows.fed))
+    after = {"prompt": prompts, **_by_side(rows.kept, examples), "pair": fed}
     return {
         name: {"before": statistics.length_summary(before[name]), "after": statistics.length_summary(after[name])}
         for name in before
     }
 
 
-def _by_side(values: npt.NDArray) -> dict[str, npt.NDArray]:
-    return dict(zip(SIDES, values.T, strict=True))
+def _by_side(values: npt.NDArray, examples: Examples) -> dict[str, npt.NDArray]:
+    """Values of completions, each once, by side."""
+    return {side: values[examples.once[:, number], number] for number, side in enumerate(SIDES)}
 
 
 def _limit(table: PairTable) -> dict[str, Any] | None:
-    rows, limit, every = table.rows, table.truncation.max_length, table.measured
+    rows, limit = table.rows, table.truncation.max_length
     if limit is None or not len(rows):
         return None
-    longest_prompt = int(every.prompt.max())
-    ordered = np.sort(table.whole_pairs)
+    every = [table.measured, *filter(None, [table.dropped_measured])]
+    longest_prompt = max(int(each.rows.prompt.max()) for each in every)
+    ordered = np.sort(table.whole_examples)
     allowed = int(np.ceil(_FEW_CUT * len(ordered))) - 1  # fewer than 1 % are cut
     needed = max(int(ordered[len(ordered) - 1 - max(allowed, 0)]), longest_prompt + 1)
     suggested = -(-needed // _STEP) * _STEP
@@ -78,19 +89,33 @@ def _limit(table: PairTable) -> dict[str, Any] | None:
     return {
         "value": limit,
         "truncation_mode": "keep_end" if table.truncation.keeps_end else "keep_start",
-        "uncut_share": float((rows.cut == 0).all(axis=1).mean()),
+        "uncut_share": float(1 - table.examples.any((rows.cut > 0).any(axis=1)).mean()),
         "suggested": {"value": suggested, **positions_at(every, suggested)},
         "keeps_all": {"value": whole, **positions_at(every, whole)},
     }
 
 
-def positions_at(rows: Rows, limit: int) -> dict[str, int]:
-    """Return the positions of an epoch if sequences were cut behind `limit` tokens."""
+def positions_at(every: Sequence[Measured], limit: int) -> dict[str, int]:
+    """Return the positions of an epoch if sequences were cut behind `limit` tokens.
+
+    Args:
+        every: measures of all examples.
+        limit: in tokens.
+    """
+    plain = shared = 0
+    for measured in every:
+        prompt, kept = _kept_at(measured.rows, limit)
+        fed = (prompt[:, None] + kept)[measured.examples.once]
+        plain += int(fed.sum())
+        prompt, kept = _kept_at(measured.chain, limit)
+        shared += int((prompt + np.minimum(measured.chain.common_whole, kept.min(axis=1))).sum())
+    return {"plain": plain, "share_prompt": plain - shared}
+
+
+def _kept_at(rows: Rows, limit: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tokens that are left of prompts, (rows,), and of both completions, (rows, 2)."""
     prompt = np.minimum(rows.prompt, limit).astype(np.int64)
-    kept = np.minimum(rows.sides, limit - prompt[:, None])
-    common = np.minimum(rows.common_whole, kept.min(axis=1))
-    plain = int((2 * prompt + kept.sum(axis=1)).sum())
-    return {"plain": plain, "share_prompt": int((prompt + kept.sum(axis=1) - common).sum())}
+    return prompt, np.minimum(rows.sides, limit - prompt[:, None])
 
 
 def _truncation(table: PairTable) -> dict[str, Any] | None:
@@ -99,13 +124,14 @@ def _truncation(table: PairTable) -> dict[str, Any] | None:
     lost = ends_lost(table)
     blocks = {}
     for number, side in enumerate(SIDES):
-        cut, whole = table.rows.cut[:, number], int(table.rows.sides[:, number].sum())
+        once = table.examples.once[:, number]
+        cut, whole = table.rows.cut[once, number], int(table.rows.sides[once, number].sum())
         blocks[side] = {
             "rows": int((cut > 0).sum()),
             "tokens": int(cut.sum()),
             "median": statistics.quantiles(cut[cut > 0])["p50"],
             "share_of_tokens": int(cut.sum()) / whole if whole else None,
-            "rows_without_eos": int(lost[:, number].sum()),
+            "rows_without_eos": int(lost[once, number].sum()),
         }
     return blocks
 
@@ -148,6 +174,8 @@ def _length_bias(table: PairTable, subset_column: str | None) -> dict[str, Any]:
 
 def score_differences(table: PairTable) -> npt.NDArray[np.float64] | None:
     """Return score of chosen minus score of rejected, or the margin, (rows,); None where there are no such columns."""
+    if table.of_lists:
+        return None if table.order == "best" else table.measured.gaps
     names = set(table.dataset.column_names)
     for chosen, rejected in _SCORES:
         if {chosen, rejected} <= names:
@@ -156,7 +184,11 @@ def score_differences(table: PairTable) -> npt.NDArray[np.float64] | None:
 
 
 def _column(table: PairTable, name: str) -> list[Any]:
-    return table.dataset.with_format(None)[name][:]
+    """A column's value of each row."""
+    if not table.of_lists or table.origin is None:
+        return table.dataset.with_format(None)[name][:]
+    values = table.origin.with_format(None)[name][:]
+    return [values[number] for number in table.numbers.tolist()]
 
 
 def _numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
@@ -164,7 +196,7 @@ def _numbers(values: Sequence[Any]) -> npt.NDArray[np.float64]:
 
 
 def _duplicates(table: PairTable) -> dict[str, Any]:
-    prompts, _place, counts = np.unique(table.keys[:, 0], return_inverse=True, return_counts=True)
+    prompts, counts = np.unique(table.keys[table.examples.starts, 0], return_counts=True)
     whole = {
         name: sum(f.count for f in table.findings if f.name == name) for name in ("duplicate_row", "contradictory")
     }
@@ -181,26 +213,29 @@ def _duplicates(table: PairTable) -> dict[str, Any]:
 def _eos_bos(table: PairTable) -> dict[str, Any]:
     rows, tokenizer = table.rows, table.kinds.tokenizer
     whole = (rows.cut == 0) & (rows.ending > 0)
-    ends = whole | ((rows.ending > 0) & (rows.cut < rows.ending))
+    ends = (whole | ((rows.ending > 0) & (rows.cut < rows.ending))) & table.examples.once
     return {
         "eos_token": tokenizer.eos_token,
         "eos_ids": table.kinds.eos_ids.tolist(),
         "bos_token": tokenizer.bos_token,
         "bos_id": table.kinds.bos_id,
         "end_with_eos": {side: int(ends[:, number].sum()) for number, side in enumerate(SIDES)},
-        "double_eos": {side: int(rows.double_eos[:, number].sum()) for number, side in enumerate(SIDES)},
-        "double_bos": int(rows.double_bos.sum()),
+        "double_eos": {
+            side: int((rows.double_eos & table.examples.once)[:, number].sum()) for number, side in enumerate(SIDES)
+        },
+        "double_bos": int(table.examples.any(rows.double_bos).sum()),
         "behind_eos": [list(item) for item in tail_counts(table)[:_MOST]],
         "prompt_tokens_left_out": [list(item) for item in table.left_out_texts.most_common(_MOST)],
     }
 
 
 def _roles(table: PairTable) -> dict[str, Any] | None:
-    if table.are_texts:
+    if table.texts.are_texts:
         return None
     sequences, last = Counter(), {side: Counter() for side in SIDES}
     with_system = 0
-    for (prompt, *sides), count in table.roles.items():
+    found = table.texts.roles(table.examples.shown)
+    for (prompt, *sides), count in found.items():
         sequences[" | ".join([prompt, *sides])] += count
         with_system += count * prompt.startswith(("system", "developer"))
         for side, roles in zip(SIDES, sides, strict=True):
@@ -208,29 +243,23 @@ def _roles(table: PairTable) -> dict[str, Any] | None:
     return {
         "sequences": statistics.counted(sequences, _MOST),
         "last": {side: dict(statistics.counted(counts, _MOST)) for side, counts in last.items()},
-        "system_share": with_system / len(table) if len(table) else None,
+        "system_share": with_system / found.total() if found else None,
     }
 
 
-def _tokens(rows: Rows, args: Any) -> dict[str, Any]:
-    plain = int(rows.fed.sum())
-    shared = int((rows.fed.sum(axis=1) - rows.shared).sum())
-    batch = args.per_device_train_batch_size
-    longest = rows.fed.max(axis=1)
-    starts = np.arange(0, len(rows), batch)
-    widths = np.maximum.reduceat(longest, starts) if len(rows) else longest
-    multiple = args.pad_to_multiple_of or 1
-    widths = -(-widths.astype(np.int64) // multiple) * multiple
-    pairs = np.diff([*starts, len(rows)])
+def _tokens(table: PairTable, args: Any) -> dict[str, Any]:
+    rows, examples = table.rows, table.examples
+    plain = int(rows.fed[examples.once].sum())
+    shared = plain - int(table.measured.chain.shared.sum())
     _, prompts = np.unique(rows.prompt_key, return_index=True)
     _, completions = np.unique(rows.side_key.reshape(-1), return_index=True)
     passed = int(rows.prompt_kept.max(axis=1)[prompts].sum() + rows.kept.reshape(-1)[completions].sum())
     return {
-        "scored": {side: int(rows.scored[:, number].sum()) for number, side in enumerate(SIDES)},
+        "scored": {side: int(values.sum()) for side, values in _by_side(rows.scored, examples).items()},
         "fed": {
             "plain": plain,
-            "padded": int((2 * pairs * widths).sum()),
-            "batch_size": batch,
+            "padded": _padded(table, args),
+            "batch_size": args.per_device_train_batch_size,
             "share_prompt": shared,
             "reference_pass": passed,
             "ratio": plain / shared if shared else None,
@@ -238,13 +267,25 @@ def _tokens(rows: Rows, args: Any) -> dict[str, Any]:
     }
 
 
+def _padded(table: PairTable, args: Any) -> int:
+    """Positions of an epoch in padded batches, which hold an even number of sequences of each example."""
+    examples, batch, multiple = table.examples, args.per_device_train_batch_size, args.pad_to_multiple_of or 1
+    longest = examples.max(table.rows.fed.max(axis=1))
+    starts = np.arange(0, len(table), batch)
+    widths = np.maximum.reduceat(longest, starts) if len(table) else longest
+    widths = -(-widths.astype(np.int64) // multiple) * multiple
+    sizes = np.bincount(examples.of, weights=examples.once.sum(axis=1), minlength=len(table)).astype(np.int64)
+    sequences = np.add.reduceat(sizes + sizes % 2, starts) if len(table) else sizes
+    return int((sequences * widths).sum())
+
+
 def _text(table: PairTable) -> dict[str, Any]:
-    left, right = table.scripts.T
-    counts = {side: np.bincount(table.scripts[:, number], minlength=len(SCRIPTS)) for number, side in enumerate(SIDES)}
+    scripts, examples = table.texts.scripts, table.examples
+    counts = {side: np.bincount(each, minlength=len(SCRIPTS)) for side, each in _by_side(scripts, examples).items()}
     return {
-        **{name: int(mask.sum()) for name, mask in table.characters.items()},
+        **{name: int(examples.any(mask).sum()) for name, mask in table.texts.characters.items()},
         "scripts": {side: _named(found) for side, found in counts.items()},
-        "script_differs": int(scripts_differ(left, right).sum()),
+        "script_differs": int(examples.any(scripts_differ(*scripts.T)).sum()),
     }
 
 

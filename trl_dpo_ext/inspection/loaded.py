@@ -12,7 +12,8 @@ from ..data.columns import loss_columns
 from ..data.findings import NOTE, Finding
 from ..data.lengths import samples_by_length
 from ..data.prepare import Kept
-from .pair_table import COLUMNS, PairTable
+from .pair_table import PairTable
+from .row_texts import COLUMNS
 from .row_view import short
 
 _READ_BY_TRL = (*COLUMNS, "tools", "chat_template_kwargs", *_trl.IMAGE_COLUMNS, *_trl.REFERENCE_COLUMNS)
@@ -22,15 +23,17 @@ _DATE = "date_string"
 
 def layout_name(table: PairTable, kept: Kept) -> str:
     """Return what a split holds, in a few words."""
-    kind = "texts" if table.are_texts else "messages"
+    kind = "texts" if table.texts.are_texts else "messages"
+    if table.of_lists:
+        return f"lists, {kind}"
     if len(kept.columns) > 2:  # a prompt, or messages that end in the chosen answer, beside both sides
         return f"prompt + answers, {kind}"
-    return f"whole {'texts' if table.are_texts else 'conversations'}, {kind}"
+    return f"whole {'texts' if table.texts.are_texts else 'conversations'}, {kind}"
 
 
 def guessed_prompt(table: PairTable, kept: Kept) -> Finding | None:
     """A note that the prompt of texts is their common start."""
-    if not table.are_texts or len(kept.columns) > 2:
+    if table.of_lists or not table.texts.are_texts or len(kept.columns) > 2:
         return None
     sentence = "there is no column 'prompt': the characters with which both texts begin are taken as the prompt"
     remedy = "If another column has it, set --dataset_columns prompt=COLUMN."
@@ -64,7 +67,7 @@ def columns_block(raw: Dataset, kept: Kept, checked: Dataset, args: Any) -> dict
     }
 
 
-def dated_template(checked: Dataset, processing_class: Any) -> Finding | None:
+def dated_template(checked: Dataset, processing_class: Any, rows: int) -> Finding | None:
     """A note that the chat template prints today's date."""
     first: Any = next(iter(checked.with_format(None)))
     if not _trl.prints_date(processing_class, first):
@@ -74,4 +77,4 @@ def dated_template(checked: Dataset, processing_class: Any) -> Finding | None:
     if _DATE in str(processing_class.chat_template):
         kwargs = f'[{{"{_DATE}": "26 Jul 2024"}}] * len(dataset)'
         remedy = f'Fix it: dataset = dataset.add_column("chat_template_kwargs", {kwargs}).'
-    return Finding("dated_template", NOTE, len(checked), len(checked), sentence, remedy)
+    return Finding("dated_template", NOTE, rows, rows, sentence, remedy)

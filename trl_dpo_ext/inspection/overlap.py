@@ -11,11 +11,13 @@ import numpy.typing as npt
 from ..data.batches import read_batches
 from ..data.findings import WARNING, Finding
 from .contents import Contents
-from .pair_table import COLUMNS, PairTable
+from .list_table import keys_of_lists
+from .pair_table import PairTable
+from .row_texts import COLUMNS
 from .rule import found
 
 Keys = dict[str, npt.NDArray[np.void]]
-_PARTS = {"prompts": (0,), "chosen": (1,), "prompt_chosen": (0, 1), "rows": (0, 1, 2)}
+_PARTS = {"prompts": (0,), "chosen": (1,), "prompt_chosen": (0, 1)}
 """What is compared -> the places of its columns in `COLUMNS`."""
 
 
@@ -27,14 +29,14 @@ def overlap(test: PairTable, train: PairTable) -> tuple[dict[str, Any], list[Fin
         the finding.
     """
     block: dict[str, Any] = {"n": len(test)}
-    seen = np.zeros(len(test), dtype=bool)
+    seen = np.zeros(len(test.rows), dtype=bool)
     for how, fold in (("exact", False), ("case_folded", True)):
         ours, others = (_keys(table, fold) for table in (test, train))
-        for name in _PARTS:
+        for name in ours:
             inside = np.isin(ours[name], others[name])
             block.setdefault(name, {})[how] = int(inside.sum())
             if name == "prompts" and not fold:
-                seen = inside
+                seen = inside[test.examples.of]
     return block, [*_finding(test, seen, train)]
 
 
@@ -49,17 +51,20 @@ def _finding(test: PairTable, seen: npt.NDArray[np.bool_], train: PairTable) -> 
 
 
 def _keys(table: PairTable, fold: bool) -> Keys:
-    eos = table.kinds.tokenizer.eos_token
+    """Keys of what examples say; `chosen` is a best completion of a list, `rows` are all that it says."""
+    texts = table.list_texts
+    eos = table.kinds.tokenizer.eos_token if texts is None else None
     columns: list[list[npt.NDArray]] = [[], [], []]
-    for batch in read_batches(table.dataset, COLUMNS):
+    for batch in read_batches(table.dataset if texts is None else texts.dataset, COLUMNS):
         for place, name in enumerate(COLUMNS):
             contents = Contents.of(batch, name)
             contents = contents if name == "prompt" else contents.without_ending(eos)
             columns[place].append(contents.keys(loose=True, fold=fold))
     joined = [np.concatenate(each) if each else np.zeros(0, dtype="V16") for each in columns]
-    return {
-        name: np.ascontiguousarray(np.stack([joined[place] for place in places], axis=1))
-        .view(f"V{16 * len(places)}")
-        .reshape(-1)
+    keys = np.stack(joined, axis=1) if texts is None else keys_of_lists(table, joined)
+    firsts = keys[table.examples.first]
+    found = {
+        name: np.ascontiguousarray(firsts[:, list(places)]).view(f"V{16 * len(places)}").reshape(-1)
         for name, places in _PARTS.items()
     }
+    return found | {"rows": table.example_keys(keys)}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +12,12 @@ import numpy.typing as npt
 
 from .. import _trl
 from ..data.batches import DatasetBatch
-from ..data.columnar import list_lengths
 from .token_kinds import TokenKinds
+from .token_lists import Counts, TokenLists, common_ends, keys_of
 
-Counts = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
-Ids = npt.NDArray[np.int64]
 _TRAILING = 16
 """Tokens of whitespace behind an EOS, at most."""
-_CELLS = 1 << 20
-"""Cells of one padded block."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +26,11 @@ class Truncation:
 
     max_length: int | None
     keeps_end: bool
+
+    @classmethod
+    def of(cls, args: Any) -> Truncation:
+        """That of a run's configuration."""
+        return cls(args.max_length, args.truncation_mode == "keep_end")
 
     def kept(self, prompt: npt.NDArray, side: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
         """Return how many tokens of prompts and completions are left, each (rows,)."""
@@ -46,7 +45,7 @@ class Truncation:
 
 @dataclass
 class Rows:
-    """Measures of rows; every array has shape (rows,) or (rows, 2), the latter with one column per side."""
+    """Measures of pairs; every array has shape (rows,) or (rows, 2), the latter with one column per side."""
 
     prompt: Counts
     """Tokens of the whole prompt."""
@@ -108,8 +107,32 @@ class Rows:
         return self.prompt_kept + self.kept
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Measured prompts, each with one completion behind it; arrays have shape (sequences,)."""
+
+    prompt: TokenLists
+    """The whole prompts."""
+    side: TokenLists
+    """The whole completions."""
+    prompt_kept: TokenLists
+    """The prompts as trained."""
+    kept: TokenLists
+    """The completions as trained."""
+    content: npt.NDArray
+    behind_eos: npt.NDArray
+    double_eos: Mask
+    ending: Counts
+    double_bos: Mask
+    key: npt.NDArray[np.void]
+
+    def at(self, places: npt.NDArray) -> Sequences:
+        """Some of the sequences."""
+        return Sequences(*(getattr(self, field.name)[places] for field in dataclasses.fields(self)))
+
+
 class PairMeasurer:
-    """Measures batches of tokenized pairs.
+    """Measures batches of tokenized prompts and completions.
 
     Args:
         kinds: the tokens' meaning.
@@ -123,49 +146,59 @@ class PairMeasurer:
 
     def measure(self, batch: DatasetBatch) -> Rows:
         """Measure the rows of a batch with TRL's columns of token ids."""
-        columns = [batch.column(name) for name in _trl.TOKEN_IDS]
-        lengths = [list_lengths(column) for column in columns]
-        values = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) for column in columns]
-        starts = [length.cumsum() - length for length in lengths]
-        prompt, sides = _Lists(values[0], starts[0], lengths[0]), [
-            _Lists(*parts) for parts in zip(values[1:], starts[1:], lengths[1:], strict=True)
-        ]  # fmt: skip
-        kept = [self.truncation.kept(prompt.lengths, side.lengths) for side in sides]
-        prompts = [prompt.cut(number, self.truncation.keeps_end) for number, _ in kept]
-        trained = [side.cut(number, self.truncation.keeps_end) for side, (_, number) in zip(sides, kept, strict=True)]
-        common, common_end = _common(*trained)
-        any_cut = any((part.lengths != side.lengths).any() for part, side in zip(trained, sides, strict=True))
-        whole = _common(*sides)[0] if any_cut else common
-        endings = [self._ending(part) for part in trained]
+        prompt, chosen, rejected = (TokenLists.of(batch.column(name)) for name in _trl.TOKEN_IDS)
+        return self.pairs(self.sequences(prompt, chosen), self.sequences(prompt, rejected))
+
+    def sequences(self, prompt: TokenLists, side: TokenLists) -> Sequences:
+        """Measure prompts with one completion each.
+
+        Args:
+            prompt, side: token ids, whole.
+        """
+        left, number = self.truncation.kept(prompt.lengths, side.lengths)
+        prompt_kept, kept = (
+            each.cut(count, self.truncation.keeps_end) for each, count in ((prompt, left), (side, number))
+        )
+        content, behind, doubled = self._ending(kept)
+        ends, double_bos = self._ends(side), self._double_bos(prompt_kept, kept)
+        key = keys_of(prompt_kept, kept)
+        return Sequences(prompt, side, prompt_kept, kept, content, behind, doubled, ends, double_bos, key)
+
+    def pairs(self, left: Sequences, right: Sequences) -> Rows:
+        """Measure pairs of sequences with the same prompt: the chosen ones and the rejected ones."""
+        both = (left, right)
+        common, common_end = common_ends(left.kept, right.kept)
+        any_cut = any((each.kept.lengths != each.side.lengths).any() for each in both)
+        whole = common_ends(left.side, right.side)[0] if any_cut else common
         return Rows(
-            prompt.lengths.astype(np.int32),
-            _columns(side.lengths for side in sides),
-            _columns(part.lengths for part in prompts),
-            _columns(part.lengths for part in trained),
+            left.prompt.lengths.astype(np.int32),
+            _columns(each.side.lengths for each in both),
+            _columns(each.prompt_kept.lengths for each in both),
+            _columns(each.kept.lengths for each in both),
             common,
-            self._shared(prompts, common),
+            self._shared([each.prompt_kept for each in both], common),
             common_end,
             whole,
-            _columns(ending[0] for ending in endings),
-            _columns(ending[1] for ending in endings),
-            _columns(self._ends(side) for side in sides),
-            np.stack([ending[2] for ending in endings], axis=1),
-            self._double_bos(prompts, trained),
-            _keys(prompts[0]),
-            np.stack([_keys(first, second) for first, second in zip(prompts, trained, strict=True)], axis=1),
+            _columns(each.content for each in both),
+            _columns(each.behind_eos for each in both),
+            _columns(each.ending for each in both),
+            np.stack([each.double_eos for each in both], axis=1),
+            left.double_bos | right.double_bos,
+            keys_of(left.prompt_kept),
+            np.stack([each.key for each in both], axis=1),
         )
 
     @staticmethod
-    def _shared(prompts: list[_Lists], common: Counts) -> Counts:
+    def _shared(prompts: list[TokenLists], common: Counts) -> Counts:
         """With how many equal tokens both sequences begin; prompts of different lengths have lost their starts."""
         lengths = [prompt.lengths for prompt in prompts]
         apart = np.flatnonzero(lengths[0] != lengths[1])
         shared = (lengths[0] + common).astype(np.int32)
         if len(apart):
-            shared[apart] = _common(*(prompt.rows(apart) for prompt in prompts))[0]
+            shared[apart] = common_ends(*(prompt[apart] for prompt in prompts))[0]
         return shared
 
-    def _ending(self, side: _Lists) -> tuple[npt.NDArray, npt.NDArray, Mask]:
+    def _ending(self, side: TokenLists) -> tuple[npt.NDArray, npt.NDArray, Mask]:
         """Content tokens, tokens behind the last EOS, and whether there are two EOS in a row; each (rows,)."""
         ids, rows, places = side.flat()
         eos, blank = self.kinds.is_eos(ids), self.kinds.is_blank(ids)
@@ -181,7 +214,7 @@ class PairMeasurer:
         self._count_tails(side, behind)
         return content, behind, doubled
 
-    def _count_tails(self, side: _Lists, behind: npt.NDArray) -> None:
+    def _count_tails(self, side: TokenLists, behind: npt.NDArray) -> None:
         one = behind == 1
         ids, counts = np.unique(side.values[(side.starts + side.lengths - 1)[one]], return_counts=True)
         self.tails.update({(index,): count for index, count in zip(ids.tolist(), counts.tolist(), strict=True)})
@@ -189,7 +222,7 @@ class PairMeasurer:
             end = side.starts[row] + side.lengths[row]
             self.tails[tuple(side.values[end - behind[row] : end][:8].tolist())] += 1
 
-    def _ends(self, side: _Lists) -> Counts:
+    def _ends(self, side: TokenLists) -> Counts:
         """Tokens from the last EOS to the end, if nothing but whitespace is behind it; otherwise 0; (rows,)."""
         ends = np.zeros(len(side), dtype=np.int32)
         open_ = side.lengths > 0
@@ -206,97 +239,14 @@ class PairMeasurer:
             back[rows] += 1
         return ends
 
-    def _double_bos(self, prompts: list[_Lists], sides: list[_Lists]) -> Mask:
+    def _double_bos(self, prompt: TokenLists, side: TokenLists) -> Mask:
         bos = self.kinds.bos_id
-        found = np.zeros(len(prompts[0]), dtype=bool)
         if bos is None:
-            return found
-        for prompt, side in zip(prompts, sides, strict=True):
-            first, second = prompt.at(0), np.where(prompt.lengths > 1, prompt.at(1), side.at(0))
-            found |= (prompt.lengths > 0) & (first == bos) & (second == bos)
-            found |= (prompt.lengths == 0) & (side.at(0) == bos) & (side.at(1) == bos)
-        return found
-
-
-@dataclass(frozen=True)
-class _Lists:
-    """A column of lists, as values and where each row's begin."""
-
-    values: Ids
-    starts: Ids
-    lengths: Ids
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def cut(self, kept: npt.NDArray, keeps_end: bool) -> _Lists:
-        """The first, or the last, `kept` items of each list."""
-        return _Lists(self.values, self.starts + (self.lengths - kept) * keeps_end, kept)
-
-    def rows(self, places: npt.NDArray) -> _Lists:
-        """Some of the lists."""
-        return _Lists(self.values, self.starts[places], self.lengths[places])
-
-    def at(self, place: int) -> Ids:
-        """The item at a place of each list; -1 where the list is shorter."""
-        reached = self.lengths > place
-        found = np.full(len(self), -1, dtype=np.int64)
-        found[reached] = self.values[self.starts[reached] + place]
-        return found
-
-    def flat(self) -> tuple[Ids, Ids, Ids]:
-        """All items, the row of each, and its place in the row."""
-        rows = np.repeat(np.arange(len(self)), self.lengths)
-        before = self.lengths.cumsum() - self.lengths
-        places = np.arange(len(rows)) - np.repeat(before, self.lengths)
-        return self.values[self.starts[rows] + places], rows, places
-
-    def padded(self, rows: npt.NDArray, width: int, fill: int, backward: bool = False) -> Ids:
-        """Some rows as a matrix, (rows, width), from their start, or from their end backward."""
-        steps = np.arange(width)
-        lengths, starts = self.lengths[rows, None], self.starts[rows, None]
-        places = starts + (lengths - 1 - steps if backward else steps)
-        inside = steps < lengths
-        if not len(self.values):
-            return np.full(inside.shape, fill)
-        return np.where(inside, self.values[np.where(inside, places, 0)], fill)
-
-
-def _common(left: _Lists, right: _Lists) -> tuple[Counts, Counts]:
-    """With how many equal items both lists begin, and with how many others both end; each (rows,)."""
-    shorter = np.minimum(left.lengths, right.lengths)
-    begin, end = np.zeros(len(left), dtype=np.int32), np.zeros(len(left), dtype=np.int32)
-    for rows in _blocks(shorter):
-        width = int(shorter[rows].max())
-        for found, backward in ((begin, False), (end, True)):
-            same = left.padded(rows, width, -1, backward) == right.padded(rows, width, -2, backward)
-            found[rows] = np.where(same.all(axis=1), width, same.argmin(axis=1))
-    return begin, np.minimum(end, shorter - begin).astype(np.int32)
-
-
-def _blocks(lengths: npt.NDArray) -> Iterator[npt.NDArray]:
-    """Rows of similar lengths, few enough for a padded matrix; rows of length 0 are left out."""
-    order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    while len(order):
-        widest = int(lengths[order[-1]])
-        count = max(1, _CELLS // widest)
-        yield order[-count:]
-        order = order[:-count]
+            return np.zeros(len(prompt), dtype=bool)
+        first, second = prompt.at(0), np.where(prompt.lengths > 1, prompt.at(1), side.at(0))
+        behind = (prompt.lengths > 0) & (first == bos) & (second == bos)
+        return behind | ((prompt.lengths == 0) & (side.at(0) == bos) & (side.at(1) == bos))
 
 
 def _columns(parts: Any) -> Counts:
     return np.stack([*parts], axis=1).astype(np.int32)
-
-
-def _keys(*lists: _Lists) -> npt.NDArray[np.void]:
-    """A key of 16 bytes for the items of each row, (rows,)."""
-    keys = bytearray()
-    values = [memoryview(part.values.astype(np.int32).tobytes()).cast("i") for part in lists]
-    for row in range(len(lists[0])):
-        digest = hashlib.blake2b(digest_size=16)
-        for part, items in zip(lists, values, strict=True):
-            digest.update(items[part.starts[row] : part.starts[row] + part.lengths[row]])
-            digest.update(b"|")
-        keys += digest.digest()
-    return np.frombuffer(bytes(keys), dtype="V16")

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from .. import statistics
 from ..data.findings import NOTE, WARNING, Finding
 from .contents import SCRIPTS, scripts_differ
-from .pair_table import COLUMNS, PairTable
+from .pair_table import PairTable
+from .row_texts import COLUMNS
 from .rule import Mask, found, often, percent, plural, rule, same_answers
 
 _MOST_SMOOTHED = 0.4
@@ -31,9 +32,9 @@ def near_identical(table: PairTable) -> Iterator[Finding]:
     yield from found(
         table,
         "near_identical",
-        often(mask),
+        often(table, mask),
         mask,
-        "chosen and rejected differ in at most a tenth of their tokens in {rows}",
+        "{sides} differ in at most a tenth of their tokens in {rows}",
         "Look at them; losses of single tokens or ld_alpha may suit them.",
     )
 
@@ -44,7 +45,7 @@ def contradictory(table: PairTable) -> Iterator[Finding]:
     pairs = _groups(table.keys[:, 0], table.keys[:, 1], table.keys[:, 2])
     swapped = _groups(table.keys[:, 0], table.keys[:, 2], table.keys[:, 1])
     mask = np.isin(pairs, swapped) & ~same_answers(table)
-    smoothing = min(mask.mean() / 2, _MOST_SMOOTHED)
+    smoothing = min(table.examples.any(mask).mean() / 2, _MOST_SMOOTHED)
     yield from found(
         table,
         "contradictory",
@@ -59,29 +60,32 @@ def contradictory(table: PairTable) -> Iterator[Finding]:
 def duplicate_row(table: PairTable) -> Iterator[Finding]:
     """Second and later copies of a row."""
     names = [*(table.columns or (name for name in COLUMNS if name in table.dataset.column_names))]
-    mask = _repeated(_groups(*table.keys.T))
+    mask = _repeated(table.example_keys(table.keys))[table.examples.of]
     yield from found(
         table,
         "duplicate_row",
-        often(mask, _COPIES),
+        often(table, mask, _COPIES),
         mask,
-        "{rows} are copies of rows before them",
-        f"Remove them: dataset.select(dataset.to_pandas()[{names}].astype(str).drop_duplicates().index).",
+        f"{{rows}} are copies of {table.unit} before them",
+        f"Remove them: dataset.select(dataset.to_pandas()[{names}].astype(str).drop_duplicates().index)."
+        if not table.of_lists
+        else "Filter these rows.",
     )
 
 
 @rule
 def many_per_prompt(table: PairTable) -> Iterator[Finding]:
     """A prompt is in more than eight rows."""
-    _, place, counts = np.unique(table.keys[:, 0], return_inverse=True, return_counts=True)
-    mask = counts[place] > MANY
+    prompts = table.keys[table.examples.starts, 0]
+    _, place, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    mask = (counts[place] > MANY)[table.examples.of]
     yield from found(
         table,
         "many_per_prompt",
         NOTE,
         mask,
         f"{{rows}} share their prompt with at least {MANY} others "
-        f"({plural(int((counts > MANY).sum()), 'prompt')}, at most {counts.max(initial=0)} rows each)",
+        f"({plural(int((counts > MANY).sum()), 'prompt')}, at most {counts.max(initial=0)} {table.unit} each)",
         "A weight_column can balance them.",
     )
 
@@ -99,13 +103,15 @@ def length_bias(table: PairTable) -> Iterator[Finding]:
     mask = lengths[:, 0] > lengths[:, 1] if longer else lengths[:, 0] < lengths[:, 1]
     rate = worst["accuracy"] if longer else 1 - worst["accuracy"]
     cut = "" if not (table.rows.cut > 0).any() else " before truncation" if worst is before else " as trained"
+    word = "better" if table.of_lists else "chosen"
+    which = f"{int(mask.sum())} of {len(mask)} pairs of {{rows}}" if table.of_lists else "{rows}"
     yield from found(
         table,
         "length_bias",
         WARNING,
         mask,
         f"a rule that knows nothing but length is right in {percent(rate)} of pairs: the "
-        f"{'longer' if longer else 'shorter'} answer is the chosen one in {{rows}}{cut}",
+        f"{'longer' if longer else 'shorter'} answer is the {word} one in {which}{cut}",
         "Look at the data; ld_alpha, or the losses sigmoid_norm, sampo and rdpo, weaken it.",
     )
 
@@ -122,12 +128,12 @@ def _distance(bias: dict[str, Any]) -> float:
 @rule
 def script_differs(table: PairTable) -> Iterator[Finding]:
     """The answers are in different scripts."""
-    left, right = table.scripts.T
+    left, right = table.texts.scripts.T
     mask = scripts_differ(left, right)
     if not mask.any():
         return
     names = sorted({SCRIPTS[place] for place in {*left[mask].tolist(), *right[mask].tolist()}})
-    sentence = f"chosen and rejected are in different scripts in {{rows}} ({', '.join(names)})"
+    sentence = f"{{sides}} are in different scripts in {{rows}} ({', '.join(names)})"
     yield from found(table, "script_differs", NOTE, mask, sentence, "Language, and not quality, may be learned.")
 
 

@@ -1,11 +1,11 @@
-"""Everything that is measured of one tokenized dataset, row by row, in arrays."""
+"""Everything that is measured of one tokenized dataset, pair by pair, in arrays."""
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,82 +13,147 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from .. import _trl
-from ..data.batches import DatasetBatch, read_batches
+from ..core.lists import Order
+from ..data.batches import read_batches
 from ..data.findings import Finding
 from ..data.rows import SIDES
-from .contents import CHARACTERS, Characters, Contents, Keys
+from ..forward.list_rows import LIST_IDS
+from .contents import Keys
+from .examples import Examples
 from .pair_measures import PairMeasurer, Rows, Truncation
+from .row_texts import ListTexts, RowTexts, read_texts
 from .token_kinds import TokenKinds
 
 Mask = npt.NDArray[np.bool_]
-COLUMNS = ("prompt", *SIDES)
 PROMPTS_TOKENIZED = 20_000
 _PROMPT_COLUMNS = ("prompt", "tools", "chat_template_kwargs")
 _ROWS_AT_ONCE = 1000
 
 
 @dataclass
+class Measured:
+    """Measures of tokenized examples, whose pairs are the rows."""
+
+    rows: Rows
+    examples: Examples
+    chain: Rows
+    """Pairs that tell what each example's sequences share: one less than it has sequences, neighbors by their tokens;
+    the rows themselves where an example is a pair."""
+    gaps: npt.NDArray[np.float64] | None = None
+    """By how much the score of a chosen completion is higher, (rows,); None for pairs."""
+
+    @classmethod
+    def of_pairs(cls, rows: Rows) -> Measured:
+        """Each row by itself."""
+        return cls(rows, Examples.of_pairs(len(rows)), rows)
+
+    @property
+    def whole(self) -> npt.NDArray[np.int64]:
+        """Tokens of the longest sequence of each example, before truncation, (examples,)."""
+        rows = self.rows
+        return self.examples.max(rows.prompt.astype(np.int64) + rows.sides.max(axis=1, initial=0))
+
+
+@dataclass
 class PairTable:
-    """Measures of the rows that are trained, in the order of the dataset; arrays have shape (rows,) or (rows, 2)."""
+    """Measures of the pairs that are trained, in the order of the dataset; arrays have shape (rows,) or (rows, 2).
+
+    A row is a pair. Of a list, each better completion makes a row with each worse one, and what is counted is lists.
+    """
 
     dataset: Dataset
-    """Tokenized by TRL."""
+    """Tokenized, one row for each example."""
     kinds: TokenKinds
     truncation: Truncation
     loaded: int
-    """Number of rows before any was dropped."""
+    """Number of examples before any was dropped."""
     numbers: npt.NDArray[np.int64]
-    """Number of each row in the loaded split."""
+    """Number of each row in the loaded split; the rows of a list have one number."""
     dropped: npt.NDArray[np.int64]
-    """Numbers of the rows that TRL dropped."""
-    rows: Rows
-    are_texts: bool
-    """Whether sides are texts, and not messages."""
-    keys: Keys
-    """What prompt and sides say, (rows, 3)."""
-    scripts: npt.NDArray[np.uint8]
-    """Main script of each side, (rows, 2)."""
-    characters: dict[str, Mask]
-    special: Mask
-    """Whether a message, or a side of text, has the text of a special token."""
-    special_prompt: Mask
-    """Whether a prompt of text has it."""
-    roles: Counter[tuple[str, str, str]]
-    """Roles of prompt and sides, each joined by blanks."""
-    tails: Counter[tuple[int, ...]]
+    """Numbers of the examples that were dropped after tokenization."""
+    measured: Measured
+    texts: RowTexts
     left_out: npt.NDArray[np.int64]
     """Tokens at the end of the prompt that are not in the sequence, of the rows in `tokenized_again`."""
     tokenized_again: npt.NDArray[np.int64]
     """Places of the rows whose prompts were tokenized alone."""
     left_out_texts: Counter[str] = field(default_factory=Counter)
+    tails: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    list_texts: ListTexts | None = None
+    """Where the texts of lists stand; None for pairs."""
     dropped_prompts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Tokens of the prompts of dropped rows; empty where they were not counted."""
-    dropped_rows: Rows | None = None
-    """Measures of the dropped rows, whole; None where they were not tokenized."""
+    """Tokens of the prompts that fill `max_length`; empty where they were not counted."""
+    dropped_measured: Measured | None = None
+    """Measures of what was dropped, whole; None where it was not tokenized."""
     columns: tuple[str, ...] = ()
     """Columns of the loaded split that hold prompt and sides; empty where they are not known."""
+    origin: Dataset | None = None
+    """The loaded split, whose rows `numbers` counts; None where it is not known."""
+    order: Order | None = None
+    """What orders the completions of lists; None for pairs."""
     findings: list[Finding] = field(default_factory=list)
     """By what the rules say of the table."""
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        """Number of examples."""
+        return len(self.examples)
 
     @property
-    def whole_pairs(self) -> npt.NDArray[np.int64]:
-        """Tokens of the longer sequence of each row, before truncation: of rows that are kept, and of dropped ones."""
-        every = self.measured
-        return every.prompt.astype(np.int64) + every.sides.max(axis=1) if len(every) else np.zeros(0, dtype=np.int64)
+    def rows(self) -> Rows:
+        """Measures of the rows."""
+        return self.measured.rows
 
     @property
-    def measured(self) -> Rows:
-        """Measures of the rows that are kept, and of dropped ones where they were tokenized."""
-        return self.rows if self.dropped_rows is None else Rows.joined([self.rows, self.dropped_rows])
+    def examples(self) -> Examples:
+        """Which rows belong together."""
+        return self.measured.examples
+
+    @property
+    def of_lists(self) -> bool:
+        """Whether the examples are lists."""
+        return self.examples.of_lists
+
+    @property
+    def unit(self) -> str:
+        """What examples are called."""
+        return "lists" if self.of_lists else "rows"
+
+    @property
+    def keys(self) -> Keys:
+        """What prompt and sides say, (rows, 3)."""
+        return self.texts.keys
+
+    @property
+    def whole_examples(self) -> npt.NDArray[np.int64]:
+        """Tokens of the longest sequence of each example, before truncation: of those kept, and of dropped ones."""
+        parts = [self.measured, *filter(None, [self.dropped_measured])]
+        return np.concatenate([part.whole for part in parts])
 
     def spread(self, places: npt.NDArray) -> Mask:
         """Mark some places, (rows,)."""
-        mask = np.zeros(len(self), dtype=bool)
+        mask = np.zeros(len(self.rows), dtype=bool)
         mask[places] = True
         return mask
+
+    def example_keys(self, keys: Keys) -> Keys:
+        """A key for all that each example says, given those of its rows, (rows, 3)."""
+        joined = np.ascontiguousarray(keys).view(f"V{16 * keys.shape[1]}").reshape(-1)
+        if not self.of_lists:
+            return joined
+        parts = np.split(joined, self.examples.starts[1:])
+        digests = [hashlib.blake2b(b"".join(sorted(map(bytes, part))), digest_size=16).digest() for part in parts]
+        return np.frombuffer(b"".join(digests), dtype="V16")
+
+    def row(self, place: int) -> dict[str, Any]:
+        """The tokenized row of a pair, with the columns of its example."""
+        example: dict[str, Any] = self.dataset.with_format(None)[int(self.examples.of[place])]
+        if not self.of_lists:
+            return example
+        sides = {
+            _trl.COMPLETION_IDS[side]: example[LIST_IDS][at]
+            for side, at in zip(SIDES, self.examples.places[place].tolist(), strict=True)
+        }
+        return {name: value for name, value in example.items() if name != LIST_IDS} | sides
 
 
 def pair_table(
@@ -100,7 +165,7 @@ def pair_table(
     kept: npt.NDArray,
     prompts: int,
 ) -> PairTable:
-    """Measure a tokenized dataset.
+    """Measure a tokenized dataset of pairs.
 
     Args:
         prepared: by TRL.
@@ -111,14 +176,11 @@ def pair_table(
         kept: numbers of the rows that are left.
         prompts: how many prompts are tokenized alone, at most.
     """
-    truncation = Truncation(args.max_length, args.truncation_mode == "keep_end")
+    truncation = Truncation.of(args)
     measurer = PairMeasurer(kinds, truncation)
-    reader = _Reader(kinds)
-    parts: list[Rows] = []
-    for batch in read_batches(prepared, [*_trl.TOKEN_IDS, *COLUMNS]):
-        parts.append(measurer.measure(batch))
-        reader.add(batch)
-    places, left_out, texts = _left_out(prepared, processing_class, parts, prompts)
+    parts = [measurer.measure(batch) for batch in read_batches(prepared, _trl.TOKEN_IDS)]
+    rows = Rows.joined(parts)
+    places, left_out, texts = left_out_of_prompts(prepared, processing_class, rows.prompt, prompts)
     return PairTable(
         prepared,
         kinds,
@@ -126,76 +188,50 @@ def pair_table(
         len(loaded),
         kept,
         np.setdiff1d(np.asarray(loaded, dtype=np.int64), kept),
-        Rows.joined(parts),
-        reader.are_texts,
-        np.concatenate(reader.keys),
-        np.concatenate(reader.scripts),
-        {name: np.concatenate(masks) for name, masks in reader.characters.items()},
-        np.concatenate(reader.special),
-        np.concatenate(reader.special_prompt),
-        reader.roles,
-        measurer.tails,
+        Measured.of_pairs(rows),
+        read_texts(prepared, kinds),
         left_out,
         places,
         texts,
+        measurer.tails,
     )
 
 
-class _Reader:
-    """Reads what prompts and sides say, batch by batch."""
-
-    def __init__(self, kinds: TokenKinds) -> None:
-        self.eos: str | None = kinds.tokenizer.eos_token
-        self.pattern = "|".join(re.escape(text) for text in kinds.special_texts())
-        self.are_texts = False
-        self.keys: list[Keys] = []
-        self.scripts: list[npt.NDArray] = []
-        self.characters: dict[str, list[Mask]] = {name: [] for name in (*CHARACTERS, "mojibake", "not_nfc")}
-        self.special: list[Mask] = []
-        self.special_prompt: list[Mask] = []
-        self.roles: Counter[tuple[str, str, str]] = Counter()
-
-    def add(self, batch: DatasetBatch) -> None:
-        contents = [Contents.of(batch, column) for column in COLUMNS]
-        contents = [contents[0], *(each.without_ending(self.eos) for each in contents[1:])]
-        self.are_texts = contents[1].roles is None
-        self.keys.append(np.stack([each.keys() for each in contents], axis=1))
-        characters = [Characters.of(each) for each in contents]
-        self.scripts.append(np.stack([each.script for each in characters[1:]], axis=1))
-        for name, masks in self.characters.items():
-            masks.append(np.logical_or.reduce([each.found[name] for each in characters]))
-        hits = [each.matching(self.pattern) if self.pattern else np.zeros(each.count, bool) for each in contents]
-        in_prompt = hits[0] if contents[0].roles is None else np.zeros(contents[0].count, bool)
-        self.special.append(hits[1] | hits[2] | (hits[0] & ~in_prompt))
-        self.special_prompt.append(in_prompt)
-        if not self.are_texts:
-            self.roles.update(zip(*(each.role_sequences() for each in contents), strict=True))
-
-
-def _left_out(
-    prepared: Dataset, processing_class: Any, parts: list[Rows], most: int
+def left_out_of_prompts(
+    prepared: Dataset, processing_class: Any, lengths: npt.NDArray, most: int
 ) -> tuple[npt.NDArray, npt.NDArray, Counter[str]]:
-    """Tokenize prompts alone, and count the tokens at their ends that TRL left out."""
+    """Tokenize prompts alone, and count the tokens at their ends that TRL left out.
+
+    Args:
+        prepared: the tokenized rows.
+        processing_class: the run's.
+        lengths: tokens of their prompts, (rows,).
+        most: how many, at most.
+
+    Returns:
+        The places of the rows that were looked at, the number of tokens left out of each, and their texts.
+    """
     total = len(prepared)
     places = _even(np.arange(total), most)
-    kept = np.concatenate([part.prompt for part in parts])[places]
+    kept = lengths[places]
     columns = [name for name in _PROMPT_COLUMNS if name in prepared.column_names]
     plain = prepared.select_columns(columns).with_format(None)
     texts: Counter[str] = Counter()
-    lengths = np.zeros(len(places), dtype=np.int64)
+    missing = np.zeros(len(places), dtype=np.int64)
     tokenizer = _trl.tokenizer_of(processing_class)
     rows = _rows_at(plain, places)
     for at, ids in enumerate(_trl.prompt_tokens(processing_class, rows)):
-        lengths[at] = len(ids) - kept[at]
-        if lengths[at]:
+        missing[at] = len(ids) - kept[at]
+        if missing[at]:
             texts[tokenizer.decode(ids[kept[at] :])] += 1
-    return places, lengths, texts
+    return places, missing, texts
 
 
-def whole_rows(prepared: Dataset, kinds: TokenKinds) -> Rows:
-    """Measure a dataset that was tokenized without a limit."""
+def whole_rows(prepared: Dataset, kinds: TokenKinds) -> Measured:
+    """Measure a dataset of pairs that was tokenized without a limit."""
     measurer = PairMeasurer(kinds, Truncation(None, False))
-    return Rows.joined([measurer.measure(batch) for batch in read_batches(prepared, _trl.TOKEN_IDS)])
+    rows = Rows.joined([measurer.measure(batch) for batch in read_batches(prepared, _trl.TOKEN_IDS)])
+    return Measured.of_pairs(rows)
 
 
 def alone_lengths(dataset: Dataset, places: npt.NDArray, processing_class: Any) -> npt.NDArray[np.int64]:
@@ -231,9 +267,10 @@ def check_truncation(table: PairTable, collator: Any, most: int = 256) -> None:
     """
     rows = table.rows
     cut = np.flatnonzero((rows.cut > 0).any(axis=1))
-    places = np.unique([*_even(cut, most // 2), *_even(np.arange(len(table)), most // 2)])
-    plain = table.dataset.select_columns([*_trl.TOKEN_IDS]).with_format(None)
-    batch = collator([plain[int(place)] for place in places])
+    places = np.unique([*_even(cut, most // 2), *_even(np.arange(len(rows)), most // 2)])
+    columns = [LIST_IDS] if table.of_lists else []
+    plain = replace(table, dataset=table.dataset.select_columns([*_trl.TOKEN_IDS, *columns]))
+    batch = collator([plain.row(int(place)) for place in places])
     scored = batch[_trl.COMPLETION_MASK].numpy().sum(axis=1).reshape(2, -1).T
     fed = batch["attention_mask"].numpy().sum(axis=1).reshape(2, -1).T
     if not (np.array_equal(scored, rows.kept[places]) and np.array_equal(fed, rows.fed[places])):

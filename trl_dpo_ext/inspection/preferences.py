@@ -126,4 +126,4 @@ def _examples(result: Inspection, most: int) -> list[dict[str, Any]]:
         if new and finding["share"] < 1:
             chosen[new[0]] = None
     picked = list(chosen)[:most]
-    return [row for split, number in picked for row in result.rows([number], split)]
+    return [row for split, number in picked for row in result.rows([number], split, whole=False)]

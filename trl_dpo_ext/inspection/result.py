@@ -44,29 +44,36 @@ class Inspection:
         levels = [each["level"] for each in self.data["findings"] if not each["ignored"]]
         return max(levels, key=LEVELS.index, default=None)
 
-    def rows(self, numbers: Sequence[int], split: str = "train") -> list[dict[str, Any]]:
-        """Return some rows with token ids, texts and findings.
+    def rows(self, numbers: Sequence[int], split: str = "train", whole: bool = True) -> list[dict[str, Any]]:
+        """Return some rows with token ids, texts and findings; of a list, its best completion beside each other one.
 
         Args:
             numbers: of the rows in the loaded split, counted from 0.
             split: `train` or `test`.
+            whole: whether all completions of a list are given, and not the best and one other.
 
         Raises:
             InputError: a row does not exist, or was dropped.
         """
         table = self.tables[split]
-        places = {int(number): place for place, number in enumerate(table.numbers)}
+        places: dict[int, list[int]] = {}
+        for place in (table.examples.shown if whole else table.examples.first).tolist():
+            places.setdefault(int(table.numbers[place]), []).append(place)
+        loaded = table.loaded if table.origin is None else len(table.origin)
         problems = []
         for number in numbers:
             if number in places:
                 continue
-            exists = 0 <= number < table.loaded
-            why = "was dropped" if exists else f"does not exist; there are {table.loaded}"
-            why += ": its prompt alone fills max_length" if np.isin(number, table.dropped) else ""
+            exists = 0 <= number < loaded
+            why = "was dropped" if exists else f"does not exist; there are {loaded}"
+            reason = "nothing of it can be learned" if table.of_lists else "its prompt alone fills max_length"
+            why += f": {reason}" if np.isin(number, table.dropped) else ""
             problems.append(f"Row {number} of the {split} split {why}.")
         if problems:
             raise InputError(*problems)
-        return finite(row_views(table, split, [places[number] for number in numbers], self.found[split]))
+        return finite(
+            row_views(table, split, [place for number in numbers for place in places[number]], self.found[split])
+        )
 
     def rows_with(self, name: str, most: int) -> list[dict[str, Any]]:
         """Return the first rows that have a finding; of the training split first.
@@ -114,7 +121,7 @@ class Inspection:
                         chosen[split][number] = None
         for split, table in self.tables.items():
             left = most - sum(map(len, chosen.values()))
-            others = [number for number in table.numbers.tolist() if number not in chosen[split]]
+            others = [number for number in dict.fromkeys(table.numbers.tolist()) if number not in chosen[split]]
             chosen[split] |= dict.fromkeys(others[place] for place in even_sample(len(others), left) if left > 0)
         return [row for split, numbers in chosen.items() for row in self.rows(sorted(numbers), split)]
 
@@ -126,6 +133,8 @@ class Inspection:
 
 def write_rows(result: Inspection, file: Path) -> int:
     """Write one line per loaded row: its number, lengths and findings; return the number of lines.
+
+    A list has one line for each completion but its best, which is the chosen one of all of them.
 
     Args:
         result: of `inspect_preferences`.
@@ -150,7 +159,7 @@ def _row_lines(table: PairTable, split: str, findings: Sequence[Finding]) -> lis
     for finding in findings:
         for row in finding.rows:
             names.setdefault(int(row), []).append(finding.name)
-    rows = table.rows
+    rows, shown = table.rows, table.examples.shown.tolist()
     lines = [
         {
             "split": split,
@@ -163,7 +172,7 @@ def _row_lines(table: PairTable, split: str, findings: Sequence[Finding]) -> lis
             "first_difference": None if rows.same[at] else int(rows.common[at]),
             "findings": names.get(int(number), []),
         }
-        for at, number in enumerate(table.numbers.tolist())
+        for at, number in zip(shown, table.numbers[shown].tolist(), strict=True)
     ]
     empty = dict.fromkeys(("n_prompt", "n_chosen", "n_rejected", "cut_chosen", "cut_rejected", "first_difference"))
     lines += [{"split": split, "row": int(row), **empty, "findings": ["dropped"]} for row in table.dropped.tolist()]

@@ -10,7 +10,8 @@ import numpy as np
 
 from .. import _trl
 from ..data.rows import SIDES
-from .pair_table import COLUMNS, PairTable
+from .pair_table import PairTable
+from .row_texts import COLUMNS
 
 _LONGEST_VALUE = 4000
 _HIDDEN = {*COLUMNS, *_trl.TOKEN_IDS, *_trl.IMAGE_COLUMNS}
@@ -28,9 +29,8 @@ def row_views(table: PairTable, split: str, places: Sequence[int], findings: Seq
         places: places of the rows in the table.
         findings: those of the split, with the numbers of their rows.
     """
-    plain = table.dataset.with_format(None)
     has = {finding.name: set(finding.rows) for finding in findings}
-    return [_view(table, split, int(place), plain[int(place)], has) for place in places]
+    return [_view(table, split, int(place), table.row(int(place)), has) for place in places]
 
 
 def _view(table: PairTable, split: str, place: int, row: dict[str, Any], has: dict[str, set[int]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def rule(function: Rule) -> Rule:
 
 def enough(table: PairTable) -> int | None:
     """Return the smallest multiple of 64 at which no sequence is cut, as far as rows were tokenized; None without."""
-    longest = table.whole_pairs
+    longest = table.whole_examples
     return next_step(int(longest.max())) if len(longest) else None
 
 
@@ -58,17 +58,45 @@ def next_step(tokens: int) -> int:
 def found(
     table: PairTable, name: str, level: str, mask: Any, sentence: str, remedy: str = "", **more: Any
 ) -> Iterator[Finding]:
-    """The finding of marked rows; nothing where no row is marked. `{rows}` stands for their number."""
-    count = int(mask.sum())
+    """The finding of examples with a marked row; nothing where no row is marked. `{rows}` stands for their number.
+    `{sides}` stands for what the two completions of a row are.
+    """
+    examples = table.examples.any(mask)
+    count = int(examples.sum())
     if count:
-        counted = f"{count} of {len(table)} rows"
-        numbers = table.numbers[mask].tolist()
-        yield Finding(name, level, count, len(table), sentence.replace("{rows}", counted), remedy, numbers, **more)
+        both = "a better and a worse completion" if table.of_lists else "chosen and rejected"
+        sentence = sentence.replace("{rows}", f"{count} of {len(table)} {table.unit}").replace("{sides}", both)
+        numbers = table.numbers[table.examples.starts][examples].tolist()
+        yield Finding(name, level, count, len(table), sentence, remedy, numbers, table.unit, **more)
 
 
-def often(mask: Any, share: float = _OFTEN) -> str:
+def often(table: PairTable, mask: Any, share: float = _OFTEN) -> str:
     """Return the level of a finding that is a note where it is rare."""
-    return WARNING if mask.mean() >= share else NOTE
+    return WARNING if table.examples.any(mask).mean() >= share else NOTE
+
+
+def by_side(table: PairTable, completions: Any) -> tuple[int, int]:
+    """Count marked completions, each once: chosen and rejected ones, or the best ones of lists and the others.
+
+    Args:
+        table: with the rows.
+        completions: the marks, (rows, 2).
+    """
+    chosen, rejected = (completions & table.examples.once).sum(axis=0).tolist()
+    return chosen, rejected
+
+
+def side_names(table: PairTable) -> tuple[str, str]:
+    """Return what the two kinds of completions that `by_side` counts are called."""
+    return ("best", "other") if table.of_lists else ("chosen", "rejected")
+
+
+def sides_in_words(table: PairTable, completions: Any) -> str:
+    """Return the counts of `by_side` in words."""
+    chosen, rejected = by_side(table, completions)
+    if table.of_lists:
+        return f"{chosen} best and {rejected} other ones"
+    return f"chosen in {chosen}, rejected in {rejected}"
 
 
 def same_answers(table: PairTable) -> Mask:

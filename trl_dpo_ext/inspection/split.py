@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +12,14 @@ from datasets import Dataset, IterableDataset
 from .. import _trl
 from ..checks.tokenizers import tokenizer_problems
 from ..data.columns import loss_columns
-from ..data.findings import ERROR, Finding, gravest_first
-from ..data.lists.pair_rows import LIST_ROW, best_and_worst, is_of_lists, shown_as_pairs
+from ..data.findings import ERROR, NOTE, Finding, gravest_first
+from ..data.lists.pair_rows import LIST_ROW, is_of_lists
+from ..data.lists.tokenizing import ListPreparation
 from ..data.prepare import Kept, checked_datasets, with_fitting_tool_calls
-from ..data.tokenized import tokenized_as_trl, unprinted
+from ..data.tokenized import prepared_by, tokenized_as_trl, unprinted
 from ..data.truncation import all_dropped, prompt_lengths, without_limit
 from ..errors import InputError
+from .list_table import list_table
 from .loaded import columns_block, dated_template, guessed_prompt, layout_name, unused_column
 from .pair_table import PROMPTS_TOKENIZED, PairTable, check_truncation, pair_table, whole_rows
 from .rules import find
@@ -81,8 +84,6 @@ class InspectedSplit:
             )
         checked = checked_datasets(columns, args, tell=tell, kept=kept, **{label: self.raw})[label]
         if is_of_lists(checked):
-            self.findings.append(shown_as_pairs(checked))
-            checked = best_and_worst(checked)
             kept[label] = replace(kept[label], numbers=checked[LIST_ROW][:])
         problems = tokenizer_problems(tokenizer, None, args, {label: checked})
         if problems:
@@ -92,6 +93,25 @@ class InspectedSplit:
         return checked
 
     def _measure(self, name: str, tokenizer: Any, args: Any, kinds: TokenKinds, images: bool) -> None:
+        if is_of_lists(self.checked):
+            self._measure_lists(name, tokenizer, args, kinds)
+        else:
+            self._measure_pairs(name, tokenizer, args, kinds, images)
+
+    def _measure_lists(self, name: str, tokenizer: Any, args: Any, kinds: TokenKinds) -> None:
+        preparation = ListPreparation(_trl.preparation(tokenizer))
+        prepared = prepared_by(preparation, self.checked, tokenizer, args, name, self.kept.numbers)
+        lost = preparation.lost(args)
+        if not len(prepared):
+            self.findings = gravest_first([*self.findings, *filter(None, [lost])])
+            return
+        assert preparation.found is not None
+        table = list_table(preparation.found, self.checked, kinds, tokenizer, args, PROMPTS_TOKENIZED)
+        check_truncation(table, _trl.pair_collator(tokenizer, args))
+        table.loaded, table.order = self.kept.lists, self.kept.order
+        self._found_in(table, args, tokenizer, filter(None, [lost, _shown_as_pairs(table)]))
+
+    def _measure_pairs(self, name: str, tokenizer: Any, args: Any, kinds: TokenKinds, images: bool) -> None:
         data, numbers = self.checked, np.asarray(self.kept.numbers[: len(self.checked)], dtype=np.int64)
         columns, own = _trl.image_columns(data.column_names), args
         self.images = (_COUNTED if images else _UNCOUNTED) if columns else None
@@ -108,27 +128,27 @@ class InspectedSplit:
             return
         places = _trl.kept_rows(prepared)
         prompts = 0 if columns and images else PROMPTS_TOKENIZED
-        self.table = table = pair_table(prepared, kinds, tokenizer, own, numbers, numbers[places], prompts)
+        table = pair_table(prepared, kinds, tokenizer, own, numbers, numbers[places], prompts)
         if len(places) < len(data):
             lost = data.select(np.setdiff1d(np.arange(len(data)), places))
             whole = tokenized_as_trl(lost, tokenizer, without_limit(args), name)
-            table.dropped_prompts, table.dropped_rows = prompt_lengths(whole), whole_rows(whole, kinds)
+            table.dropped_prompts, table.dropped_measured = prompt_lengths(whole), whole_rows(whole, kinds)
         if not (columns and images):
             check_truncation(table, _trl.pair_collator(tokenizer, own))
         table.loaded = len(self.raw)
-        table.columns = self.kept.columns
-        table.findings = find(table)
-        self._join(args, tokenizer)
+        self._found_in(table, args, tokenizer)
 
-    def _join(self, args: Any, tokenizer: Any) -> None:
+    def _found_in(self, table: PairTable, args: Any, tokenizer: Any, more: Iterable[Finding] = ()) -> None:
         """Add to what was found before tokenization what was found after it."""
-        assert self.table is not None
-        left = set(self.table.numbers.tolist())
+        self.table = table
+        table.columns, table.origin = self.kept.columns, self.raw
+        table.findings = [*find(table), *more]
+        left = set(table.numbers.tolist())
         before = [_of_kept(finding, left, len(self.table)) for finding in self.findings]
         apart = [
             guessed_prompt(self.table, self.kept),
             unused_column(self.raw, self.kept, self.checked, args, len(self.table)),
-            dated_template(self.checked, tokenizer),
+            dated_template(self.checked, tokenizer, len(table)),
         ]
         self.findings = gravest_first([*filter(None, before), *self.table.findings, *filter(None, apart)])
 
@@ -140,6 +160,16 @@ class InspectedSplit:
         described: dict[str, Any] = {"layout": layout_name(self.table, self.kept), "converted": dict(self.kept.notes)}
         described["columns"] = columns_block(self.raw, self.kept, self.checked, args)
         return described | ({"images": self.images} if self.images else {})
+
+
+def _shown_as_pairs(table: PairTable) -> Finding:
+    """The note on how lists are shown."""
+    lists, completions = len(table), int(table.examples.once.sum())
+    sentence = (
+        f"{lists} lists with {completions} completions: all are counted, the best of a list as chosen and the others "
+        "as rejected; what compares two is counted over every ordered pair, and rows show the best beside each other"
+    )
+    return Finding("lists_as_pairs", NOTE, lists, lists, sentence, unit="lists")
 
 
 def _error(problem: str) -> Finding:

@@ -17,7 +17,7 @@ def missing_eos(table: PairTable) -> Iterator[Finding]:
     """A whole answer ends with another token than EOS."""
     if not len(table.kinds.eos_ids):
         sentence = "the tokenizer has no EOS token, so that the answers of {rows} do not end with one"
-        every = np.ones(len(table), dtype=bool)
+        every = np.ones(len(table.rows), dtype=bool)
         yield from found(table, "missing_eos", WARNING, every, sentence, "Set the tokenizer's eos_token.")
         return
     mask = ((table.rows.cut == 0) & (table.rows.ending == 0) & (table.rows.sides > 0)).any(axis=1)
@@ -63,7 +63,7 @@ def double_bos(table: PairTable) -> Iterator[Finding]:
 def scored_after_eos(table: PairTable) -> Iterator[Finding]:
     """Tokens behind the last EOS are scored."""
     behind = table.rows.behind_eos > 0
-    sides = int(behind.sum())
+    sides = int((behind & table.examples.once).sum())
     if not sides:
         return
     text, count = tail_counts(table)[0]
@@ -110,9 +110,11 @@ def special_token_in_text(table: PairTable) -> Iterator[Finding]:
     sentence = "the text of a special token is in {} of {{rows}}, and becomes that token"
     remedy = "Escape or remove it."
     name = "special_token_in_text"
-    where = "an answer" if table.are_texts else "a message"
-    yield from found(table, name, WARNING, table.special, sentence.format(where), remedy)
-    yield from found(table, name, NOTE, table.special_prompt & ~table.special, sentence.format("the prompt"))
+    where = "an answer" if table.texts.are_texts else "a message"
+    yield from found(table, name, WARNING, table.texts.special, sentence.format(where), remedy)
+    yield from found(
+        table, name, NOTE, table.texts.special_prompt & ~table.texts.special, sentence.format("the prompt")
+    )
 
 
 @rule
@@ -132,7 +134,7 @@ def prompt_not_prefix(table: PairTable) -> Iterator[Finding]:
         f"the end of the prompt is left out of {{rows}}{looked}, because it is tokenized otherwise with an answer "
         f"behind it: {shown}",
         "Move the blanks from the end of the prompt to the start of the answers, or begin the answers with a blank."
-        if table.are_texts
+        if table.texts.are_texts
         else "Use a chat template that renders the prompt the same with and without an answer.",
     )
 
@@ -158,11 +160,13 @@ def unicode(table: PairTable) -> Iterator[Finding]:
         "bom": "byte order marks",
         "not_nfc": "text that is not in Unicode's NFC",
     }
-    damaged = [name for name in (*DAMAGE, "mojibake") if table.characters[name].any()]
-    mask = np.logical_or.reduce([np.zeros(len(table), bool), *(table.characters[name] for name in damaged)])
-    sentence = "{rows} have " + ", ".join(f"{words[name]} ({int(table.characters[name].sum())})" for name in damaged)
+    characters = table.texts.characters
+    counts = {name: int(table.examples.any(mask).sum()) for name, mask in characters.items()}
+    damaged = [name for name in (*DAMAGE, "mojibake") if counts[name]]
+    mask = np.logical_or.reduce([np.zeros(len(table.rows), bool), *(characters[name] for name in damaged)])
+    sentence = "{rows} have " + ", ".join(f"{words[name]} ({counts[name]})" for name in damaged)
     yield from found(table, "unicode", WARNING, mask, sentence, "Read the source again with the right encoding.")
-    others = [name for name in (*INVISIBLE, "not_nfc") if table.characters[name].any()]
-    rest = np.logical_or.reduce([np.zeros(len(table), bool), *(table.characters[name] for name in others)]) & ~mask
-    sentence = "{rows} have " + ", ".join(f"{words[name]} ({int(table.characters[name].sum())})" for name in others)
+    others = [name for name in (*INVISIBLE, "not_nfc") if counts[name]]
+    rest = np.logical_or.reduce([np.zeros(len(table.rows), bool), *(characters[name] for name in others)]) & ~mask
+    sentence = "{rows} have " + ", ".join(f"{words[name]} ({counts[name]})" for name in others)
     yield from found(table, "unicode", NOTE, rest, sentence)

@@ -11,11 +11,12 @@ from datasets import Dataset
 from .. import _trl
 from ..data.findings import NOTE, Finding
 from ..data.lists.pair_rows import LIST_ROW, is_of_lists
-from ..data.lists.tokenizing import kept_places, list_findings, prepares_lists
+from ..data.lists.tokenizing import ListPreparation
 from ..data.prepare import KEPT_WHOLE, Kept
 from ..data.streams import StreamReport
 from ..data.tokenized import tokenized
 from ..forward.list_rows import LIST_IDS
+from .list_table import list_table
 from .pair_table import alone_lengths, pair_table
 from .rules import find
 from .token_kinds import TokenKinds
@@ -92,18 +93,17 @@ class DatasetPreparation:
     def _prepared_lists(
         self, prepare: Callable[..., Any], dataset: Any, processing_class: Any, args: Any, name: str
     ) -> Any:
-        """Lists, tokenized as pairs; the best and the worst completion of each are looked at as a pair."""
+        """Lists, tokenized as pairs."""
+        preparation = ListPreparation(prepare)
+
+        def find_in(pairs: Dataset, _: Dataset) -> list[Finding]:
+            assert preparation.found is not None
+            kinds = TokenKinds(processing_class, self.eos_ids)
+            return _told(find(list_table(preparation.found, pairs, kinds, processing_class, args, _PROMPTS)))
+
         numbers = dataset[LIST_ROW][:]
-        loaded, firsts = np.unique(np.asarray(numbers), return_index=True)
-
-        def find_in(_: Dataset, prepared: Dataset) -> list[Finding]:
-            found = self._found(dataset.select(firsts), prepared, processing_class, args, loaded.tolist())
-            # Two completions do not tell whether whole lists are cut, or copies.
-            others = [each for each in found if each.name not in ("answer_cut", "duplicate_row")]
-            return [*list_findings(prepared, loaded, args), *others]
-
-        prepare = prepares_lists(prepare)
-        return tokenized(prepare, dataset, processing_class, args, name, self.streams, find_in, numbers)
+        settings = (dataset, processing_class, args, name, self.streams, find_in, numbers)
+        return tokenized(preparation, *settings, lambda: preparation.lost(args))
 
     def _numbers(self, name: str) -> Sequence[int]:
         """The numbers of the rows of a dataset, by the name that TRL gives it."""
@@ -116,9 +116,13 @@ class DatasetPreparation:
         if not _trl.is_tokenized(prepared) or not len(prepared):
             return []
         loaded, kinds = np.asarray(numbers[: len(dataset)]), TokenKinds(processing_class, self.eos_ids)
-        places = kept_places(prepared, loaded)
+        places = _trl.kept_rows(prepared)
         table = pair_table(prepared, kinds, processing_class, args, loaded, loaded[places], _PROMPTS)
         gone = np.setdiff1d(np.arange(len(dataset)), places)
         if "prompt" in dataset.column_names and len(gone) <= _PROMPTS:
             table.dropped_prompts = alone_lengths(dataset, gone, processing_class)
-        return [finding for finding in find(table) if finding.level != NOTE]
+        return _told(find(table))
+
+
+def _told(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level != NOTE]

@@ -9,7 +9,19 @@ import numpy as np
 from .. import statistics
 from ..data.findings import NOTE, WARNING, Finding
 from .pair_table import PairTable
-from .rule import Mask, enough, found, next_step, often, percent, rule, same_answers
+from .rule import (
+    Mask,
+    by_side,
+    enough,
+    found,
+    next_step,
+    often,
+    percent,
+    rule,
+    same_answers,
+    side_names,
+    sides_in_words,
+)
 
 _POINTS = 0.1
 _TOO_LONG = 4
@@ -19,7 +31,7 @@ _TOO_LONG = 4
 def dropped(table: PairTable) -> Iterator[Finding]:
     """The prompt alone fills max_length, and truncation keeps the start."""
     count = len(table.dropped)
-    if not count or table.truncation.max_length is None:
+    if not count or table.truncation.max_length is None or table.of_lists:  # what is dropped of lists is told apart
         return
     sentence = (
         f"{count} of {table.loaded} rows dropped: the prompt alone fills max_length={table.truncation.max_length}"
@@ -42,7 +54,7 @@ def prompt_lost(table: PairTable) -> Iterator[Finding]:
         WARNING,
         (2 * left < table.rows.prompt) | nothing,
         f"truncation_mode='keep_end' leaves less than half of the prompt in {{rows}}, and leaves nothing of the prompt "
-        f"in {int(nothing.sum())} of {len(table)} rows",
+        f"in {int(table.examples.any(nothing).sum())} of {len(table)} {table.unit}",
         f"Raise max_length to {enough(table)}, or set truncation_mode='keep_start'.",
     )
 
@@ -53,7 +65,7 @@ def identical_after_truncation(table: PairTable) -> Iterator[Finding]:
     mask = table.rows.same & ~same_answers(table)
     cut = mask & (table.rows.cut > 0).any(axis=1)
     limit = table.truncation.max_length
-    remedy = ""
+    remedy, taught = "", f"{'and such pairs' if table.of_lists else 'which'} teach nothing about preference"
     if cut.any() and table.truncation.keeps_end:
         whole = int(table.rows.sides[cut].max())
         remedy = f"Raise max_length to {whole}, which keeps these answers whole."
@@ -65,8 +77,7 @@ def identical_after_truncation(table: PairTable) -> Iterator[Finding]:
         "identical_after_truncation",
         WARNING,
         cut,
-        f"chosen and rejected are identical after truncation to max_length={limit} in {{rows}}, which teach nothing "
-        "about preference",
+        f"{{sides}} are identical after truncation to max_length={limit} in {{rows}}, {taught}",
         remedy,
     )
     yield from found(
@@ -74,7 +85,7 @@ def identical_after_truncation(table: PairTable) -> Iterator[Finding]:
         "identical_after_truncation",
         WARNING,
         mask & ~cut,
-        "chosen and rejected are different texts and the same tokens in {rows}, which teach nothing about preference",
+        f"{{sides}} are different texts and the same tokens in {{rows}}, {taught}",
         "Filter these rows, or look at what the tokenizer leaves out.",
     )
 
@@ -84,14 +95,12 @@ def answer_cut(table: PairTable) -> Iterator[Finding]:
     """Truncation cuts an answer."""
     cut = table.rows.cut > 0
     mask = cut.any(axis=1)
-    chosen, rejected = cut.sum(axis=0).tolist()
     yield from found(
         table,
         "answer_cut",
-        often(mask),
+        often(table, mask),
         mask,
-        f"max_length={table.truncation.max_length} cuts the answers of {{rows}} (chosen in {chosen}, rejected in "
-        f"{rejected})",
+        f"max_length={table.truncation.max_length} cuts the answers of {{rows}} ({sides_in_words(table, cut)})",
         f"Raise max_length to {enough(table)}, or filter these rows.",
     )
 
@@ -110,29 +119,29 @@ def eos_cut(table: PairTable) -> Iterator[Finding]:
     mask = lost.any(axis=1)
     if not mask.any():
         return
-    chosen, rejected = lost.mean(axis=0).tolist()
+    counts, names = by_side(table, lost), side_names(table)
+    chosen, rejected = (count / every for count, every in zip(counts, by_side(table, lost | True), strict=True))
     apart = abs(chosen - rejected) > _POINTS
-    counts = lost.sum(axis=0).tolist()
     sentence = (
-        f"truncation to max_length={table.truncation.max_length} takes EOS from {counts[0]} chosen "
-        f"({percent(chosen)}) and {counts[1]} rejected answers ({percent(rejected)})"
+        f"truncation to max_length={table.truncation.max_length} takes EOS from {counts[0]} {names[0]} "
+        f"({percent(chosen)}) and {counts[1]} {names[1]} answers ({percent(rejected)})"
     )
     if apart:
-        more, less = ("rejected", "chosen") if rejected > chosen else ("chosen", "rejected")
-        taught = "stopping is what is preferred" if more == "rejected" else "not to stop is what is preferred"
+        more, less = reversed(names) if rejected > chosen else names
+        taught = "stopping is what is preferred" if more == names[1] else "not to stop is what is preferred"
         sentence += f": the {more} side goes on without end more often than the {less} one, which teaches that {taught}"
     remedy = f"Raise max_length to {enough(table)}, which keeps these answers whole."
-    yield from found(table, "eos_cut", WARNING if apart else often(mask), mask, sentence, remedy)
+    yield from found(table, "eos_cut", WARNING if apart else often(table, mask), mask, sentence, remedy)
 
 
 @rule
 def long_tail(table: PairTable) -> Iterator[Finding]:
     """The longest pairs are much longer than the median."""
-    longest = table.rows.fed.max(axis=1)
+    longest = table.examples.max(table.rows.fed.max(axis=1))
     spread = statistics.quantiles(longest)
     if not len(table) or spread["p99"] <= _TOO_LONG * spread["p50"]:  # type: ignore[operator]
         return
-    mask = longest > _TOO_LONG * spread["p50"]  # type: ignore[operator]
+    mask = (longest > _TOO_LONG * spread["p50"])[table.examples.of]  # type: ignore[operator]
     sentence = f"{{rows}} are longer than {_TOO_LONG} times the median of {spread['p50']} tokens"
     remedy = "train_sampling_strategy='group_by_length' or padding_free saves the padding."
     yield from found(table, "long_tail", NOTE, mask, sentence, remedy)

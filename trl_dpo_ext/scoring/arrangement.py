@@ -17,7 +17,8 @@ from .. import _trl
 from ..data.dataset_columns import map_columns
 from ..data.findings import ties, told
 from ..data.lists.groups import Groups
-from ..data.lists.layouts import Completions, read_completions
+from ..data.lists.layouts import Completions
+from ..data.lists.reading import read_completions
 from ..errors import InputError
 from ..reference.precompute.wanted import RowKeys
 from .pair_scores import PairScores, SideScores, status_of

@@ -13,7 +13,7 @@ from datasets import Dataset
 from tests.support.scored import side
 from trl_dpo_ext.data.lists.agreement import PairCounts, best_first, top_credit
 from trl_dpo_ext.data.lists.groups import Groups
-from trl_dpo_ext.data.lists.layouts import read_completions
+from trl_dpo_ext.data.lists.reading import read_completions
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.scoring.ranking.groups import GroupScores, ranking_columns, ranking_summary
 

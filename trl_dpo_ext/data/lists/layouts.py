@@ -13,7 +13,6 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from ...core.lists import Order
-from ...errors import InputError
 from ..row_problems import RowError, RowProblems, rows_of
 from .agreement import PairCounts
 from .groups import Groups
@@ -24,10 +23,6 @@ SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
 _TEXTS = ("completion", "response")
 """What the completion is called where `completions` holds more than it; the latter in UltraFeedback."""
-_UNKNOWN = (
-    "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
-    "'chosen' and 'rejected'; the dataset has {}. Rename its columns, or remove --rank for pairs."
-)
 
 
 @dataclass(frozen=True)
@@ -82,32 +77,20 @@ def list_layout(first: Mapping[str, Any]) -> ListLayout | None:
     if "completions" in first:
         prompt = "prompt" if "prompt" in first or "instruction" not in first else "instruction"
         return ListLayout((prompt, "completions", "best", *LISTS, *SINGLE), _listed, prompt, best="best" in first)
-    if _is_list_of(first.get("answers"), lambda item: isinstance(item, Mapping) and "answer" in item):
+    if is_list_of(first.get("answers"), lambda item: isinstance(item, Mapping) and "answer" in item):
         return ListLayout(("prompt", "answers"), _nectar)
     if "completion" in first:
         return ListLayout(("prompt", "completion", *SINGLE))
     if {"prompt", "response", "helpfulness"} <= set(first):
         return ListLayout(("prompt", "response", "helpfulness"), completion="response", single={"helpfulness": 1.0})
-    if "chosen" in first and _is_list_of(first.get("rejected"), lambda item: isinstance(item, (str, list))):
+    if "chosen" in first and is_list_of(first.get("rejected"), lambda item: isinstance(item, (str, list))):
         return ListLayout(("prompt", "chosen", "rejected", "num_correct"), _right_and_wrong, best=True)
     return None
 
 
-def _is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether a value is a list with items, which all fit."""
     return isinstance(value, list) and bool(value) and all(map(fits, value))
-
-
-def read_completions(dataset: Dataset) -> Completions:
-    """Read prompts with their completions, and the scores or ranks that are given for them.
-
-    Raises:
-        InputError: listing the columns and rows that do not fit.
-    """
-    first: Any = next(iter(dataset), dict.fromkeys(dataset.column_names))
-    layout = list_layout(first)
-    if layout is None:
-        raise InputError(_UNKNOWN.format(", ".join(dataset.column_names)))
-    return read_layout(dataset, layout)
 
 
 def read_layout(
@@ -117,7 +100,7 @@ def read_layout(
     context: Sequence[str] = (),
     shared: Sequence[str] = (),
 ) -> Completions:
-    """Read the completions of a dataset in a layout, which messages call `name`; see `read_completions`.
+    """Read the completions of a dataset in a layout, which messages call `name`.
 
     Where each row holds one completion, rows belong together if they also agree in the columns `context`; the columns
     `shared` must have one value for each list.
@@ -227,14 +210,14 @@ def _prompt(row: Mapping[str, Any], column: str = "prompt") -> Any:
 
 def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     """Completions of a row with lists, and what orders them."""
-    items = row["completions"]
+    items = _items(row["completions"])
     if not isinstance(items, list):
         raise RowError("completions is not a list", _shown(items))
     beside = {name: row[name] for name in (*LISTS, *SINGLE) if row.get(name) is not None}
     for name, values in beside.items():
         if not isinstance(values, list) or len(values) != len(items):
             raise RowError(f"{name} does not have one value for each completion", _shown(values))
-    best = _best(row["best"], len(items)) if "best" in row else None
+    best = _best(row["best"], len(items)) if "best" in row and items else None
     texts, given = [], []
     for place, item in enumerate(items):
         inside = item if isinstance(item, Mapping) and not {"role", "from"} & set(item) else {}
@@ -258,6 +241,11 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     return texts, given
 
 
+def _items(value: Any) -> Any:
+    """No completions where there is nothing, so that the row is left out and counted."""
+    return [] if value is None else value
+
+
 def _best(value: Any, completions: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < completions:
         raise RowError("best is not the index of a completion, counted from 0", _shown(value))
@@ -270,16 +258,16 @@ def _usable(value: Any) -> float:
 
 
 def _nectar(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
-    items = row["answers"]
-    if not _is_list_of(items, lambda item: isinstance(item, Mapping) and "answer" in item):
+    items = _items(row["answers"])
+    if items and not is_list_of(items, lambda item: isinstance(item, Mapping) and "answer" in item):
         raise RowError("answers is not a list of answers with ranks", _shown(items))
     return [_text(item["answer"]) for item in items], [_given(item, {"rank": -1.0}) for item in items]
 
 
 def _right_and_wrong(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     """Right completions, which are equally good, and wrong ones; a chosen completion may stand without a list."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if isinstance(chosen, str) or _is_list_of(chosen, lambda item: isinstance(item, Mapping)):
+    chosen, rejected = _items(row["chosen"]), _items(row["rejected"])
+    if isinstance(chosen, str) or is_list_of(chosen, lambda item: isinstance(item, Mapping)):
         chosen = [chosen]
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise RowError("rejected is not a list of completions beside one or several that are chosen", _shown(rejected))

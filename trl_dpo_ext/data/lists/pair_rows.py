@@ -6,12 +6,13 @@ side, whose score is NaN.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -19,7 +20,6 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from ... import _trl
 from ...errors import InputError
 from ...forward.list_rows import LIST_IDS
-from ..findings import NOTE, Finding
 from ..rows import SIDES
 from .selection import CompletionList
 
@@ -27,7 +27,12 @@ LIST_ROW = "list_row"
 """Column with the number of a row's list, the same in all its rows."""
 LIST_SCORES = "list_scores"
 """Column with the scores of both sides of a pair row, or of all completions of a list."""
-_VERSION = 1
+PROMPT_FILLS, EQUAL_CUT, EQUAL_TOKENS = 1, 2, 3
+"""Why nothing of a tokenized list can be learned: its prompt fills max_length; truncation makes its completions the
+same; or their tokens are the same to begin with."""
+_LOST = "list_lost"
+"""Column of one of these; 0 for lists that are kept."""
+_VERSION = 2
 """Part of the fingerprint of lists: to be raised when they are made in another way."""
 
 
@@ -86,47 +91,27 @@ def pair_rows(
     return concatenate_datasets([pairs, dataset.select_columns(beside).select(rows).flatten_indices()], axis=1)
 
 
-def best_and_worst(pairs: Dataset) -> Dataset:
-    """Return one row for each list, whose sides are a best and a worst completion.
+@dataclass(frozen=True)
+class GatheredLists:
+    """Tokenized lists, one row for each.
 
-    Args:
-        pairs: rows that `pair_rows` made.
+    Attributes:
+        kept: those that are trained on.
+        whole: all of them.
+        lost: (lists,) int64; why each is left out, such as `PROMPT_FILLS`, or 0.
     """
-    numbers, scores = np.asarray(pairs[LIST_ROW][:]), np.asarray(pairs[LIST_SCORES][:])
-    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
-    stops = np.append(starts[1:], len(numbers))
-    ends = []
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        flat = scores[start:stop].ravel()
-        ends.append([(start + place // 2, place % 2) for place in (np.nanargmax(flat), np.nanargmin(flat))])
 
-    def take(_: dict[str, Any], index: int) -> dict[str, Any]:
-        found = [(pairs[int(row)], int(at)) for row, at in ends[index]]
-        texts = {side: row[SIDES[at]] for side, (row, at) in zip(SIDES, found, strict=True)}
-        return {**texts, LIST_SCORES: [row[LIST_SCORES][at] for row, at in found]}
-
-    heads = pairs.select(starts)
-    return heads.map(take, with_indices=True, features=heads.features)
+    kept: Dataset
+    whole: Dataset
+    lost: npt.NDArray[np.int64]
 
 
-def shown_as_pairs(pairs: Dataset) -> Finding:
-    """Return the note that lists are shown by `best_and_worst`."""
-    sizes = np.unique(np.asarray(pairs[LIST_ROW][:]), return_counts=True)[1]
-    fillers = int(np.isnan(np.asarray(pairs[LIST_SCORES][:])).sum())
-    number = 2 * len(pairs) - fillers
-    sentence = (
-        f"{len(sizes)} lists with {number} completions: what is shown and counted is the best and the worst completion "
-        "of each"
-    )
-    return Finding("lists_as_pairs", NOTE, len(sizes), len(sizes), sentence, unit="lists")
-
-
-def gathered(pairs: Dataset, max_length: int | None, keeps_end: bool, name: str) -> Dataset:
+def gathered(pairs: Dataset, max_length: int | None, keeps_end: bool, name: str) -> GatheredLists:
     """Return tokenized rows of pairs as one row for each list.
 
     A row has the token ids of the prompt, of all completions (`list_ids`), and of a best and a worst one as TRL names
-    them, with their texts. A list whose prompt fills `max_length` is left out, as TRL leaves out such a pair, and one
-    whose completions are all the same after truncation.
+    them, with their texts. A list whose prompt fills `max_length` is not kept, as TRL does not keep such a pair, nor
+    one whose completions are all the same after truncation.
 
     Args:
         pairs: tokenized without a limit.
@@ -141,9 +126,10 @@ def gathered(pairs: Dataset, max_length: int | None, keeps_end: bool, name: str)
     features = Features(pairs.features)
     features |= {"prompt_ids": ids, "chosen_ids": ids, "rejected_ids": ids}
     features |= {LIST_IDS: List(ids), LIST_SCORES: List(Value("float64")), LIST_ROW: Value("int64")}
+    features |= {_LOST: Value("int64")}
     settings = {"max_length": max_length, "keeps_end": keeps_end, "version": _VERSION}
     with PartialState().local_main_process_first():  # the others read its cache
-        return heads.map(
+        every = heads.map(
             _gather,
             batched=True,
             batch_size=200,
@@ -152,25 +138,33 @@ def gathered(pairs: Dataset, max_length: int | None, keeps_end: bool, name: str)
             remove_columns=["start", "stop"],
             desc=f"Gathering lists of {name} dataset",
         )
+    lost = np.asarray(every[_LOST][:], np.int64)
+    whole = every.remove_columns(_LOST)
+    return GatheredLists(whole.select(np.flatnonzero(lost == 0)) if lost.any() else whole, whole, lost)
 
 
 def _gather(
     heads: Mapping[str, list[int]], pairs: Dataset, max_length: int | None, keeps_end: bool, version: int
 ) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {name: [] for name in (*pairs.column_names, LIST_IDS)}
+    found: dict[str, list[Any]] = {name: [] for name in (*pairs.column_names, LIST_IDS, _LOST)}
     first = heads["start"][0]
     block = pairs[first : heads["stop"][-1]]
     for start, stop in zip(heads["start"], heads["stop"], strict=True):
         rows = {name: values[start - first : stop - first] for name, values in block.items()}
         one = _one_list(rows)
-        prompt = len(one["prompt_ids"])
-        if max_length is not None and not keeps_end and prompt >= max_length:
-            continue
-        if len({*cut_completions(one, max_length, keeps_end)}) < 2:
-            continue
+        one[_LOST] = _lost(one, max_length, keeps_end)
         for name, values in found.items():
             values.append(one[name])
     return found
+
+
+def _lost(row: Mapping[str, Any], max_length: int | None, keeps_end: bool) -> int:
+    """Why nothing of a tokenized list can be learned; 0 if something can."""
+    if max_length is not None and not keeps_end and len(row["prompt_ids"]) >= max_length:
+        return PROMPT_FILLS
+    if len({*map(tuple, row[LIST_IDS])}) < 2:
+        return EQUAL_TOKENS
+    return EQUAL_CUT if len({*_cut(row, max_length, keeps_end)}) < 2 else 0
 
 
 def _one_list(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -191,7 +185,7 @@ def _one_list(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
     return one
 
 
-def cut_completions(row: Mapping[str, Any], max_length: int | None, keeps_end: bool) -> Iterator[tuple[int, ...]]:
+def _cut(row: Mapping[str, Any], max_length: int | None, keeps_end: bool) -> Iterator[tuple[int, ...]]:
     """Yield what truncation leaves of each completion of a list."""
     prompt = len(row["prompt_ids"])
     for ids in row[LIST_IDS]:
@@ -199,11 +193,3 @@ def cut_completions(row: Mapping[str, Any], max_length: int | None, keeps_end: b
             yield tuple(ids)
         else:
             yield tuple(ids[-max_length:] if keeps_end else ids[: max(max_length - prompt, 0)])
-
-
-def equal_after_truncation(row: Any, max_length: int | None, keeps_end: bool) -> bool:
-    """Whether truncation makes completions with different scores the same."""
-    if max_length is None:
-        return False
-    cut = zip(cut_completions(row, max_length, keeps_end), row[LIST_SCORES], strict=True)
-    return any(a == b and x != y for (a, x), (b, y) in itertools.combinations(cut, 2))

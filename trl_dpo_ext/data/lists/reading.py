@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,16 @@ from ...core.lists import Order
 from ...errors import InputError
 from ..findings import WARNING, Finding
 from ..rows import SIDES
+from .choice import holds_lists, layout_of
 from .gathering import read_pairs
-from .layouts import SINGLE, list_layout, read_layout
+from .layouts import Completions, read_layout
 from .pair_rows import pair_rows
 from .selection import ListSelection
 
+_UNKNOWN = (
+    "--rank needs the column 'completions' (lists), or 'completion' with several rows per prompt, or lists of texts in "
+    "'chosen' and 'rejected'; the dataset has {}. Rename its columns, or remove --rank for pairs."
+)
 _BESIDE = ("system", "tools", "chat_template_kwargs")
 """Columns that are kept of a dataset of lists, besides those that losses read."""
 
@@ -33,24 +38,22 @@ class ListData:
     """What orders the completions."""
     columns: tuple[str, ...]
     """Columns that were read for prompt and completions."""
+    count: int
+    """Number of lists before any was left out."""
+    gathers: bool | None
+    """Whether several rows of pairs have become one list; None where the rows are lists."""
 
 
-def holds_lists(dataset: Any) -> bool:
-    """Whether the rows of a dataset are lists to train on, and not pairs."""
-    if _trl.is_tokenized(dataset):
-        return False  # before a row is read, which would count as a row of a stream
-    first = next(iter(dataset), None)
-    layout = list_layout(first) if isinstance(first, Mapping) else None
-    if first is None or layout is None:
-        return False
-    if set(SIDES) <= set(first) and ("rejected" not in layout.columns or _is_pair(first)):
-        return False
-    return layout.completion != "completion" or layout.read is not None or bool(set(SINGLE) & set(first))
+def read_completions(dataset: Dataset) -> Completions:
+    """Read prompts with their completions, and the scores or ranks that are given for them.
 
-
-def _is_pair(row: Mapping[str, Any]) -> bool:
-    """Whether each side is a list of one answer, which is a pair in a layout of its own."""
-    return all(isinstance(row[side], list) and len(row[side]) == 1 for side in SIDES)
+    Raises:
+        InputError: listing the columns and rows that do not fit.
+    """
+    layout = layout_of(dataset if len(dataset) else [dict.fromkeys(dataset.column_names)])
+    if layout is None:
+        raise InputError(_UNKNOWN.format(", ".join(dataset.column_names)))
+    return read_layout(dataset, layout)
 
 
 def read_lists(
@@ -84,10 +87,8 @@ def read_lists(
     if images:
         raise InputError(f"{name} has images (column {images[0]}), which lists cannot have yet. Train on pairs.")
     found, wrong = [], list[int]()
-    if holds_lists(dataset):
-        first: Any = next(iter(dataset))
-        layout = list_layout(first)
-        assert layout is not None
+    layout = layout_of(dataset) if holds_lists(dataset, args) else None
+    if layout is not None:
         read, used = read_layout(dataset, layout, name, _BESIDE, columns), layout.columns
     else:
         read, wrong = read_pairs(dataset, name, args.gather_lists, _BESIDE, columns)
@@ -98,7 +99,9 @@ def read_lists(
     selection = ListSelection(read, name, numbers, args.max_completions, seed, scores)
     rows = pair_rows(selection.lists, dataset, numbers, [*_BESIDE, *columns])
     read_columns = tuple(column for column in used if column in dataset.column_names)
-    return ListData(rows, [*found, *selection.findings()], selection.order, read_columns)
+    gathers = None if layout is not None else len(read.prompts) < len(dataset) - len(wrong)
+    findings = [*found, *selection.findings()]
+    return ListData(rows, findings, selection.order, read_columns, len(read.prompts), gathers)
 
 
 def _contradicting(total: int, rows: list[int]) -> Finding:

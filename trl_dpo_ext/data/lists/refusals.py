@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,10 +10,7 @@ from ...core.list_terms import list_problems
 from ...core.lists import ORDERS, Order
 from ...core.mixture import LossMixture
 from ..columns import loss_columns
-from ..config import DataOptions
-
-_LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
-_DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataOptions)}
+from .choice import DEFAULTS, LIST_OPTIONS
 
 
 def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[Order], computes_metrics: bool) -> list[str]:
@@ -27,7 +23,7 @@ def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[Order]
         computes_metrics: whether the trainer is given `compute_metrics`.
     """
     if not orders:
-        changed = [name for name in _LIST_OPTIONS if getattr(args, name) != _DEFAULTS[name]]
+        changed = [name for name in LIST_OPTIONS if getattr(args, name) != DEFAULTS[name]]
         return [
             f"{name}={getattr(args, name)} has no effect: the data are pairs. Remove it, or set gather_lists to gather "
             "pairs that share a prompt."
@@ -40,7 +36,7 @@ def list_run_problems(args: Any, mixture: LossMixture, orders: Collection[Order]
         problems += [
             f"{name}={getattr(args, name)} has no effect: no chosen loss reads pairs. Remove it."
             for name in ("list_pairs", "list_reduction")
-            if getattr(args, name) != _DEFAULTS[name]
+            if getattr(args, name) != DEFAULTS[name]
         ]
     averaging = [term.variant.name for term in mixture.terms if term.variant.token_sums]
     if averaging:

@@ -1,74 +1,60 @@
-"""Tokenizes lists by TRL's preparation of pairs, and says what truncation does to them."""
+"""Tokenizes lists by TRL's preparation of pairs, and says of which lists nothing can be learned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from datasets import Dataset
 
-from ... import _trl
-from ...forward.list_rows import LIST_IDS
-from ..findings import WARNING, Finding
+from ..findings import ERROR, WARNING, Finding
 from ..truncation import without_limit
-from .pair_rows import LIST_ROW, equal_after_truncation, gathered, is_of_lists
+from .pair_rows import EQUAL_CUT, EQUAL_TOKENS, LIST_ROW, PROMPT_FILLS, GatheredLists, gathered
 
 
-def prepares_lists(prepare: Callable[..., Any]) -> Callable[..., Any]:
-    """Return TRL's `_prepare_dataset` for lists in rows of pairs, which gives one row for each list."""
+@dataclass
+class ListPreparation:
+    """TRL's `_prepare_dataset` for lists in rows of pairs, which gives one row for each list.
 
-    def prepared(dataset: Any, processing_class: Any, args: Any, name: str) -> Dataset:
-        pairs = prepare(dataset, processing_class, without_limit(args), name)
-        return gathered(pairs, args.max_length, args.truncation_mode == "keep_end", name)
-
-    return prepared
-
-
-def kept_places(prepared: Dataset, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The places of a tokenized dataset's rows in the one that was tokenized, whose rows have these numbers."""
-    if not is_of_lists(prepared):
-        return _trl.kept_rows(prepared)
-    return np.searchsorted(numbers, np.asarray(prepared[LIST_ROW][:]))
-
-
-def list_findings(prepared: Dataset, numbers: npt.NDArray[np.int64], args: Any) -> list[Finding]:
-    """Return what truncation does to lists.
-
-    Args:
-        prepared: tokenized lists.
-        numbers: of the lists before any was left out, ascending.
-        args: the run's configuration.
+    Attributes:
+        prepare: of pairs.
+        found: what the last call gathered.
     """
-    keeps_end, total, found = args.truncation_mode == "keep_end", len(numbers), []
-    kept = np.asarray(prepared[LIST_ROW][:])
-    gone = np.setdiff1d(numbers, kept).tolist()
-    if gone:
-        sentence = (
-            f"max_length={args.max_length} leaves nothing to learn in {len(gone)} of {total} lists, first in row "
-            f"{gone[0]}, which are left out: the prompt fills it, or the completions are equal after truncation"
-        )
-        found.append(Finding("dropped", WARNING, len(gone), total, sentence, "Raise max_length.", gone, "lists"))
-    if args.max_length is None:
-        return found
-    rows: Any = prepared
-    cut, same = list[int](), list[int]()
-    for row in rows:
-        if max(map(len, row[LIST_IDS])) + (0 if keeps_end else len(row["prompt_ids"])) > args.max_length:
-            cut.append(row[LIST_ROW])
-        if equal_after_truncation(row, args.max_length, keeps_end):
-            same.append(row[LIST_ROW])
-    remedy = "Raise max_length, or filter these rows."
-    if cut:
-        sentence = (
-            f"max_length={args.max_length} cuts completions of {len(cut)} of {total} lists, first in row {cut[0]}"
-        )
-        found.append(Finding("answer_cut", WARNING, len(cut), total, sentence, remedy, cut, "lists"))
-    if same:
-        sentence = (
-            f"completions with different scores are equal after truncation to max_length={args.max_length} in "
-            f"{len(same)} of {total} lists, first in row {same[0]}; their pairs teach nothing about preference"
-        )
-        found.append(Finding("identical_after_truncation", WARNING, len(same), total, sentence, remedy, same, "lists"))
-    return found
+
+    prepare: Callable[..., Any]
+    found: GatheredLists | None = None
+
+    def __call__(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Dataset:
+        """Return the tokenized lists of which something can be learned."""
+        pairs = self.prepare(dataset, processing_class, without_limit(args), name)
+        self.found = gathered(pairs, args.max_length, args.truncation_mode == "keep_end", name)
+        return self.found.kept
+
+    def lost(self, args: Any) -> Finding | None:
+        """Return the finding of lists that are left out; None if all are kept.
+
+        Args:
+            args: the run's configuration.
+        """
+        assert self.found is not None
+        lost = self.found.lost
+        rows = np.unique(np.asarray(self.found.whole[LIST_ROW][:])[lost > 0]).tolist()
+        total, count = len(lost), int((lost > 0).sum())
+        if not count:
+            return None
+        limit = args.max_length
+        reasons = {
+            PROMPT_FILLS: f"the prompt alone fills max_length={limit}",
+            EQUAL_CUT: f"all completions are identical after truncation to max_length={limit}",
+            EQUAL_TOKENS: "all completions are different texts and the same tokens",
+        }
+        counts = {why: int((lost == why).sum()) for why in reasons}
+        told = ", ".join(f"in {counts[why]} {text}" for why, text in reasons.items() if counts[why])
+        which = "all" if count == total else f"{count} of"
+        remedy = "Raise max_length, or filter these rows." if count > counts[EQUAL_TOKENS] else "Filter these rows."
+        sentence = f"{which} {total} lists have nothing to learn and are left out, first in row {rows[0]}: {told}"
+        if count < total:
+            return Finding("dropped", WARNING, count, total, sentence, remedy, rows, "lists")
+        return Finding("all_dropped", ERROR, count, total, sentence, remedy, rows, "lists")

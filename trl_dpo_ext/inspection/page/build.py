@@ -21,7 +21,7 @@ def page(data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """
     data = {**data, "examples": []}
     kept = pages.fitting(map(_compact, rows))
-    total = sum(split["rows"]["loaded"] for split in data["splits"].values())
+    total = sum(split["rows"].get("pairs", split["rows"]["loaded"]) for split in data["splits"].values())
     folder = files(__name__.rpartition(".")[0])
     body, style, script = ((folder / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js"))
     list_style, list_script = pages.row_list()

@@ -10,8 +10,9 @@ from datasets import Dataset
 
 from tests.support import runs, tiny
 from trl_dpo_ext.data.findings import EVERY_ROW
+from trl_dpo_ext.data.lists.choice import holds_lists
 from trl_dpo_ext.data.lists.pair_rows import LIST_ROW, LIST_SCORES, best_and_worst, gathered
-from trl_dpo_ext.data.lists.reading import ListData, holds_lists, read_lists
+from trl_dpo_ext.data.lists.reading import ListData, read_lists
 from trl_dpo_ext.errors import InputError
 
 NAN = float("nan")

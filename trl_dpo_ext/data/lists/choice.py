@@ -1,0 +1,136 @@
+"""Decide whether rows are lists or pairs: by what they hold, and by the options where they hold both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ... import _trl
+from .. import columnar
+from ..batches import read_batches
+from ..config import DataOptions
+from ..findings import WARNING, Finding
+from ..rows import SIDES
+from .layouts import SINGLE, ListLayout, is_list_of, list_layout
+
+LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
+"""Options that lists alone read."""
+DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataOptions)}
+_TELLING = (*SIDES, "answers")
+"""Columns whose values tell a layout, and not their names alone."""
+_LIST_NAMES = {"completions", "scores", "ranks", "best", "completion", "score", "rank"}
+_PAIR_NAMES = {*SIDES, "a", "b"}
+
+
+def telling_row(dataset: Any) -> Mapping[str, Any] | None:
+    """Return the first row, in which a value that tells no layout is replaced by that of a later row.
+
+    An empty list is no sign of anything, and a list of one text is a list among others if a later row has several.
+    Of a stream, this is the first row; None where a dataset has none.
+    """
+    first = next(iter(dataset), None)
+    if not isinstance(first, Mapping) or not isinstance(dataset, Dataset):
+        return first
+    return {**first, **{name: _telling(dataset, name, first[name]) for name in _TELLING if name in first}}
+
+
+def _telling(dataset: Dataset, column: str, value: Any) -> Any:
+    for longer in _longer_and_longer(dataset, column, value):
+        if not _may_be_one_of_several(longer):
+            return longer
+        value = longer
+    return value
+
+
+def _may_be_one_of_several(value: Any) -> bool:
+    """Whether another row may tell more: of nothing, or of a list of one text or of one list of messages."""
+    if value is None:
+        return True
+    return isinstance(value, list) and len(value) < 2 and all(isinstance(item, (str, list)) for item in value)
+
+
+def _longer_and_longer(dataset: Dataset, column: str, value: Any) -> Iterator[Any]:
+    yield value
+    for batch in read_batches(dataset, [column]):
+        try:
+            lengths = columnar.list_lengths(batch.column(column))
+        except columnar.UnknownLayoutError:
+            rows = [row[column] for row in batch.rows(column)]
+            lengths = np.array([len(row) if isinstance(row, list) else 0 for row in rows])
+        longer = np.flatnonzero(lengths > len(value or ()))
+        if len(longer):
+            most = int(longer[lengths[longer].argmax()])
+            (row,) = batch.rows_at([most], [column])
+            value = row[column]
+            yield value
+
+
+def layout_of(dataset: Any) -> ListLayout | None:
+    """Return the layout of a dataset's lists; None if its rows do not hold completions of any number."""
+    first = telling_row(dataset)
+    return list_layout(first) if isinstance(first, Mapping) else None
+
+
+def holds_lists(dataset: Any, args: Any = None) -> bool:
+    """Whether the rows of a dataset are lists to train on, and not pairs.
+
+    Args:
+        dataset: any.
+        args: the run's configuration, which decides where rows hold both; without it, they are pairs.
+    """
+    if _trl.is_tokenized(dataset):
+        return False  # before a row is read, which would count as a row of a stream
+    first = telling_row(dataset)
+    return first is not None and _is_of_lists(first, wants_lists(args))
+
+
+def _is_of_lists(first: Any, wanted: bool | None) -> bool:
+    layout = list_layout(first) if isinstance(first, Mapping) else None
+    if layout is None:
+        return False
+    if set(SIDES) <= set(first):
+        if is_list_of(first["rejected"], lambda item: isinstance(item, (str, list))):
+            return not all(isinstance(first[side], list) and len(first[side]) == 1 for side in SIDES)
+        if not wanted:
+            return False
+    return layout.completion != "completion" or layout.read is not None or bool(set(SINGLE) & set(first))
+
+
+def wants_lists(args: Any) -> bool | None:
+    """Whether a run's options speak of lists, or of pairs; None if of neither, or of both.
+
+    Lists are meant by a loss that reads them, by an option that they alone have, and by a name that `dataset_columns`
+    gives to one of their columns; pairs by `gather_lists`, which makes lists of them, and by a name of their columns.
+    """
+    names = set(getattr(args, "dataset_columns", None) or {})
+    if getattr(args, "gather_lists", False):
+        return False
+    of_lists, of_pairs = bool(names & _LIST_NAMES), bool(names & _PAIR_NAMES)
+    if of_lists or of_pairs:
+        return None if of_lists and of_pairs else of_lists
+    changed = any(getattr(args, name, DEFAULTS[name]) != DEFAULTS[name] for name in LIST_OPTIONS)
+    mixture = getattr(args, "loss_mixture", None)
+    if changed or (mixture is not None and any(term.variant.reads == "lists" for term in mixture().terms)):
+        return True
+    return None
+
+
+def lists_unread(dataset: Any, args: Any) -> Finding | None:
+    """The finding that rows of pairs hold lists, too, where no option says which are meant."""
+    first = telling_row(dataset) if isinstance(dataset, Dataset) and not _trl.is_tokenized(dataset) else None
+    if first is None or wants_lists(args) is not None or _is_of_lists(first, None) or not _is_of_lists(first, True):
+        return None
+    name = next(name for name in ("completions", "answers", "completion", "response") if name in first)
+    sentence = (
+        f"the rows hold pairs (chosen, rejected) and lists (column {name!r}), and the pairs are trained on, as no "
+        "option says which are meant"
+    )
+    remedy = (
+        f"Set --dataset_columns {'completion' if name in ('completion', 'response') else 'completions'}={name} to "
+        "train on the lists, or chosen=chosen to keep the pairs."
+    )
+    return Finding("layout", WARNING, len(dataset), len(dataset), sentence, remedy)
