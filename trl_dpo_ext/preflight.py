@@ -24,7 +24,7 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
-from .data.lists.pair_rows import examples, is_of_lists
+from .data.lists.pair_rows import examples
 from .data.lists.refusals import list_columns, list_run_problems, without_scores
 from .data.prepare import Kept, are_lists, checked_datasets, named_parts, with_fitting_tool_calls
 from .data.streams import StreamReport
@@ -166,8 +166,7 @@ def _reference(
     if problems:
         raise InputError(*problems)
     spec = resolve_reference(args, policy.described, ref_model, given)
-    number = len(examples(datasets[0])) if datasets and is_of_lists(datasets[0]) else None
-    problems = correction_problems(args, spec, datasets, given["quantization_config"], number)
+    problems = correction_problems(args, spec, datasets, given["quantization_config"])
     if problems:
         raise InputError(*problems)
     monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)

@@ -18,7 +18,6 @@ from torch import nn
 from .. import _trl
 from .._trl.unsharded import unsharded_loading
 from ..errors import InputError
-from ..forward.list_rows import as_pair
 from .correction import sequences as data
 from .correction.fit import check, empty_term, rank_problems
 from .correction.layers import Correction, attach, correction_of, quantized_layers, record, terms
@@ -60,9 +59,9 @@ class RunCorrection:
         return self.fitted
 
     def _of_pairs(self, host: _trl.Host) -> list[list[int]]:
-        """Both answers of each pair, or the best and the worst of each list, as the collator truncates them."""
+        """Both answers of each pair, with their prompts, as the collator truncates them."""
         dataset = host.trainer.train_dataset
-        rows = [as_pair(row) for row in islice(iter(dataset), self.skipped, self.skipped + self.pairs)]
+        rows = list(islice(iter(dataset), self.skipped, self.skipped + self.pairs))
         if len(rows) < self.pairs:
             raise InputError(pairs_problem(self.pairs, self.skipped, self.skipped + len(rows)))
         batch = host.batch_of(rows)
@@ -168,9 +167,7 @@ def run_correction(args: Any, policy: Any, spec: ReferenceSpec | None) -> RunCor
     )
 
 
-def correction_problems(
-    args: Any, spec: ReferenceSpec | None, datasets: Sequence[Any], quantization: Any, number: int | None = None
-) -> list[str]:
+def correction_problems(args: Any, spec: ReferenceSpec | None, datasets: Sequence[Any], quantization: Any) -> list[str]:
     """Return why a reference cannot be corrected, before a model is loaded.
 
     Args:
@@ -178,16 +175,14 @@ def correction_problems(
         spec: the reference to load.
         datasets: those of the run, training data first.
         quantization: of the policy; None without.
-        number: of training pairs, where a list counts as one; None for the number of rows.
     """
     if not args.ref_correction_rank or spec is None:
         return []
     problems = []
     train = datasets[0] if datasets else None
     needed = args.ref_correction_pairs + args.ref_drift_num_pairs
-    found = number if number is not None else len(train) if isinstance(train, Dataset) else needed
-    if found < needed:
-        problems.append(pairs_problem(args.ref_correction_pairs, args.ref_drift_num_pairs, found))
+    if isinstance(train, Dataset) and len(train) < needed:
+        problems.append(pairs_problem(args.ref_correction_pairs, args.ref_drift_num_pairs, len(train)))
     if train is not None and _trl.image_columns(getattr(train, "column_names", None) or ()):
         problems.append("ref_correction_rank cannot be used with images: it is fitted on text. Remove it.")
     if (quantization or (args.model_init_kwargs or {}).get("quantization_config")) and not args.changes_checkpoint:
@@ -203,7 +198,7 @@ def correction_problems(
 def pairs_problem(pairs: int, measured: int, found: int) -> str:
     """Say that a training set has too few pairs to fit and to measure on."""
     return (
-        f"ref_correction_pairs={pairs} and ref_drift_num_pairs={measured} need {pairs + measured} training pairs (a "
-        "list counts as one), as drift is measured on pairs that the correction was not fitted on; train_dataset has "
-        f"{found}. Lower one of them."
+        f"ref_correction_pairs={pairs} and ref_drift_num_pairs={measured} need {pairs + measured} training pairs, as "
+        f"drift is measured on pairs that the correction was not fitted on; train_dataset has {found}. Lower one of "
+        "them."
     )

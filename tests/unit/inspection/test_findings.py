@@ -407,6 +407,7 @@ def test_every_finding_is_tried() -> None:
         "answers_contradictory",
         "answers_repeated",
         "lists_as_pairs",
+        "not_gathered",
     }  # data/lists/test_reading.py
     assert {case.name for case in CASES} | apart == set(NAMES)
 

@@ -15,7 +15,7 @@ from ..batches import read_batches
 from ..config import DataOptions
 from ..findings import WARNING, Finding
 from ..rows import SIDES
-from .layouts import SINGLE, ListLayout, is_list_of, list_layout
+from .layouts import SINGLE, ListLayout, are_completions, list_layout
 
 LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
 """Options that lists alone read."""
@@ -48,9 +48,7 @@ def _telling(dataset: Dataset, column: str, value: Any) -> Any:
 
 def _may_be_one_of_several(value: Any) -> bool:
     """Whether another row may tell more: of nothing, or of a list of one text or of one list of messages."""
-    if value is None:
-        return True
-    return isinstance(value, list) and len(value) < 2 and all(isinstance(item, (str, list)) for item in value)
+    return value in (None, [], [None]) or (are_completions(value) and len(value) < 2)
 
 
 def _longer_and_longer(dataset: Dataset, column: str, value: Any) -> Iterator[Any]:
@@ -93,7 +91,7 @@ def _is_of_lists(first: Any, wanted: bool | None) -> bool:
     if layout is None:
         return False
     if set(SIDES) <= set(first):
-        if is_list_of(first["rejected"], lambda item: isinstance(item, (str, list))):
+        if are_completions(first["rejected"]):
             return not all(isinstance(first[side], list) and len(first[side]) == 1 for side in SIDES)
         if not wanted:
             return False

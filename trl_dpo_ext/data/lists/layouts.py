@@ -21,8 +21,9 @@ LISTS = {"scores": 1.0, "rewards": 1.0, "ranks": -1.0}
 """Columns of lists beside `completions`; a higher score is better, a higher rank is worse."""
 SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
-_TEXTS = ("completion", "response")
-"""What the completion is called where `completions` holds more than it; the latter in UltraFeedback."""
+_TEXTS = ("completion", "response", "answer")
+"""What the completion is called where `completions` holds more than it: in UltraFeedback `response`, in Nectar
+`answer`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def list_layout(first: Mapping[str, Any]) -> ListLayout | None:
         return ListLayout(("prompt", "completion", *SINGLE))
     if {"prompt", "response", "helpfulness"} <= set(first):
         return ListLayout(("prompt", "response", "helpfulness"), completion="response", single={"helpfulness": 1.0})
-    if "chosen" in first and is_list_of(first.get("rejected"), lambda item: isinstance(item, (str, list))):
+    if "chosen" in first and are_completions(first.get("rejected")):
         return ListLayout(("prompt", "chosen", "rejected", "num_correct"), _right_and_wrong, best=True)
     return None
 
@@ -241,6 +242,12 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     return texts, given
 
 
+def are_completions(value: Any) -> bool:
+    """Whether a value is a list of texts or of message lists, and not one message list; some may be missing."""
+    items = [item for item in value if item is not None] if isinstance(value, list) else []
+    return is_list_of(items, lambda item: isinstance(item, (str, list)))
+
+
 def _items(value: Any) -> Any:
     """No completions where there is nothing, so that the row is left out and counted."""
     return [] if value is None else value
@@ -283,7 +290,9 @@ def _text(value: Any) -> Any:
         return [value]
     if isinstance(value, list) and value and all(isinstance(each, Mapping) and "role" in each for each in value):
         return value
-    raise RowError("a completion is neither a text nor messages", _shown(value))
+    if value is None:
+        raise RowError("a completion is missing (None). Filter these completions")
+    raise RowError("a completion is neither a text nor messages. Convert these completions", _shown(value))
 
 
 def _given(values: Mapping[str, Any], signs: Mapping[str, float]) -> Given:

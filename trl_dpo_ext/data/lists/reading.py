@@ -95,6 +95,8 @@ def read_lists(
         used = ("prompt", *SIDES)
     if wrong:
         found.append(_contradicting(len(dataset), [numbers[row] for row in wrong]))
+        if not read.prompts:
+            raise InputError(f"{name}: no list is left to train on: {found[0].sentence}. {found[0].remedy}")
     seed = args.seed if args.data_seed is None else args.data_seed
     selection = ListSelection(read, name, numbers, args.max_completions, seed, scores)
     rows = pair_rows(selection.lists, dataset, numbers, [*_BESIDE, *columns])

@@ -11,7 +11,7 @@ from datasets import Dataset
 from tests.support import runs, tiny
 from trl_dpo_ext.data.findings import EVERY_ROW
 from trl_dpo_ext.data.lists.choice import holds_lists
-from trl_dpo_ext.data.lists.pair_rows import LIST_ROW, LIST_SCORES, best_and_worst, gathered
+from trl_dpo_ext.data.lists.pair_rows import EQUAL_CUT, LIST_ROW, LIST_SCORES, PROMPT_FILLS, gathered
 from trl_dpo_ext.data.lists.reading import ListData, read_lists
 from trl_dpo_ext.errors import InputError
 
@@ -207,13 +207,13 @@ def test_lists_survive_their_pair_rows(tmp_path) -> None:
             "rejected_ids": [int(row["rejected"]), 9],
         }
     )
-    whole = gathered(tokens, None, False, "train")
+    whole = gathered(tokens, None, False, "train").kept
     assert [[ids[0] for ids in row["list_ids"]] for row in whole] == [[*range(size)] for size in (2, 3, 4, 7)]
     assert [row[LIST_SCORES] for row in whole] == [row["scores"] for row in rows]
     ends = [(row["chosen_ids"][0], row["rejected_ids"][0]) for row in whole]
     assert ends == [(1, 0), (2, 0), (2, 0), (2, 0)]
-    shown = best_and_worst(pairs)
-    assert [(row["chosen"], row["rejected"]) for row in shown] == [(str(a), str(b)) for a, b in ends]
+    texts = [(row["chosen"], row["rejected"]) for row in whole]
+    assert texts == [(str(best), str(worst)) for best, worst in ends]
 
 
 def test_truncation_leaves_out_lists_without_a_difference(tmp_path) -> None:
@@ -227,9 +227,10 @@ def test_truncation_leaves_out_lists_without_a_difference(tmp_path) -> None:
             "rejected_ids": [[5, 6, 8], [5], [5, 6, 8], [5], [6], [5]],
         }
     )  # fmt: skip
-    assert gathered(tokens, 4, False, "train")[LIST_ROW][:] == [1]
-    assert gathered(tokens, 5, False, "train")[LIST_ROW][:] == [0, 1, 2]
-    assert gathered(tokens, 4, True, "train")[LIST_ROW][:] == [0, 1, 2]
+    found = [gathered(tokens, limit, keeps_end, "train") for limit, keeps_end in ((4, False), (5, False), (4, True))]
+    assert [each.kept[LIST_ROW][:] for each in found] == [[1], [0, 1, 2], [0, 1, 2]]
+    assert found[0].lost.tolist() == [EQUAL_CUT, 0, PROMPT_FILLS]
+    assert found[0].whole[LIST_ROW][:] == [0, 1, 2]
 
 
 def test_the_tiny_pairs_are_read_as_lists_of_two(tmp_path) -> None:
