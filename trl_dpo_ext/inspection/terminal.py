@@ -160,7 +160,8 @@ def _facts(split: Mapping[str, Any], console: Console) -> None:
         console.print(_fact("First difference", text))
     fed, scored = split["tokens"]["fed"], sum(split["tokens"]["scored"].values())
     share = percent(scored / fed["plain"]) if fed["plain"] else ""
-    padded = f"{_number(fed['padded'])} padded, {plural(fed['batch_size'], 'pair')} each"
+    unit = "list" if "lists" in split["rows"] else "pair"
+    padded = f"{_number(fed['padded'])} padded, {plural(fed['batch_size'], unit)} each"
     shared = f"share_prompt {_number(fed['share_prompt'])} ({_decimal(fed['ratio'])} x fewer)"
     text = f"{_number(fed['plain'])} positions ({padded}), {shared}; {_number(scored)} scored ({share})"
     console.print(_fact("Fed per epoch", text))

@@ -53,7 +53,13 @@ def found(inspected: Any, split: str = "train") -> dict[str, Any]:
     return {finding.name: finding for finding in inspected.found[split]}
 
 
-@pytest.mark.parametrize(("name", "row", "settings"), [(n, *case) for n, case in FINDINGS.items()], ids=FINDINGS)
+@pytest.mark.parametrize(
+    ("name", "row", "settings"),
+    [
+        pytest.param(name, *case, id=name, marks=[pytest.mark.slow] if at > 1 else [])
+        for at, (name, case) in enumerate(FINDINGS.items())
+    ],
+)
 def test_a_completion_between_the_best_and_the_worst_has_a_finding(tmp_path, name, row, settings) -> None:
     many = [{**PLAIN, "prompt": f"{word} "} for word in ("what", "is", "the")]
     data = [*many, row] if name != "one_token_answer" else [one("yes it", "no four", prompt="what "), row]
@@ -102,7 +108,15 @@ def test_every_completion_is_counted_once(tmp_path) -> None:
     assert block["length_bias"]["before"]["n"] == len(expanded(lists((4, 3, 2, 5))))
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_length": 7}, {"max_length": 7, "truncation_mode": "keep_end"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"max_length": 7},
+        pytest.param({"max_length": 7, "truncation_mode": "keep_end"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_run_feeds_what_was_shown_of_lists(tmp_path, settings) -> None:
     inspected = inspect(lists((4, 3, 2, 5)), tmp_path, **settings)
     trainer = runs.trainer(tmp_path, train_dataset=lists((4, 3, 2, 5)), loss_type="simpo", **settings)
@@ -162,6 +176,7 @@ def test_one_row_for_each_completion_is_counted_in_lists(tmp_path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversational", [False, True])
 def test_roles_of_every_completion_are_counted(tmp_path, conversational: bool) -> None:
     roles = inspect(lists((4, 3), conversational), tmp_path).data["splits"]["train"]["roles"]

@@ -158,7 +158,7 @@
       const fed = split.tokens.fed;
       const facts = [
         ["positions per epoch", number(fed.plain)],
-        [`padded, ${fed.batch_size} pairs at a time`, number(fed.padded)],
+        [`padded, ${fed.batch_size} ${split.rows.lists === undefined ? "pairs" : "lists"} at a time`, number(fed.padded)],
         ["share_prompt", number(fed.share_prompt)],
         ["reference pass", number(fed.reference_pass)],
         ["scored tokens", number(split.tokens.scored.chosen + split.tokens.scored.rejected)],

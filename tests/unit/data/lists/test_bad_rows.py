@@ -9,6 +9,9 @@ import pytest
 from datasets import Dataset
 
 from tests.support import runs, tiny
+from trl_dpo_ext.data.columns import loss_columns
+from trl_dpo_ext.data.findings import Finding
+from trl_dpo_ext.data.prepare import checked_datasets
 from trl_dpo_ext.errors import InputError
 
 NAN = float("nan")
@@ -21,6 +24,15 @@ def construct(folder: Any, rows: list[dict[str, Any]], **settings: Any) -> tuple
         warnings.simplefilter("always")
         run = runs.trainer(folder, **{"train_dataset": Dataset.from_list(rows), "loss_type": "simpo", **settings})
     return run, [str(each.message) for each in caught if "dataset" in str(each.message)]
+
+
+def checked(folder: Any, rows: list[dict[str, Any]]) -> list[Finding]:
+    """What is found in rows before they are tokenized, with a `weight_column`."""
+    args = runs.config(folder, weight_column="weight")
+    found: list[Finding] = []
+    columns = loss_columns(args, args.loss_mixture())
+    checked_datasets(columns, args, tell=lambda _, each: found.append(each), train_dataset=Dataset.from_list(rows))
+    return found
 
 
 def in_layout(layout: str, *completions: str, prompt: str = "say ") -> list[dict[str, Any]]:
@@ -43,7 +55,8 @@ def in_layout(layout: str, *completions: str, prompt: str = "say ") -> list[dict
     return [{"prompt": prompt, "completions": [*completions], layout: scores if layout == "scores" else 0}]
 
 
-LAYOUTS = ["scores", "best", "UltraFeedback", "Nectar", "HelpSteer", "one chosen", "gathered"]
+PUBLIC = ["best", "UltraFeedback", "Nectar", "HelpSteer", "one chosen", "gathered"]
+LAYOUTS = ["scores", *(pytest.param(layout, marks=pytest.mark.slow) for layout in PUBLIC)]
 EQUAL = {
     "tokens": (("yes it", "yes  it", "yes   it"), {}, "in {} all completions are different texts and the same tokens"),
     "truncated": (
@@ -65,7 +78,7 @@ def test_lists_without_a_difference_stop_the_run(tmp_path, layout, completions, 
     assert "Filter these rows" in str(caught.value) or "Raise max_length" in str(caught.value)
 
 
-@pytest.mark.parametrize("layout", ["scores", "HelpSteer", "gathered"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_lists_without_a_difference_are_left_out_and_counted(tmp_path, layout) -> None:
     more = {"gather_lists": True} if layout == "gathered" else {}
     rows = [*in_layout(layout, "yes it is", "yes it no"), *in_layout(layout, A, B, "yes it no", prompt="what ")]
@@ -82,20 +95,13 @@ def test_wrong_weights_are_counted_in_lists(tmp_path, sizes) -> None:
     row = {"prompt": "say ", "completions": [A, B, C, "paris is"][:sizes], "scores": [4.0, 3.0, 2.0, 1.0][:sizes]}
     rows = [{**row, "weight": weight} for weight in (1.0, NAN, -1.0, NAN)]
     with pytest.raises(InputError) as caught:
-        construct(tmp_path, rows, weight_column="weight")
+        checked(tmp_path, rows)
     assert [each.partition("; ")[2] for each in caught.value.problems] == [
         "wrong in 2 of 4 rows, first in row 1.",
         "wrong in 1 of 4 rows, first in row 2.",
     ]
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        runs.trainer(
-            tmp_path,
-            train_dataset=Dataset.from_list([{**row, "weight": 0.0}] * 3),
-            loss_type="simpo",
-            weight_column="weight",
-        )
-    assert any("the weight_column is 0 in every row" in str(each.message) for each in told)
+    (told,) = checked(tmp_path, [{**row, "weight": 0.0}] * 3)
+    assert (told.name, told.count, told.total) == ("loss_column", 3, 3)
 
 
 def test_doubts_and_templates_count_lists(tmp_path) -> None:
