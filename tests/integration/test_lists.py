@@ -8,6 +8,8 @@ import torch
 from tests.support import runs, tiny
 from tests.support.lists import expanded, lists, loss_and_gradients
 from tests.support.tolerances import rounding
+from trl_dpo_ext.core.list_pairs import ordered_pairs
+from trl_dpo_ext.forward.outputs import PairBatch
 
 DOUBLE = {"per_device_train_batch_size": 16, "disable_dropout": True}
 
@@ -147,12 +149,13 @@ def test_lists_of_two_are_pairs_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_does_not_depend_on_batches(tmp_path):
+@pytest.mark.parametrize("list_pairs", ["all", "1", "3"])
+def test_evaluation_does_not_depend_on_batches(tmp_path, list_pairs):
     data = lists((3, 2, 5, 4, 2))
     found = []
     for size in (1, 2, 5):
         run = runs.trainer(tmp_path, loss_type=["sigmoid", "pl"], train_dataset=data, ref_model=tiny.model(seed=1),
-                           per_device_eval_batch_size=size)  # fmt: skip
+                           per_device_eval_batch_size=size, list_pairs=list_pairs)  # fmt: skip
         found.append({name: value for name, value in run.evaluate(data).items() if "_per_" not in name})
         found[-1].pop("eval_runtime")
     assert "eval_rewards/top1_accuracy" in found[0]
@@ -169,6 +172,31 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     resumed = runs.trainer(tmp_path / "parts", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
     assert all(torch.equal(tensor, runs.weights(whole)[name]) for name, tensor in runs.weights(resumed).items())
+
+
+def drawn_by(run, rows, train=True):
+    """By list: the scores of the pairs that a trainer draws from a batch of these rows of its training data."""
+    batch = PairBatch.take(run.data_collator([run.train_dataset[row] for row in rows]), ())
+    run.model.train(train)
+    better, worse = ordered_pairs(batch.lists.scores, batch.lists.prompt, 3, run._draw(batch.lists))
+    pairs = {row: [] for row in rows}
+    for i, j in zip(better.tolist(), worse.tolist(), strict=True):
+        row = rows[batch.lists.prompt[i]]
+        pairs[row].append((i - batch.lists.prompt.tolist().index(batch.lists.prompt[i]), j - i))
+    return pairs
+
+
+def test_the_pairs_drawn_of_a_list_depend_on_seed_and_step_not_on_its_batch(tmp_path):
+    run = runs.trainer(tmp_path, train_dataset=lists((5, 6, 7, 4)), list_pairs="3")
+    together = drawn_by(run, [0, 1, 2, 3])
+    assert together == drawn_by(run, [0, 1]) | drawn_by(run, [3, 2])
+    evaluated = drawn_by(run, [0, 1, 2, 3], train=False)
+    assert evaluated == drawn_by(run, [2], train=False) | drawn_by(run, [3, 0, 1], train=False)
+    run.state.global_step = 7
+    assert drawn_by(run, [0, 1, 2, 3]) != together
+    assert drawn_by(run, [0, 1, 2, 3], train=False) == evaluated
+    run.args.seed += 1
+    assert drawn_by(run, [0, 1, 2, 3], train=False) != evaluated
 
 
 @pytest.mark.slow

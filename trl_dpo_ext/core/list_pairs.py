@@ -7,6 +7,7 @@ Tests in tests/unit/core/test_list_pairs.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,10 @@ ListPairs = PairChoice | int
 
 Reduction = Literal["mean", "sum"]
 """How the values of a prompt's pairs become the value of the prompt."""
+
+Draw = torch.Generator | Sequence[torch.Generator] | None
+"""What draws the pairs where a choice is a number: one generator for all prompts, or one for each, whose pairs then do
+not depend on the other prompts of the batch."""
 
 PAIR_CHOICES: dict[PairChoice, str] = {
     "all": "every better answer against every worse one",
@@ -52,7 +57,7 @@ def parse_list_pairs(value: Any) -> ListPairs:
 
 @torch.no_grad()
 def ordered_pairs(
-    scores: torch.Tensor, prompt: torch.Tensor, which: ListPairs, generator: torch.Generator | None = None
+    scores: torch.Tensor, prompt: torch.Tensor, which: ListPairs, generator: Draw = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the index of the better and of the worse answer of every kept pair, in the order of prompts.
 
@@ -63,6 +68,7 @@ def ordered_pairs(
         prompt: index of each answer's prompt, ascending from 0, shape (answers,).
         which: the pairs to keep.
         generator: draws the pairs where `which` is a number; without replacement, all pairs where a prompt has fewer.
+            One generator, or one for each prompt.
 
     Returns:
         Two int64 tensors of shape (pairs,).
@@ -92,20 +98,28 @@ def _keep(kept: torch.Tensor, better: torch.Tensor, worse: torch.Tensor) -> tupl
 
 
 def _drawn(
-    better: torch.Tensor, worse: torch.Tensor, prompt: torch.Tensor, number: int, generator: torch.Generator | None
+    better: torch.Tensor, worse: torch.Tensor, prompt: torch.Tensor, number: int, generator: Draw
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At most `number` pairs of each prompt, drawn without replacement; `prompt` is that of each pair."""
     if generator is None:
         raise ValueError(f"Drawing {number} pairs per prompt needs a torch.Generator: pass generator=.")
-    key = torch.rand(better.numel(), generator=generator, device=generator.device).to(better.device)
-    order = key.argsort()
+    order = _keys(prompt, generator).argsort()
     order = order[prompt[order].argsort(stable=True)]
     drawn = sort(order[segment_place(prompt[order]) < number])
     return better[drawn], worse[drawn]
 
 
+def _keys(prompt: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> torch.Tensor:
+    """A random number for each pair, (pairs,); `prompt` is that of each pair."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(prompt.numel(), generator=generator, device=generator.device).to(prompt.device)
+    counts = prompt.bincount(minlength=len(generator)).tolist()
+    drawn = [torch.rand(n, generator=one, device=one.device) for n, one in zip(counts, generator, strict=True)]
+    return torch.cat([torch.zeros(0), *drawn]).to(prompt.device)
+
+
 def pairs_of(
-    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: torch.Generator | None = None
+    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: Draw = None
 ) -> tuple[Pairs, torch.Tensor]:
     """Return ordered pairs of the lists' answers, and the weight of each pair in the value of its prompt.
 
@@ -113,7 +127,7 @@ def pairs_of(
         lists: the batch.
         which: the pairs to keep; see `ordered_pairs`.
         reduction: whether a prompt's value is the mean or the sum of its pairs' values.
-        generator: draws the pairs where `which` is a number.
+        generator: draws the pairs where `which` is a number; one, or one for each prompt.
 
     Returns:
         The pairs, with the columns `score_chosen`, `score_rejected`, and `margin` from the scores and those of the
@@ -142,7 +156,7 @@ class PairedLists:
 
 
 def pair_lists(
-    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: torch.Generator | None = None
+    lists: Lists, which: ListPairs = "all", reduction: Reduction = "mean", generator: Draw = None
 ) -> PairedLists:
     """Return what `pairs_of` returns, with the prompt of each pair."""
     better, worse = ordered_pairs(lists.scores, lists.prompt, which, generator)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .columns import SCORE_COLUMNS, Column
-from .list_pairs import ListPairs, Reduction, pair_lists
+from .list_pairs import Draw, ListPairs, Reduction, pair_lists
 from .lists import Lists
 from .loss_spec import HOST_PREFIX
 from .pairs import Need, Pairs, Side
@@ -108,7 +108,7 @@ class LossMixture:
         lists: Lists,
         which: ListPairs = "all",
         weights: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draw = None,
         reduction: Reduction = "mean",
     ) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
         """Compute the weighted loss of lists, a scalar, and the mean of each term before its weight, detached.
@@ -119,7 +119,7 @@ class LossMixture:
             lists: the batch; the mean over no prompts is 0.
             which: the pairs of a list that terms of pairs see.
             weights: one weight per prompt, shape (prompts,), for every term; None weights all prompts equally.
-            generator: draws the pairs where `which` is a number.
+            generator: draws the pairs where `which` is a number; one, or one for each prompt.
             reduction: "mean" or "sum" of the values of a prompt's pairs.
         """
         of_pairs = any(term.variant.reads == "pairs" for term in self.terms)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .. import _trl
@@ -62,8 +63,8 @@ class ListMixin(EvaluationMixin):
         lists = self._lists(outputs, batch, rows, padding)
         weights = lists.columns[self.args.weight_column] if self.args.weight_column else None
         which = parse_list_pairs(self.args.list_pairs)
-        generator = self._generator(rows) if isinstance(which, int) else None
-        loss, per_term = self.mixture.on_lists(lists, which, weights, generator, self.args.list_reduction)
+        draw = self._draw(rows) if isinstance(which, int) else None
+        loss, per_term = self.mixture.on_lists(lists, which, weights, draw, self.args.list_reduction)
         sums = self._log_lists(outputs, lists, rows, batch)
         self._count_lists(lists, weights, sums)
         self._log_terms(per_term, padding.share)
@@ -94,10 +95,16 @@ class ListMixin(EvaluationMixin):
             progress=self.state.global_step / max(self.state.max_steps, 1),
         )
 
-    def _generator(self, rows: ListRows) -> torch.Generator:
-        """Draws pairs, the same ones after a resume: by seed, step, and the lists of the batch."""
-        seed = hash((self.args.seed, self.state.global_step if self.host.is_training else -1, *rows.numbers.tolist()))
-        return torch.Generator().manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)
+    def _draw(self, rows: ListRows) -> list[torch.Generator]:
+        """What draws the pairs of each list, whatever stands beside it in a batch.
+
+        In training by seed, step, and number of the list, so that a resumed run draws the same pairs; in evaluation by
+        seed and number, so that every evaluation is on the same pairs.
+        """
+        step = self.state.global_step + 1 if self.host.is_training else 0
+        numbers = rows.numbers.tolist()
+        seeds = [np.random.SeedSequence([self.args.seed, step, number]).generate_state(1)[0] for number in numbers]
+        return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def _rewards_of(self, lists: Lists) -> torch.Tensor:
         """The rewards of all answers, (answers,)."""

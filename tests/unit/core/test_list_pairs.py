@@ -62,6 +62,35 @@ def test_every_pair_is_drawn_about_equally_often() -> None:
     assert counts.max() < 70
 
 
+@pytest.mark.parametrize("prompts", [[0], [3, 1], [2, 0, 3], [1, 2]])
+def test_with_a_generator_each_a_prompt_draws_the_same_pairs_beside_any_others(prompts: list[int]) -> None:
+    def drawn(chosen: list[int]) -> list[list[tuple[float, float]]]:
+        """By prompt: the scores of the drawn pairs."""
+        scores = [SCORES[prompt == PROMPT] for prompt in chosen]
+        place = torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(each) for each in scores]))
+        flat = torch.cat(scores)
+        generators = [torch.Generator().manual_seed(40 + prompt) for prompt in chosen]
+        better, worse = ordered_pairs(flat, place, 2, generators)
+        pairs = [*zip(flat[better].tolist(), flat[worse].tolist(), strict=True)]
+        return [
+            [pair for pair, at in zip(pairs, place[better].tolist(), strict=True) if at == one]
+            for one in range(len(chosen))
+        ]
+
+    alone = [drawn([prompt])[0] for prompt in prompts]
+    assert drawn(prompts) == alone
+    assert [len(pairs) for pairs in alone] == [{0: 2, 1: 2, 2: 0, 3: 2}[prompt] for prompt in prompts]
+
+
+def test_a_prompt_without_pairs_may_come_last_and_generators_must_match_the_prompts() -> None:
+    scores, prompt = torch.tensor([2.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1])
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    assert [each.tolist() for each in ordered_pairs(scores, prompt, 1, generators[:2])] == [[0], [1]]
+    assert [each.tolist() for each in ordered_pairs(scores[:0], prompt[:0], 1, [])] == [[], []]
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter"):
+        ordered_pairs(scores[[0, 1, 0, 1]], prompt, 1, generators[:1])
+
+
 def test_a_draw_needs_a_generator() -> None:
     with pytest.raises(ValueError, match=r"Drawing 2 pairs per prompt needs a torch\.Generator"):
         kept(2)
