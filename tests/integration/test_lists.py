@@ -74,12 +74,58 @@ def test_what_is_logged_is_of_the_best_answers_and_the_others(tmp_path):
     batch = run._prepare_inputs(run.data_collator([*run.train_dataset]))
     run.model.train()
     run.compute_loss(run.model, batch)
-    expected = _naive(run, [*run.train_dataset])
+    expected = _naive(run.model, run.ref_model, [*run.train_dataset])
     logged = {name: values[-1] for name, values in run._metrics["train"].items()}
     assert logged == pytest.approx(expected, abs=1e-4)
 
 
-def _naive(run, rows):
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_an_evaluation_with_a_partial_last_batch_logs_means_over_all_lists(tmp_path, padding_free):
+    data = lists((3, 2, 5, 4, 7))
+    run = runs.trainer(
+        tmp_path, ref_model=tiny.model(seed=1), train_dataset=data, eval_dataset=data, max_length=None,
+        per_device_eval_batch_size=2, padding_free=padding_free,
+    )  # fmt: skip
+    expected = _naive(run.model, run.ref_model, [*run.eval_dataset])
+    expected.pop("num_tokens")
+    found = run.evaluate()
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_under_accumulation_the_logged_means_are_those_of_the_batches_as_trl_has_them(tmp_path):
+    """TRL logs the mean of the micro-batches' means, of pairs, too; here of 2, 2, and 1 lists."""
+    data = lists((3, 2, 5, 4, 7))
+    run = runs.trainer(
+        tmp_path, ref_model=tiny.model(seed=1), train_dataset=data, max_length=None, max_steps=1,
+        per_device_train_batch_size=2, gradient_accumulation_steps=3,
+    )  # fmt: skip
+    collator, batches = run.data_collator, []
+
+    def noting(rows):
+        batches.append(rows)
+        return collator(rows)
+
+    run.data_collator = noting
+    run.train()
+    assert [len(rows) for rows in batches] == [2, 2, 1]
+    of_batches = [_naive(tiny.model(), tiny.model(seed=1), rows) for rows in batches]
+    expected = {name: sum(each[name] for each in of_batches) / 3 for name in of_batches[0]}
+    expected["num_tokens"] *= 3
+    assert {name: runs.logs(run)[0][name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_where_the_policy_is_its_reference_every_pair_is_a_tie(tmp_path):
+    data = lists((3, 2, 5, 4, 7))
+    run = runs.trainer(tmp_path, train_dataset=data, eval_dataset=data, per_device_eval_batch_size=2)
+    found = run.evaluate()
+    best = [row["scores"].count(max(row["scores"])) / len(row["scores"]) for row in data]
+    assert found["eval_rewards/accuracies"] == 0.5
+    assert found["eval_rewards/top1_accuracy"] == pytest.approx(sum(best) / len(best))
+
+
+def _naive(policy, ref_model, rows):
     found, tokens = [], {"best": [], "rest": []}
     for row in rows:
         best = max(row["list_scores"])
@@ -88,7 +134,7 @@ def _naive(run, rows):
             whole = torch.tensor([row["prompt_ids"] + ids])
             logits, reference = (
                 model(input_ids=whole).logits[0, len(row["prompt_ids"]) - 1 : -1].detach()
-                for model in (run.model, run.ref_model)
+                for model in (policy, ref_model)
             )
             labels = torch.tensor(ids)
             logps, ref_logps = (
