@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from . import _trl
 from .checks import trainable
@@ -166,7 +167,9 @@ def _reference(
     if problems:
         raise InputError(*problems)
     spec = resolve_reference(args, policy.described, ref_model, given)
-    problems = correction_problems(args, spec, datasets, given["quantization_config"])
+    train = next(iter(datasets), None)
+    pairs = len(examples(train)) if isinstance(train, Dataset) else None
+    problems = correction_problems(args, spec, train, pairs, given["quantization_config"])
     if problems:
         raise InputError(*problems)
     monitor = monitor_drift(args, mixture, policy.given, spec if spec is not None else ref_model)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
 from torch import nn
 
 from .. import _trl
 from .._trl.unsharded import unsharded_loading
 from ..errors import InputError
+from ..forward.list_rows import as_pair
 from .correction import sequences as data
 from .correction.fit import check, empty_term, rank_problems
 from .correction.layers import Correction, attach, correction_of, quantized_layers, record, terms
@@ -59,9 +59,9 @@ class RunCorrection:
         return self.fitted
 
     def _of_pairs(self, host: _trl.Host) -> list[list[int]]:
-        """Both answers of each pair, with their prompts, as the collator truncates them."""
+        """Both answers of each pair, the best and the worst of a list, with their prompts, as they are truncated."""
         dataset = host.trainer.train_dataset
-        rows = list(islice(iter(dataset), self.skipped, self.skipped + self.pairs))
+        rows = [as_pair(row) for row in islice(iter(dataset), self.skipped, self.skipped + self.pairs)]
         if len(rows) < self.pairs:
             raise InputError(pairs_problem(self.pairs, self.skipped, self.skipped + len(rows)))
         batch = host.batch_of(rows)
@@ -167,22 +167,23 @@ def run_correction(args: Any, policy: Any, spec: ReferenceSpec | None) -> RunCor
     )
 
 
-def correction_problems(args: Any, spec: ReferenceSpec | None, datasets: Sequence[Any], quantization: Any) -> list[str]:
+def correction_problems(
+    args: Any, spec: ReferenceSpec | None, train: Any, pairs: int | None, quantization: Any
+) -> list[str]:
     """Return why a reference cannot be corrected, before a model is loaded.
 
     Args:
         args: the configuration.
         spec: the reference to load.
-        datasets: those of the run, training data first.
+        train: the training data; None without.
+        pairs: number of its pairs or lists; None where that is not known, as of a stream.
         quantization: of the policy; None without.
     """
     if not args.ref_correction_rank or spec is None:
         return []
     problems = []
-    train = datasets[0] if datasets else None
-    needed = args.ref_correction_pairs + args.ref_drift_num_pairs
-    if isinstance(train, Dataset) and len(train) < needed:
-        problems.append(pairs_problem(args.ref_correction_pairs, args.ref_drift_num_pairs, len(train)))
+    if pairs is not None and pairs < args.ref_correction_pairs + args.ref_drift_num_pairs:
+        problems.append(pairs_problem(args.ref_correction_pairs, args.ref_drift_num_pairs, pairs))
     if train is not None and _trl.image_columns(getattr(train, "column_names", None) or ()):
         problems.append("ref_correction_rank cannot be used with images: it is fitted on text. Remove it.")
     if (quantization or (args.model_init_kwargs or {}).get("quantization_config")) and not args.changes_checkpoint:
