@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.starts.listing import Kind
 from tests.support import runs, tiny
+from tests.support.lists import lists
 from trl_dpo_ext.errors import InputError
 
 resuming = Kind("Resuming from a checkpoint")
@@ -133,11 +134,31 @@ def test_another_reference_on_purpose(tmp_path: Path, whole: Path) -> None:
         resuming.case(
             "with another `max_length`", "warning: other batches", {"max_length": 6}, "trained on other data"
         ),
+        resuming.case("with another seed", "warning with both", {"seed": 1}, "seed=42, and this run goes on.*seed=1"),
+        resuming.case(
+            "with another divergence, of which the losses say nothing",
+            "warning with both",
+            {"f_divergence_type": "js_divergence"},
+            "f_divergence_type=reverse_kl, and this run goes on with f_divergence_type=js_divergence",
+        ),
     ],
 )
 def test_another_run(tmp_path: Path, whole: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
         resume(tmp_path, whole, **settings)
+
+
+@pytest.mark.slow
+@resuming("lists, with other options of lists", "warning with both")
+def test_other_lists(tmp_path: Path) -> None:
+    data = {"train_dataset": lists((5, 2, 4, 3))}
+    runs.trained(tmp_path, list_pairs="2", max_completions=3, **data, **SHORT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        resume(tmp_path, tmp_path / "checkpoint-1", list_pairs=2, max_completions=3, **data)
+    before, now = "list_pairs=2, list_reduction=mean, max_completions=3", "best, list_reduction=sum, max_completions=4"
+    with pytest.warns(UserWarning, match=f"was trained with {before}, and this run goes on with list_pairs={now}"):
+        resume(tmp_path, tmp_path / "checkpoint-1", list_pairs="best", list_reduction="sum", max_completions=4, **data)
 
 
 @resuming("with another optimizer", "error: its state cannot be continued")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class DistributedTrainerMixin(Trainer):
     """The run's `ReferenceSource`, which keeps a part of checkpoints."""
     started_from: str | None = None
     """The name of the model or adapter that training started from, if it is known."""
+    compared_columns: Sequence[str] = ()
+    """Columns of tokenized data in which a resumed run is compared with its checkpoint's, beside those of pairs."""
     given_models: Mapping[str, Mapping[str, Any]] = {}
     """The start and the reference of the run as far as they were passed as instances, described."""
 
@@ -75,7 +77,8 @@ class DistributedTrainerMixin(Trainer):
         return {}
 
     def _described_run(self) -> dict[str, Any]:
-        described = resumption.describe_run(self.mixture.describe(), self.args.optim, self.train_dataset)
+        what = (self.mixture.describe(), self.args, self.train_dataset)
+        described = resumption.describe_run(*what, self.compared_columns)
         models = {"start": self.started_from, "reference": getattr(self.args, "ref_model_name_or_path", None)}
         output = Path(str(self.args.output_dir))
         return {

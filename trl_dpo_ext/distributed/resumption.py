@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,30 @@ GIVEN = "given"
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _SAMPLED_ROWS = 8
+_OPTIONS = (
+    *("reference_free", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha"),
+    *("use_weighting", "wpo_clamp", "weight_column"),
+    *("list_pairs", "list_reduction", "max_completions", "gather_lists"),
+    *("max_length", "truncation_mode", "seed", "data_seed"),
+)
+"""Options that change what is trained or drawn, which neither the losses nor the sampled rows tell for certain."""
 
 
-def describe_run(losses: str, optimizer: Any, dataset: Any) -> dict[str, Any]:
+def describe_run(losses: str, args: Any, dataset: Any, columns: Sequence[str] = ()) -> dict[str, Any]:
     """What a later run has to agree with to continue this one, as JSON.
 
     Args:
         losses: the description of the mixture.
-        optimizer: the option `optim`.
+        args: the run's configuration.
         dataset: tokenized training data.
+        columns: of the data, that are compared beside the token ids of pairs, as far as it has them.
     """
-    return {"losses": losses, "optim": str(getattr(optimizer, "value", optimizer)), "data": _fingerprint(dataset)}
+    return {
+        "losses": losses,
+        "options": {name: _plain(getattr(args, name)) for name in _OPTIONS},
+        "optim": str(getattr(args.optim, "value", args.optim)),
+        "data": _fingerprint(dataset, columns),
+    }
 
 
 def save_run(run: Mapping[str, Any], folder: Path) -> None:
@@ -110,13 +123,20 @@ def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
     Raises:
         InputError: another optimizer, which cannot go on from the saved state.
     """
-    before = read_json(checkpoint / RUN_FILE)
-    if before is None:
-        return
+    recorded = read_json(checkpoint / RUN_FILE) or {}
+    before = {**run, **{name: value for name, value in recorded.items() if value is not None}}
     if before["losses"] != run["losses"]:
         warnings.warn(
             f"{checkpoint} was trained with the losses {before['losses']}, and this run goes on with {run['losses']}. "
             "Set the losses and their options as they were, or start a new run from the checkpoint's weights.",
+            stacklevel=4,
+        )
+    changed = _changed_options(before["options"], run["options"])
+    if changed:
+        then, now = (", ".join(f"{name}={pair[at]}" for name, pair in changed.items()) for at in (0, 1))
+        warnings.warn(
+            f"{checkpoint} was trained with {then}, and this run goes on with {now}. Set what differs as it was, or "
+            "start a new run from the checkpoint's weights.",
             stacklevel=4,
         )
     if before["data"] != run["data"] and None not in (before["data"], run["data"]):
@@ -133,19 +153,27 @@ def check_run(run: Mapping[str, Any], checkpoint: Path) -> None:
         )
 
 
-def _family(optimizer: str) -> str:
+def _changed_options(before: Any, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The options that are not as they were, with both values; a number and its text are the same."""
+    saved = before if isinstance(before, Mapping) else {}
+    pairs = {name: (saved[name], value) for name, value in now.items() if name in saved}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b and str(a) != str(b)}
+
+
+def _family(optimizer: Any) -> str:
     """Optimizers of one family keep the same state."""
-    return optimizer.removesuffix("_fused")
+    return str(optimizer).removesuffix("_fused")
 
 
-def _fingerprint(dataset: Any) -> str | None:
+def _fingerprint(dataset: Any, columns: Sequence[str]) -> str | None:
     """Of the number of rows and the tokens of some; None for streams and rows that are tokenized batch by batch."""
     if not hasattr(dataset, "__len__") or not _trl.is_tokenized(dataset):
         return None
     rows = len(dataset)
     asked = range(0, rows, max(rows // _SAMPLED_ROWS, 1))
     taken = dataset.with_format(None).select(asked)
-    tokens = [[list(row[name]) for name in _trl.TOKEN_IDS] for row in taken]
+    names = [*_trl.TOKEN_IDS, *(name for name in columns if name in dataset.column_names)]
+    tokens = [[list(row[name]) for name in names] for row in taken]
     return f"{rows} rows, {hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]}"
 
 

@@ -32,6 +32,8 @@ LIST_COLUMNS = (LIST_IDS, LIST_SCORES, LIST_ROW)
 class ListMixin(EvaluationMixin):
     """Overrides of a trainer on batches of lists, to inherit from in front of those that evaluate."""
 
+    compared_columns = (LIST_IDS, LIST_SCORES)
+
     if TYPE_CHECKING:
         args: Any
         _gather: Any
