@@ -205,7 +205,14 @@ def test_a_loss_of_absolute_rewards_is_refused_where_a_bias_is_left(tmp_path) ->
     ("flags", "message"),
     [
         ({"ref_correction_pairs": 13}, "=13 and ref_drift_num_pairs=4 need 17 training pairs.*train_dataset has 16"),
-        ({"ref_correction_rank": 17}, r"=17 is larger than the rank of the smallest quantized layer \(16\)"),
+        (
+            {"ref_skip_modules": ["query"], "ref_correction_rank": 0},
+            "ref_skip_modules: 'query' matches no linear layer",
+        ),
+        (
+            {"ref_correction_rank": 17},
+            r"ref_correction_rank=17 is larger than the rank of the smallest quantized layer \(16\)",
+        ),
         ({"ref_correction_rank": -1}, "ref_correction_rank must be 0 .* got -1"),
         ({"ref_correction_pairs": 3}, "set ref_correction_pairs to 4 or more; got 3"),
         ({"ref_quantization": None}, "ref_correction_rank=4 has no error to correct"),

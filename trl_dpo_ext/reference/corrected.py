@@ -78,7 +78,7 @@ class RunCorrection:
         if correction_of(reference) is not None:
             return
         found = self.described(host)
-        check(reference, self.rank, found.tokens)
+        check(reference, self.rank, found.tokens, "ref_correction_rank", "Set a larger ref_correction_pairs")
         began = time.perf_counter()
         if self._factors is not None:
             self._empty(reference)
@@ -192,7 +192,7 @@ def correction_problems(
             "start. Remove ref_correction_rank, or the policy's quantization."
         )
     if not problems:
-        problems += rank_problems(args.ref_correction_rank, spec.quantized_shapes())
+        problems += rank_problems(args.ref_correction_rank, spec.quantized_shapes(), "ref_correction_rank")
     return problems
 
 

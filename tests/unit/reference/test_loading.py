@@ -176,7 +176,7 @@ def test_bytes_are_those_of_the_storage() -> None:
         ({"quantization": "nf4", "device": "meta"}, "bitsandbytes has no kernels for meta .*dtype='bfloat16'"),
         (
             {"quantization": "nf4", "skip_modules": ["query"]},
-            "'query' matches no linear layer.*q_proj",
+            "^skip_modules: 'query' matches no linear layer.*q_proj",
         ),
         ({"quantization": "nf4", "skip_modules": ["proj"]}, "has no linear layer left to quantize"),
     ],

@@ -51,34 +51,43 @@ def fit(model: nn.Module, weights: Weights, rank: int, forward: Callable[[], Any
             attach(layer, empty_term(layer, rank))
 
 
-def check(model: nn.Module, rank: int, tokens: int) -> None:
+def check(model: nn.Module, rank: int, tokens: int, option: str, more: str) -> None:
     """Check that terms of a rank can be fitted to a model.
+
+    Args:
+        model: quantized, without terms.
+        rank: of the terms.
+        tokens: number of those to fit them on.
+        option: what errors call the rank, which the caller was given under that name.
+        more: what errors say of how to give more tokens.
 
     Raises:
         InputError: there are too few tokens, or the rank is larger than a layer's.
     """
-    problems = rank_problems(rank, [(x.out_features, x.in_features) for x in quantized_layers(model).values()])
+    shapes = [(x.out_features, x.in_features) for x in quantized_layers(model).values()]
+    problems = rank_problems(rank, shapes, option)
     if tokens < TOKENS_PER_RANK * rank:
         problems.append(
             f"A correction of rank {rank} needs at least {TOKENS_PER_RANK * rank} tokens to be fitted on; got "
-            f"{tokens}. Set a larger ref_correction_pairs, or a smaller ref_correction_rank."
+            f"{tokens}. {more}, or set a smaller {option}."
         )
     if problems:
         raise InputError(*problems)
 
 
-def rank_problems(rank: int, shapes: list[tuple[int, int]]) -> list[str]:
+def rank_problems(rank: int, shapes: list[tuple[int, int]], option: str) -> list[str]:
     """Return why layers cannot have terms of a rank.
 
     Args:
         rank: of the terms.
         shapes: (out, in) of each layer.
+        option: what errors call the rank.
     """
     smallest = min((min(shape) for shape in shapes), default=0)
     if rank <= smallest:
         return []
     return [
-        f"ref_correction_rank={rank} is larger than the rank of the smallest quantized layer ({smallest}). Set it to "
+        f"{option}={rank} is larger than the rank of the smallest quantized layer ({smallest}). Set it to "
         f"{smallest} or less."
     ]
 

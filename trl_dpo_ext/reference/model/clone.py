@@ -27,7 +27,7 @@ def from_memory(kind: Any, model: Any, settings: dict[str, Any]) -> Any:
     if wrong:
         raise InputError(
             f"A reference could not be made of the {kind.__name__} in memory ({wrong}). Save it with "
-            "save_pretrained and give its folder as ref_model_name_or_path."
+            "save_pretrained and name its folder in its place."
         )
     reference.config._name_or_path = model.config._name_or_path
     _unshare(reference, weights)
@@ -99,7 +99,7 @@ def _copy_on_cpu(model: Any) -> Any:
 
 
 def _weights_problem(model: Any) -> str | None:
-    by_name = "give the policy by name, or save it and set ref_model_name_or_path."
+    by_name = "name the policy's checkpoint, or save it and name its folder, as the reference."
     parameters = list(model.parameters())
     if any(p.is_meta for p in parameters):
         return f"this process holds none (cpu_ram_efficient_loading, or offloaded); {by_name}"

@@ -114,7 +114,7 @@ def load_reference(
     if not shards_while_loading():  # which spreads an unquantized model by itself
         settings["device_map"] = {"": place}
     if quantization:
-        skipped = skipped_layers(kind, config, skip_modules)
+        skipped = skipped_layers(kind, config, skip_modules, "skip_modules")
         settings["device_map"] = {"": place}
         settings["quantization_config"] = bnb_config(
             quantization, double_quant, as_dtype(compute_dtype) or plain, skipped
@@ -132,7 +132,7 @@ def load_reference(
     freeze(reference)
     if correction_rank:
         rows = within_memory(of_rows(correction_data or ()))
-        check(reference, correction_rank, sum(map(len, rows)))
+        check(reference, correction_rank, sum(map(len, rows)), "correction_rank", "Pass more correction_data")
         start = model
         if by_name or hasattr(model, "peft_config"):
             with unsharded_loading():
@@ -155,8 +155,8 @@ def _warn_of_the_rest(reference: Any, quantization: str) -> None:
         warnings.warn(
             f"{quantization} leaves {rest / (rest + layers):.0%} of the weights unquantized, besides embeddings: "
             f"bitsandbytes quantizes linear layers only, and {type(reference).__name__} keeps most weights elsewhere, "
-            "or ref_skip_modules names most of them. This saves little memory; a stored reference "
-            "(precompute_ref_log_probs) needs none.",
+            "or in modules that are skipped. This saves little memory; a stored reference (precompute_ref_log_probs) "
+            "needs none.",
             stacklevel=3,
         )
 

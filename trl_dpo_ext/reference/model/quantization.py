@@ -33,8 +33,14 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
     )
 
 
-def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
+def skipped_layers(kind: Any, config: Any, wanted: Sequence[str], option: str) -> list[str]:
     """Return the output layer and the requested layers, in the form that transformers takes.
+
+    Args:
+        kind: the class of the model.
+        config: its configuration.
+        wanted: the requested layers, by full name or suffix.
+        option: what errors call them, which the caller was given under that name.
 
     Raises:
         InputError: a name matches no linear layer, or no linear layer is left to quantize.
@@ -48,7 +54,7 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
         name for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear or _is_conv1d(module)
     ]
     problems = [
-        f"ref_skip_modules: {name!r} matches no linear layer of {kind.__name__}, by full name or suffix; it has "
+        f"{option}: {name!r} matches no linear layer of {kind.__name__}, by full name or suffix; it has "
         f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}. Name one of these."
         for name in wanted
         if all(should_convert_module(layer, [name]) for layer in layers)
@@ -67,7 +73,7 @@ def quantized_shapes(kind: Any, config: Any, wanted: Sequence[str]) -> list[tupl
     """The shapes of the layers that are quantized, each (out, in), up to their order."""
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    skipped = skipped_layers(kind, config, wanted)
+    skipped = skipped_layers(kind, config, wanted, "ref_skip_modules")
     return [
         (module.weight.size(0), module.weight.size(1))
         for name, module in _skeleton(kind, config).named_modules()

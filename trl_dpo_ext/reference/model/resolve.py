@@ -46,7 +46,7 @@ def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str,
     if problems:
         raise InputError(*problems)
     settings = reference_settings(args, policy)
-    return ReferenceSpec(
+    spec = ReferenceSpec(
         {
             "quantization": args.ref_quantization,
             "double_quant": args.ref_double_quant,
@@ -56,6 +56,9 @@ def resolve_reference(args: Any, policy: Any, given: Any, keywords: Mapping[str,
             **settings,
         }
     )
+    if args.ref_skip_modules:
+        spec.quantized_shapes()  # raises for names that match nothing, before weights are read
+    return spec
 
 
 def reference_settings(args: Any, policy: Any) -> dict[str, Any]:

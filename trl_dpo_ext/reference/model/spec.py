@@ -73,7 +73,7 @@ class ReferenceSpec:
         plain = as_dtype(self.settings["dtype"]) or torch.float32
         quantization = getattr(config, "quantization_config", None)
         if self.quantized:
-            skipped = skipped_layers(kind, config, self.settings["skip_modules"])
+            skipped = skipped_layers(kind, config, self.settings["skip_modules"], "ref_skip_modules")
             multiplied = as_dtype(self.settings["compute_dtype"]) or plain
             quantization = bnb_config(self.settings["quantization"], self.settings["double_quant"], multiplied, skipped)
         return Identity(
