@@ -27,6 +27,8 @@ _WIDER: Mapping[str, Schema] = {
     "list_pairs": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},  # a word, or a number of pairs
     "debug": {"type": ["string", "array", "null"], "items": {"type": "string"}},
 }
+_UNSET = frozenset({"watch"})
+"""Options that are None by default, although their type does not say so."""
 OWN_READERS = frozenset(
     {*MAPPINGS, "loss_type", "dataset_columns", "watch_thresholds", "stop_on", "ignore_alarms", "optim_args"}
 )
@@ -43,6 +45,7 @@ def form_of(kind: Any, name: str = "", choices: tuple[Any, ...] | None = None) -
     """
     if name in _WIDER:
         return dict(_WIDER[name])
+    kind = kind | None if name in _UNSET else kind
     arms = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
     optional = type(None) in arms
     enums = [arm for arm in arms if isinstance(arm, type) and issubclass(arm, Enum)]

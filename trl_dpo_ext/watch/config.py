@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 @document_options
 @dataclass(kw_only=True)
 class WatchOptions:
-    """Options of `DPOExtConfig` for watching a run. Each of them switches watching on.
+    """Options of `DPOExtConfig` for watching a run. Each of them switches watching on, unless `watch` is false.
 
     Args:
         > Watching
 
         watch: Watch the run at every evaluation: sample answers to fixed prompts, follow the log-probs of both sides
             and the KL divergence to the reference, and warn of common failures (alarms). The weights are the same
-            with and without. Writes samples.jsonl, metrics.jsonl and alarms.jsonl into output_dir/watch.
+            with and without. Writes samples.jsonl, metrics.jsonl and alarms.jsonl into output_dir/watch. Default: true
+            if another option of watching is set; false switches it off whatever they are.
         watch_prompts: Number of fixed prompts to sample answers to: distinct prompts of the first evaluation set, or
             of the training set without one, chosen by their content. 0 samples nothing.
         watch_prompts_file: A .jsonl file with a column `prompt`, in place of `watch_prompts`.
@@ -61,7 +62,10 @@ class WatchOptions:
         ignore_alarms: Alarms not to check because what they warn of is intended.
     """
 
-    watch: bool = False
+    if TYPE_CHECKING:
+        watch: bool | None = None
+    else:
+        watch: bool = None  # as `bool | None`, the command line would not take the flag without a value
     watch_prompts: int = 16
     watch_prompts_file: str | None = None
     watch_max_new_tokens: int = 128
@@ -82,7 +86,9 @@ class WatchOptions:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the run is watched: whether `watch` or another of these options is set."""
+        """Whether the run is watched: as `watch` says, or whether another of these options is set."""
+        if self.watch is not None:
+            return self.watch
         values = {name: getattr(self, name) for name in WatchOptions.__dataclass_fields__}
         return any(value not in (_DEFAULTS[name], [], {}, None) for name, value in values.items())
 

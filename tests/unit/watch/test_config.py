@@ -35,6 +35,44 @@ def test_each_option_switches_watching_on(tmp_path: Path, settings: dict[str, An
     assert config(tmp_path, **settings).is_watched
 
 
+EVERY = {
+    "watch_prompts": 4,
+    "watch_steps": 5,
+    "watch_on_start": False,
+    "stop_on": "any",
+    "watch_thresholds": "kl_high=2",
+}
+
+
+def test_an_explicit_false_wins_over_the_other_options(tmp_path: Path) -> None:
+    args = config(tmp_path, watch=False, **EVERY)
+    assert not args.is_watched
+    assert not args.is_sampled
+    assert config(tmp_path, watch=None, **EVERY).is_watched
+
+
+@pytest.mark.parametrize(
+    ("keys", "flags", "watched"),
+    [
+        ("", "", False),
+        ("", "--watch", True),
+        ("", "--watch false", False),
+        ("", "--watch false --watch_prompts 4", False),
+        ("", "--watch_prompts 4 --watch false", False),
+        ("watch_prompts: 4", "", True),
+        ("watch_prompts: 4", "--watch false", False),
+        ("watch: true\nstop_on: any", "--watch false", False),
+        ("watch: false\nstop_on: any", "", False),
+        ("watch: false", "--watch_prompts 4", False),
+        ("watch: false\nwatch_prompts: 4", "--watch", True),
+    ],
+)
+def test_flags_and_yaml_switch_watching_on_and_off(tmp_path: Path, keys: str, flags: str, watched: bool) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model_name_or_path: m\ndataset_name: d\nbf16: false\nuse_cpu: true\n{keys}\n")
+    assert TrainParser().parse(["--config", str(file), *flags.split()]).args.is_watched is watched
+
+
 @pytest.mark.parametrize(
     "given",
     [
