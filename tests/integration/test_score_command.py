@@ -126,13 +126,31 @@ def test_without_a_gpu_it_computes_in_float32_unless_a_precision_is_asked_for(fo
 
 def test_a_second_policy_is_compared_on_the_same_rows(folder: Path, capsys: Any) -> None:
     assert score("--compare", "base", "--ref_model_name_or_path", "base", policy="policy") == 2
-    assert "same model" in capsys.readouterr().err
+    assert "error: --compare base: Policy and reference are the same model" in capsys.readouterr().err
     flags = ["--ref_model_name_or_path", "base", "--compare", "adapter", "--json", "s.json", "--work_dir", "work"]
     assert score(*flags, policy="policy") == 0
     assert "second accuracy" in capsys.readouterr().out
     block = json.loads(Path("s.json").read_text())["compare"]
     assert block["n"] == 6
     assert block["policy"].startswith("adapter")
+
+
+def test_what_is_wrong_with_one_of_two_policies_names_it(folder: Path, capsys: Any) -> None:
+    for first, second, wrong in (
+        ("policy", "absent", "--compare absent: "),
+        ("absent", "policy", "--model_name_or_path absent: "),
+        ("base", "policy", "--model_name_or_path base: Policy and reference are the same"),
+    ):
+        assert score("--compare", second, "--ref_model_name_or_path", "base", policy=first) == 2
+        said = capsys.readouterr().err
+        assert f"error: {wrong}" in said
+        assert "policy: " not in said
+    flags = ["--ref_model_name_or_path", "base", "--dataset_streaming", "true"]
+    assert score("--compare", "adapter", *flags, policy="policy") == 2
+    assert "error: The dataset is streamed" in capsys.readouterr().err
+    Path("policy/model.safetensors").write_bytes(b"{")
+    assert score("--compare", "policy", "--ref_model_name_or_path", "base", policy="adapter") == 2
+    assert "error: --compare policy: Checkpoint policy is incomplete" in capsys.readouterr().err
 
 
 def test_scores_without_a_reference_name_what_they_are(folder: Path, capsys: Any) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,17 @@ class _Job:
         """Run the passes of the policy, and of a second one."""
         script, plan = self.arguments.script, self.rows.plan
         described = {"dataset": script.dataset_name, "split": _split_name(self.ours, self.arguments)}
-        found = plan.run(folder)
+        ours, theirs = _policies(self.ours, self.arguments)
+        with _naming(ours):
+            found = plan.run(folder)
         if self.ours.rank:
             return RankedCompletions.of(self.rows, found, self.options, described)
         result = PreferenceScores(self.rows.pairs(found), self.options, described)
         if self.other is not None:
             same = self.other.plan.reference.described == plan.reference.described
-            found = self.other.plan.run(folder / "compare", folder / "reference" if same else None)
-            margins = PreferenceScores(self.other.pairs(found), self.options).measures.margin
+            with _naming(theirs):
+                found = self.other.plan.run(folder / "compare", folder / "reference" if same else None)
+                margins = PreferenceScores(self.other.pairs(found), self.options).measures.margin
             result.data["compare"] = {**compare(result.measures.margin, margins), **_named(found)}
         return result
 
@@ -184,16 +188,36 @@ def _arranged(
     arranged: list[Arrangement | None] = [None, None]
     args = _args(ours, arguments)
     wanted = Wanted.of(args, adapter=ours.ref_adapter, free=ours.reference_free is not None)
+    found: list[list[str]] = [[], []]
     for at, name in enumerate((arguments.model.model_name_or_path, ours.compare)):
         if name is None:
             continue
         if at:  # the revision is the first policy's
             args = copy.copy(args)
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": "main"}
-        with collecting(problems, ImportError):
+        with collecting(found[at], ImportError):
             plan = ScorePlan.build(name, dataset, None, args, wanted, quantization_config(arguments.model))
             arranged[at] = Arrangement.of(plan, ours.protocol, ours.rank)
+    problems += [problem for problem in found[0] if problem in found[1]]  # of the rows, or of both
+    for at, who in enumerate(_policies(ours, arguments)):
+        problems += [who + problem for problem in found[at] if problem not in found[1 - at]]
     return arranged[0], arranged[1]
+
+
+def _policies(ours: argparse.Namespace, arguments: Arguments) -> tuple[str, str]:
+    """What problems of each policy begin with, so that they say which one they are about if there are two."""
+    if ours.compare is None:
+        return "", ""
+    return f"--model_name_or_path {arguments.model.model_name_or_path}: ", f"--compare {ours.compare}: "
+
+
+@contextlib.contextmanager
+def _naming(policy: str) -> Iterator[None]:
+    """Begin the problems of an error inside with the policy that they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(policy + problem for problem in error.problems)) from None
 
 
 def _named(found: Scored) -> dict[str, Any]:
