@@ -30,10 +30,13 @@ def run(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--accelerate_config", metavar="C", help="a YAML file, or the name of a shipped configuration")
     parser.add_argument("--gpu_memory", type=float, default=80, help="gigabytes of one GPU (default: 80)")
     parser.add_argument("--gpus", type=int, help="number of GPUs (default: that of the accelerate configuration)")
+    parser.add_argument(
+        "--completions", type=int, help="completions of a list, at most (default: max_completions; pairs without it)"
+    )
     parser.add_argument("--model_config", metavar="FILE", help="the model's config.json, if the hub is not reachable")
     ours, flags = parser.parse_known_args(argv)
     flags = [*(["--config", ours.config] if ours.config else []), *flags]
-    options = {"gpu_memory": ours.gpu_memory, "gpus": ours.gpus}
+    options = {"gpu_memory": ours.gpu_memory, "gpus": ours.gpus, "completions": ours.completions}
     options |= {"accelerate_config": ours.accelerate_config, "model_config": ours.model_config}
     print(describe(estimate_flags(flags, **options)))
     return 0
@@ -59,7 +62,7 @@ def estimate_flags(argv: Sequence[str], **options: Any) -> EstimateReport:
 
 def describe(report: EstimateReport) -> str:
     """Format the report as the command prints it."""
-    size, training = report.size, report.training
+    size = report.size
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable / 1e6:.1f} million trained"
     header = ("GiB per GPU", *PARTS, f"fits {report.gpu_memory:g} GB")
     rows = [_row(candidate, report.gpu_memory) for candidate in report.candidates]
@@ -67,8 +70,7 @@ def describe(report: EstimateReport) -> str:
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",
             *_not_counted(size),
-            f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {report.pairs_per_step} pairs per "
-            f"step; reference: {training.reference.kind}",
+            _batch(report),
             "",
             format_table([header, *rows], "<" + ">" * len(PARTS)),
             "",
@@ -77,6 +79,18 @@ def describe(report: EstimateReport) -> str:
             *(f"Warning: {warning}" for warning in report.warnings),
         ]
     )
+
+
+def _batch(report: EstimateReport) -> str:
+    training, steps, reference = report.training, report.pairs_per_step, report.training.reference
+    batch = f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {steps} pairs per step"
+    if training.completions != 2:
+        batch = (
+            f"{training.pairs} lists of up to {training.completions} x {training.tokens} tokens per GPU, {steps} lists "
+            "per step"
+        )
+    corrected = f", corrected at rank {reference.correction_rank}" if reference.correction_rank else ""
+    return f"{batch}; reference: {reference.kind}{corrected}"
 
 
 def _not_counted(size: ModelSize) -> list[str]:

@@ -17,6 +17,8 @@ Sources, cited below by letter:
 - I: this project's allowance for the allocator and the context, chosen so that the measurements in PEFT's documentation
   (70B with LoRA and QLoRA under ZeRO-3 and FSDP) are reproduced within 15 %. For one GPU and for DDP no measurement
   supports it; `benchmarks/estimate_peak.py` takes one.
+- J: this package: rows of lists (`data/lists/collator.py`), and the factors that correct a quantized reference
+  (`reference/correction/layers.py`), whose bytes are counted exactly.
 
 Not modeled: activations of mixtures of experts, vision towers, prompts shared between rows (which save memory in
 proportion to the prompts' length), and the pass that computes reference log-probs before training.
@@ -65,6 +67,8 @@ class Reference:
     kind: Literal["none", "loaded", "stored", "adapter off"] = "none"
     dtype: str = "float32"
     quantized: Quantized | None = None
+    correction_rank: int = 0
+    """Rank of the terms beside its quantized layers; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,9 @@ class Training:
     quantized: Quantized | None = None
     optimizer: str = "adamw_torch"
     pairs: int = 8
-    """Pairs per GPU and forward pass."""
+    """Pairs, or lists, per GPU and forward pass."""
+    completions: int = 2
+    """Completions of each prompt: 2 of a pair, at most so many of a list."""
     tokens: int = 1024
     """Tokens per row, prompt and answer together."""
     accumulates: bool = False
@@ -88,9 +94,14 @@ class Training:
     reference: Reference = field(default_factory=Reference)
 
     @property
+    def rows(self) -> int:
+        """Rows of one forward pass: one per completion, and one more for each list of an odd number. Source J."""
+        return self.pairs * (self.completions + self.completions % 2)
+
+    @property
     def batch_tokens(self) -> int:
-        """Token positions of one forward pass: two rows per pair."""
-        return 2 * self.pairs * self.tokens
+        """Token positions of one forward pass."""
+        return self.rows * self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +218,26 @@ def reference_model(size: ModelSize, t: Training, strategy: ParallelStrategy) ->
     if ref.kind != "loaded":
         return 0.0
     if ref.quantized:
-        return ref.quantized.bytes * size.linear + BYTES[ref.dtype] * (size.parameters - size.linear)
+        base = ref.quantized.bytes * size.linear + BYTES[ref.dtype] * (size.parameters - size.linear)
+        return base + low_rank_terms(size, ref.correction_rank)
     if strategy.offload:
         return 0.0
     per_weight = 2 if strategy.is_zero and strategy.half_precision else BYTES[ref.dtype]
     return per_weight * size.parameters / strategy.weight_shards
 
 
+def low_rank_terms(size: ModelSize, rank: int) -> int:
+    """Bytes of the terms that correct a quantized reference: 8-bit factors, and float32 scales. Source J."""
+    return rank * (size.linear_sides + 4 * size.linear_layers)
+
+
 def activations(size: ModelSize, t: Training, strategy: ParallelStrategy) -> tuple[float, float]:
     """Bytes kept for the backward pass, and the extra bytes that the largest layer needs while it runs. Source H."""
     tokens, hidden = t.batch_tokens, size.hidden
     # Attention scores in float32 and in half precision, each twice.
-    eager = 8.0 * 2 * t.pairs * size.heads * t.tokens**2 if t.eager_attention else 0.0
+    eager = 8.0 * t.rows * size.heads * t.tokens**2 if t.eager_attention else 0.0
     # In half precision, for all heads; the kernel keeps it for the backward pass.
-    mask = 2.0 * 2 * t.pairs * t.tokens**2 if t.masked_attention else 0.0
+    mask = 2.0 * t.rows * t.tokens**2 if t.masked_attention else 0.0
     layer = _layer_bytes(t, strategy, hidden, size.mlp) * tokens + eager + mask
     if t.checkpointing:
         return _residual_bytes(t, strategy) * size.layers * tokens * hidden, 1.25 * layer

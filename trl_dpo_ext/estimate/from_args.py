@@ -12,7 +12,7 @@ from .strategy import ParallelStrategy
 DEFAULT_TOKENS = 2048
 
 
-def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Training:
+def training_from_args(args: Any, model: Any, mixture: Any, config: Any, completions: int | None = None) -> Training:
     """Return how the flags say the model is trained.
 
     Args:
@@ -20,6 +20,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Trai
         model: TRL's `ModelConfig`.
         mixture: the losses.
         config: the model's transformers configuration, for a `dtype` of "auto" and a `max_length` of None.
+        completions: of a prompt of the data, at most; None for what `max_completions` keeps, or pairs.
     """
     dtype = _dtype(model.dtype, config)
     return Training(
@@ -29,6 +30,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any) -> Trai
         quantized=_quantized_policy(model),
         optimizer=str(getattr(args.optim, "value", args.optim)),
         pairs=args.per_device_train_batch_size,
+        completions=min(filter(None, (completions, args.max_completions)), default=2),
         tokens=args.max_length or getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS),
         accumulates=args.gradient_accumulation_steps > 1,
         checkpointing=args.gradient_checkpointing,
@@ -60,7 +62,18 @@ def _reference(args: Any, model: Any, mixture: Any, dtype: str) -> Reference:
         return Reference("adapter off")
     kind = args.ref_quantization
     quantized = Quantized(8 if kind == "int8" else 4, args.ref_double_quant) if kind else None
-    return Reference("loaded", args.ref_dtype or dtype, quantized)
+    return Reference("loaded", args.ref_dtype or dtype, quantized, args.ref_correction_rank if kind else 0)
+
+
+def completion_warnings(args: Any, mixture: Any, completions: int | None) -> list[str]:
+    """Say that lists were counted as pairs, where the options ask for lists of unknown length."""
+    chosen = args.list_pairs != args.__dataclass_fields__["list_pairs"].default
+    if not (mixture.reads_lists or args.gather_lists or chosen) or completions or args.max_completions:
+        return []
+    return [
+        "Two completions were counted for each prompt, because the data is not read. Set --completions to the largest "
+        "number of completions that a list has, or max_completions."
+    ]
 
 
 def with_precision_from_args(strategy: ParallelStrategy, args: Any) -> ParallelStrategy:

@@ -33,6 +33,10 @@ class ModelSize:
     """Trained parameters: all of them, or those of the adapter."""
     beside_text: int = 0
     """Weights outside the language model, such as a vision tower's; counted in `parameters` and `linear`."""
+    linear_layers: int = 0
+    """Number of the layers whose weights `linear` counts."""
+    linear_sides: int = 0
+    """Inputs and outputs of these layers, added up."""
 
     @property
     def head(self) -> int:
@@ -66,7 +70,8 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
     with torch.device("meta"), unsharded_loading():
         model, beside_text = _build(config)
     output = model.get_output_embeddings()
-    linear = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    linear = [layer.weight.numel() for layer in layers]
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     parameters = _count(model)
     text = config.get_text_config()
@@ -84,6 +89,8 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         vocabulary=text.vocab_size,
         trainable=parameters if peft_config is None else _adapter_parameters(model, peft_config),
         beside_text=beside_text,
+        linear_layers=len(layers),
+        linear_sides=sum(sum(layer.weight.shape) for layer in layers),
     )
 
 

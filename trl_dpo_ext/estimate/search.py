@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, collecting
 from ..recipe_registry import Recipe, accelerate_configs, find_accelerate
 from .formulas import Memory, Training, estimate
-from .from_args import context_from_args, training_from_args, with_precision_from_args
+from .from_args import completion_warnings, context_from_args, training_from_args, with_precision_from_args
 from .initial_loss import describe_initial_loss
 from .model_size import ModelSize, compute_model_size, read_model_config
 from .pitfalls import find_pitfalls, format_warnings
@@ -83,6 +83,7 @@ def estimate_run(
     *,
     gpu_memory: float = 80,
     gpus: int | None = None,
+    completions: int | None = None,
     accelerate_config: str | None = None,
     model_config: str | None = None,
 ) -> EstimateReport:
@@ -95,6 +96,7 @@ def estimate_run(
         recipe: the recipe of `--config`, for its accelerate configuration and its published number of pairs.
         gpu_memory: nominal gigabytes of one GPU.
         gpus: number of GPUs; None uses that of the accelerate configuration.
+        completions: of a list of the data, at most; None for what `max_completions` keeps, or pairs.
         accelerate_config: a file, or the name of a shipped configuration; None uses the recipe's.
         model_config: the model's config.json; None looks the configuration up by the model's name.
 
@@ -103,7 +105,7 @@ def estimate_run(
     """
     problems: list[str] = []
     with collecting(problems):
-        _check_numbers(gpu_memory, gpus)
+        _check_numbers(gpu_memory, gpus, completions)
     accelerate_config = accelerate_config or (recipe.accelerate if recipe else None)
     if recipe and accelerate_config and accelerate_config == recipe.accelerate:
         gpus = gpus or recipe.processes
@@ -116,7 +118,7 @@ def estimate_run(
     if problems:
         raise InputError(*problems)
     mixture = args.loss_mixture()
-    training = training_from_args(args, model, mixture, config)
+    training = training_from_args(args, model, mixture, config, completions)
     size = _compute_size(model.model_name_or_path, config, peft_config)
     strategies = _strategies(args, training, accelerate_config, chosen, gpus)
     published = recipe.pairs_per_step if recipe else None
@@ -136,7 +138,10 @@ def estimate_run(
         training,
         tuple(candidates),
         gpu_memory,
-        tuple(format_warnings(find_pitfalls(contexts[0], args.ignore_pitfalls))),
+        (
+            *completion_warnings(args, mixture, completions),
+            *format_warnings(find_pitfalls(contexts[0], args.ignore_pitfalls)),
+        ),
         mixture.describe(),
         describe_initial_loss(mixture),
         contexts[0].pairs_per_step,
@@ -159,9 +164,11 @@ def _strategies(
     return first + [(name, strategy) for strategy, name in suitable.items() if strategy != chosen]
 
 
-def _check_numbers(gpu_memory: float, gpus: int | None) -> None:
+def _check_numbers(gpu_memory: float, gpus: int | None, completions: int | None) -> None:
     problems = [f"--gpu_memory must be above 0; got {gpu_memory:g}."] if not gpu_memory > 0 else []
     problems += [f"--gpus must be 1 or more; got {gpus}."] if gpus is not None and gpus < 1 else []
+    if completions is not None and completions < 2:
+        problems.append(f"--completions must be 2 or more; got {completions}.")
     if problems:
         raise InputError(*problems)
 

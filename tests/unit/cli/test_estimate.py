@@ -44,9 +44,18 @@ def test_what_fits_and_then_hardly_trains_is_not_the_simplest(model_config, caps
     assert "Simplest that fits 80 GB: single_gpu on 1 GPU." in capsys.readouterr().out
 
 
+def test_lists_and_a_corrected_reference_are_named(model_config, capsys) -> None:
+    flags = ["--ref_quantization", "nf4", "--ref_correction_rank", "40", "--per_device_train_batch_size", "3"]
+    argv = [*RUN, "--model_config", model_config, *flags, "--completions", "7", "--accelerate_config", "single_gpu"]
+    assert cli.main(["estimate", *argv]) == 0
+    printed = capsys.readouterr().out
+    assert "3 lists of up to 7 x 1024 tokens per GPU, 3 lists per step; reference: loaded, corrected at rank" in printed
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        (["--completions", "1"], ["--completions must be 2 or more; got 1."]),
         (
             ["--gpu_memory", "0", "--gpus", "-2"],
             ["--gpu_memory must be above 0; got 0.", "--gpus must be 1 or more; got -2."],

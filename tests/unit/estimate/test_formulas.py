@@ -9,11 +9,14 @@ import torch
 from peft import LoraConfig
 
 from tests.support import runs, tiny
+from tests.support.lists import lists
 from tests.support.published_models import MODELS
+from trl_dpo_ext import load_reference
 from trl_dpo_ext.estimate import formulas
 from trl_dpo_ext.estimate.formulas import GIB, Quantized, Reference, Training, estimate
 from trl_dpo_ext.estimate.model_size import compute_model_size
 from trl_dpo_ext.estimate.strategy import ParallelStrategy
+from trl_dpo_ext.reference.correction.layers import terms
 
 SINGLE = ParallelStrategy("single", 1)
 
@@ -53,6 +56,43 @@ def test_bytes_of_weights_gradients_and_optimizer_are_those_of_a_real_step(tmp_p
         assert states == formulas.optimizer(size, Training(adapter=adapter, optimizer="adamw_bnb_32bit"), strategy)
     else:
         assert states == formulas.optimizer(size, training, strategy)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_rows_and_positions_are_those_of_a_real_batch_of_lists(tmp_path, size: int) -> None:
+    run = runs.trainer(tmp_path, train_dataset=lists((size, size, size)), per_device_train_batch_size=3)
+    fed = run.data_collator([*run.train_dataset])["input_ids"]
+    training = Training(pairs=3, completions=size, tokens=fed.size(1))
+    assert (training.rows, training.batch_tokens) == (len(fed), fed.numel())
+
+
+def test_activations_and_output_layer_of_lists_are_those_of_as_many_rows() -> None:
+    model = compute_model_size(MODELS["qwen2.5-0.5b"][0]())
+    for settings in ({}, {"eager_attention": True}, {"masked_attention": True}, {"checkpointing": False}):
+        of_lists = estimate(model, Training(pairs=2, completions=7, **settings), SINGLE)
+        of_pairs = estimate(model, Training(pairs=8, **settings), SINGLE)
+        assert of_lists == of_pairs
+        assert of_lists.total > estimate(model, Training(pairs=2, **settings), SINGLE).total
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("nf4", 4), ("nf4", 7), ("int8", 16)])
+def test_the_terms_of_a_corrected_reference_take_what_is_estimated(kind: str, rank: int) -> None:
+    data = [list(range(5, 25))] * 6
+    reference = load_reference(tiny.model(), quantization=kind, correction_rank=rank, correction_data=data)
+    size = compute_model_size(tiny.model().config)
+    expected = held(buffer for term in terms(reference) for buffer in term.buffers())
+    assert formulas.low_rank_terms(size, rank) == expected > 0
+    bits = Quantized(8 if kind == "int8" else 4)
+    plain, corrected = (Training(reference=Reference("loaded", quantized=bits, correction_rank=at)) for at in (0, rank))
+    difference = formulas.reference_model(size, corrected, SINGLE) - formulas.reference_model(size, plain, SINGLE)
+    assert difference == expected
+
+
+def test_a_correction_of_rank_40_on_a_7b_model_has_its_published_size() -> None:
+    """40 x (in + out) bytes of 28 layers, Qwen2.5: q and o 2 x 7168, k and v 2 x 4096, gate, up, down 3 x 22528."""
+    size = compute_model_size(MODELS["qwen2.5-7b"][0]())
+    sides = 28 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+    assert formulas.low_rank_terms(size, 40) == 40 * (sides + 4 * 28 * 7)
 
 
 def test_8_bit_states_take_what_bitsandbytes_allocates() -> None:

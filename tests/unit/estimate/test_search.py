@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from trl import ModelConfig
+
+from tests.support import runs, tiny
 from tests.support.published_models import MODELS
 from trl_dpo_ext.cli.estimate import estimate_flags
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import Quantized, Reference, Training
+from trl_dpo_ext.estimate.from_args import completion_warnings, training_from_args
 
 
 @pytest.fixture
@@ -73,3 +78,49 @@ def test_a_model_config_that_is_none_is_named(tmp_path, text: str | None, expect
         file.write_text(text)
     with pytest.raises(InputError, match=expected):
         estimate_flags(RUN, model_config=str(file))
+
+
+def training(**settings: Any) -> tuple[Training, list[str]]:
+    completions = settings.pop("completions", None)
+    args = runs.config("out", **settings)
+    mixture = args.loss_mixture()
+    found = training_from_args(args, ModelConfig(), mixture, tiny.model().config, completions)
+    return found, completion_warnings(args, mixture, completions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counted"),
+    [
+        ({}, 2),
+        ({"completions": 7}, 7),
+        ({"max_completions": 4}, 4),
+        ({"max_completions": 4, "completions": 7}, 4),
+        ({"max_completions": 4, "completions": 3}, 3),
+        ({"loss_type": "pl", "completions": 5}, 5),
+    ],
+)
+def test_completions_are_those_that_are_trained_on(settings, counted) -> None:
+    found, warnings = training(**settings)
+    assert found.completions == counted
+    assert warnings == []
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "pl"}, {"gather_lists": True}, {"list_pairs": "3"}])
+def test_lists_of_unknown_length_are_said_to_be_counted_as_pairs(settings) -> None:
+    found, warnings = training(**settings)
+    assert found.completions == 2
+    assert "Set --completions to the largest" in warnings[0]
+
+
+def test_a_corrected_reference_is_read_from_the_flags() -> None:
+    quantized = {"ref_quantization": "nf4", "ref_correction_rank": 40}
+    assert training(**quantized)[0].reference == Reference("loaded", "float32", Quantized(4), 40)
+    assert training(**quantized, precompute_ref_log_probs=True)[0].reference == Reference("stored")
+
+
+def test_what_is_said_of_completions_is_among_the_warnings(model_config) -> None:
+    report = estimate_flags([*RUN, "--loss_type", "pl"], model_config=model_config, completions=6)
+    assert report.training.completions == 6
+    assert not any("--completions" in warning for warning in report.warnings)
+    unknown = estimate_flags([*RUN, "--loss_type", "pl"], model_config=model_config)
+    assert any("Set --completions" in warning for warning in unknown.warnings)
