@@ -14,6 +14,7 @@ LOG_FILE = "trl_dpo_ext_log.jsonl"
 """The entries of the trainer's log, each written when it is made."""
 METRICS_FILE, ALARMS_FILE, SAMPLES_FILE = "watch/metrics.jsonl", "watch/alarms.jsonl", "watch/samples.jsonl"
 """Of a watched run."""
+_LARGEST_STEP = 2**53
 
 
 def append_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -31,6 +32,12 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     return [found for line in text.split("\n") if (found := _with_step(line)) is not None]
+
+
+def read_samples(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of `SAMPLES_FILE`, as `read_lines` does, that say which prompt was answered and how."""
+    kinds = (("prompt_id", (str, int)), ("completion", str))
+    return [row for row in read_lines(file) if all(isinstance(row.get(name), kind) for name, kind in kinds)]
 
 
 def cut_after(file: Path, step: int) -> None:
@@ -54,17 +61,26 @@ def _is_until(line: str, step: int) -> bool:
 
 
 def _with_step(line: str) -> dict[str, Any] | None:
+    found = _parsed(line)
+    return found if isinstance(found, dict) and is_step(found.get("step")) else None
+
+
+def is_step(value: Any) -> bool:
+    """Whether a value that was read from a file is the number of a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST_STEP
+
+
+def _parsed(text: str) -> Any:
     try:
-        found = json.loads(line)
-    except ValueError:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # the latter for brackets in brackets
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """Return the object in a file; None if it does not exist or holds no object."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        found = _parsed(file.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
         return None
     return found if isinstance(found, dict) else None

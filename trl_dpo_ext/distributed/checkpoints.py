@@ -64,7 +64,7 @@ def is_complete(checkpoint: Path) -> bool:
     """Return True if a checkpoint has all its files."""
     try:
         return isinstance(json.loads((checkpoint / TRAINER_STATE_FILE).read_text()), dict)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..run_files import read_json
+from . import shapes
 from .run_data import RunData
 
 _ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
@@ -42,21 +43,22 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     losses, data, batch = record["losses"], record["data"], record["batch"]
     single = len(losses) == 1
     weighted = [each["name"] if single else f"{each['weight']:g} x {each['name']}" for each in losses]
+    per_step = batch["pairs_per_step"]
     found: dict[str, Any] = {"loss": " + ".join(weighted)}
     for each in losses:
         for name, value in each["hyperparameters"].items():
             found[name if single else f"{each['name']}: {name}"] = value
-    found |= dict(option.split("=", 1) for option in record["options"] if "=" in option)
+    found |= dict[str, Any](option.split("=", 1) for option in record["options"] if "=" in option)
     found |= {"model": record["model"], "trained": record["trained"]}
     for line in record["reference"]:
         name, colon, value = line.partition(": ")
-        found[f"reference, {name[0].lower()}{name[1:]}" if colon else "reference"] = value if colon else line
+        found[f"reference, {name[:1].lower()}{name[1:]}" if colon else "reference"] = value if colon else line
     train = data["train"]
     found["data"] = ", ".join([*train["names"], train["fingerprint"] or "streamed"])
     for name, part in data["evaluation"].items():
         found["evaluation data" + (f", {name}" if name else "")] = part["fingerprint"] or "streamed"
     parts = f"{batch['per_device']} per process x {batch['accumulation']} accumulated x {batch['processes']} processes"
-    found["pairs per step"] = f"{batch['pairs_per_step']} ({parts})"
+    found["pairs per step"] = f"{per_step} ({parts})" if per_step else None
     found |= {"steps": record["steps"]["max"], "epochs": record["steps"]["epochs"], **record["settings"]}
     return found | {"resumed from": record["resumed_from"]}
 
@@ -64,7 +66,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 def _found_in_folder(run: RunData) -> dict[str, Any]:
     """What other files tell of a run of another trainer."""
     state, card = run.state, _card(run.folder)
-    adapter = read_json(run.folder / "adapter_config.json") or {}
+    adapter = shapes.mapping(shapes.plain)(read_json(run.folder / "adapter_config.json"))
     rates = [rate for rate in run.series.get("learning_rate", ([], []))[1] if rate == rate]
     found = {
         "model": adapter.get("base_model_name_or_path") or card.get("base_model"),
@@ -83,9 +85,9 @@ def _card(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         metadata = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-    except (OSError, IndexError, yaml.YAMLError):
+    except (OSError, LookupError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return metadata if isinstance(metadata, dict) else {}
+    return shapes.mapping(shapes.plain)(metadata)
 
 
 def _words(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def facts_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """The main facts of a result, by name; empty where its format is not known."""
+    """The main facts of a result, by name; empty where its format is not known or it is damaged."""
     kind = document["kind"].rpartition(".")[2]
     try:
         return (
@@ -17,7 +17,7 @@ def facts_of(document: Mapping[str, Any]) -> dict[str, str]:
             if "ranking" in document
             else _scored(document)
         )
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
         return {}
 
 

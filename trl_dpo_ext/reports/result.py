@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..result_heading import result_heading
 from ..statistics import finite
+from . import shapes
 from .arguments import arguments_of, differing
 from .metrics import values_of
 from .run_data import RunData
@@ -68,13 +69,17 @@ def _epochs(run: RunData) -> dict[str, list[float]]:
 
 def evaluation_data(run: RunData) -> dict[str, str | None]:
     """The fingerprint of each evaluation set; None where it was not recorded."""
-    recorded = run.record.get("data", {}).get("evaluation", {})
-    return {name: recorded.get(name, {}).get("fingerprint") for name in run.evaluation_sets}
+    return {name: _evaluated_on(run, name).get("fingerprint") for name in run.evaluation_sets}
 
 
 def evaluation_rows(run: RunData, name: str) -> int | None:
     """Number of pairs of an evaluation set, if it was recorded."""
-    return run.record.get("data", {}).get("evaluation", {}).get(name, {}).get("rows")
+    return _evaluated_on(run, name).get("rows")
+
+
+def _evaluated_on(run: RunData, name: str) -> Mapping[str, Any]:
+    """What was recorded of an evaluation set; empty without."""
+    return run.record["data"]["evaluation"].get(name, {}) if run.record else {}
 
 
 def compare(runs: Sequence[RunData]) -> dict[str, Any]:
@@ -148,8 +153,8 @@ def _scales(runs: Sequence[RunData]) -> tuple[bool, bool]:
     records = [run.record for run in runs if run.record]
     losses = {repr(record["losses"]) for record in records}
     free = [record for record in records if any(line.startswith("None") for line in record["reference"])]
-    own = {repr(record["losses"][0]) for record in free}  # rewards are those of the first loss
+    own = {repr(record["losses"][:1]) for record in free}  # rewards are those of the first loss
     used = [loss["hyperparameters"] for record in records if record not in free for loss in record["losses"]]
-    betas = {hyper["beta"] for hyper in used if "beta" in hyper}
+    betas = {shapes.number(hyper["beta"]) for hyper in used if "beta" in hyper} - {shapes.MISSING}
     same = len(betas) < 2 and len(own) < 2 and len(free) in (0, len(records))
     return len(losses) < 2, same

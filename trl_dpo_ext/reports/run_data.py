@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import re
@@ -16,6 +17,8 @@ import numpy as np
 from ..distributed.resumption import RUN_FILE
 from ..errors import InputError
 from ..run_files import ALARMS_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FILE, read_json, read_lines
+from ..statistics import finite
+from . import shapes
 from .run_log import LogEntry, read_log
 
 Series = tuple[list[int], list[float]]
@@ -54,7 +57,7 @@ class RunData:
             for name, value in entry.items():
                 if name in ("step", "epoch") or _TIMES.search(name):
                     continue
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if shapes.number(value) is not shapes.MISSING:
                     found.setdefault(name, {})[entry["step"]] = float(value)
                 elif value is None:  # a number that is not finite, as JSON has it
                     found.setdefault(name, {})[entry["step"]] = math.nan
@@ -74,12 +77,13 @@ class RunData:
     @property
     def max_steps(self) -> int | None:
         """The number of steps that the run is meant to have, if known."""
-        return self.record.get("steps", {}).get("max") or self.state.get("max_steps") or None
+        recorded = self.record["steps"]["max"] if self.record else None
+        return recorded or self.state.get("max_steps") or None
 
     @property
     def pairs_per_step(self) -> int | None:
         """Number of pairs in an optimizer step, of all processes; None if it was not recorded."""
-        return self.record.get("batch", {}).get("pairs_per_step")
+        return self.record["batch"]["pairs_per_step"] or None if self.record else None
 
     @property
     def status(self) -> str:
@@ -99,7 +103,8 @@ class RunData:
 
     def epochs_at(self, steps: Iterable[float]) -> list[float]:
         """The epoch at each of some steps, between those that were logged."""
-        known = {entry["step"]: float(entry["epoch"]) for entry in self.entries if entry.get("epoch") is not None}
+        found = {entry["step"]: shapes.number(entry.get("epoch")) for entry in self.entries}
+        known = {step: epoch for step, epoch in found.items() if epoch is not shapes.MISSING and math.isfinite(epoch)}
         if not known:
             return []
         return np.interp(list(steps), list(known), list(known.values())).tolist()
@@ -133,16 +138,17 @@ def _read(folder: Path, name: str) -> RunData:
 
     watched = [_watched(line) for line in lines(METRICS_FILE)]
     merged = sorted((*entries, *watched), key=lambda entry: entry["step"])
-    saved = next((found for each in (folder, home) if (found := read_json(each / RUN_FILE) or {}).get("record")), {})
+    records = [(read_json(each / RUN_FILE) or {}).get("record") for each in (folder, home)]
+    recorded = next((found for found in records if found and isinstance(found, dict)), None)
     return RunData(
         folder,
         name,
         problem if not merged else None,
         tuple(merged),
         state,
-        saved.get("record") or {},
-        lines(ALARMS_FILE),
-        lines(SAMPLES_FILE),
+        shapes.record(recorded) if recorded else {},
+        tuple(map(shapes.alarm, lines(ALARMS_FILE))),
+        tuple(map(shapes.sample, lines(SAMPLES_FILE))),
         _documents(folder),
     )
 
@@ -157,10 +163,10 @@ def _watched(line: Mapping[str, Any]) -> dict[str, Any]:
 def _documents(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(folder.glob("*.json")):
-        if file.stat().st_size <= _LARGEST_DOCUMENT:
-            content = read_json(file)
-            if content and content.get("kind") in _DOCUMENTS:
-                found[file.name] = content
+        content = read_json(file) if file.is_file() and file.stat().st_size <= _LARGEST_DOCUMENT else None
+        if content and content.get("kind") in _DOCUMENTS:
+            with contextlib.suppress(RecursionError):  # of a damaged one
+                found[file.name] = finite(content)
     return found
 
 

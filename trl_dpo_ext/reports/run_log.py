@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from ..distributed.checkpoints import TRAINER_STATE_FILE, is_complete, list_checkpoints
 from ..errors import InputError
-from ..run_files import LOG_FILE, read_lines
+from ..run_files import LOG_FILE, is_step, read_json, read_lines
+from . import shapes
 
 LogEntry = Mapping[str, Any]
 """One entry of the trainer's log: metric names and values, and the `step` they belong to."""
@@ -34,17 +34,9 @@ class Run:
 
 
 def _series(entries: Iterable[LogEntry], metric: str) -> tuple[list[int], list[float]]:
-    values = ((entry["step"], _number(entry.get(metric))) for entry in entries)
-    found = [(step, value) for step, value in values if value is not None]
+    values = ((entry["step"], shapes.number(entry.get(metric))) for entry in entries)
+    found = [(step, float(value)) for step, value in values if value is not shapes.MISSING]
     return [step for step, _ in found], [value for _, value in found]
-
-
-def _number(value: Any) -> float | None:
-    """A logged value as a number; None for what another program has written there."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def read_run(output_dir: str | Path) -> Run:
@@ -77,21 +69,20 @@ def read_log(folder: Path) -> tuple[Sequence[LogEntry], LogEntry]:
             f"Neither {folder} nor a checkpoint in it has a {TRAINER_STATE_FILE}, and it has no {LOG_FILE}. Pass the "
             "output_dir of a run that has logged a step."
         )
-    state = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    state = (read_json(file) if file else None) or {}
     history = state.pop("log_history", None)
-    saved = [entry for entry in history if _is_entry(entry)] if isinstance(history, list) else []
+    saved = shapes.items(_entry)(history)
     if file is None or _is_of_earlier_run(saved, file, written, folder):
         return written, {}
     known = {(entry["step"], *sorted(entry)) for entry in saved}
     last = max((entry["step"] for entry in saved), default=-1)
     later = [e for e in written if e["step"] >= last and (e["step"], *sorted(e)) not in known]
-    return sorted((*saved, *later), key=lambda entry: entry["step"]), state
+    return sorted((*saved, *later), key=lambda entry: entry["step"]), shapes.state(state)
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether a value of a log, which anybody may have written, is an entry."""
-    step = entry.get("step") if isinstance(entry, dict) else None
-    return isinstance(step, int) and not isinstance(step, bool)
+def _entry(value: Any) -> Any:
+    """An entry of a log, which anybody may have written."""
+    return value if isinstance(value, dict) and is_step(value.get("step")) else shapes.MISSING
 
 
 def _is_of_earlier_run(saved: list[LogEntry], file: Path, written: list[Any], folder: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..run_files import ALARMS_FILE, METRICS_FILE, SAMPLES_FILE, append_lines, cut_after, read_lines
+from ..run_files import ALARMS_FILE, METRICS_FILE, SAMPLES_FILE, append_lines, cut_after, read_samples
 from .book import Event
 from .console import answer_text, describe_count, format_moment
 from .sampled import Sampled
@@ -76,7 +76,7 @@ class Journal:
     def _begin(self, step: int) -> None:
         for name in (METRICS_FILE, ALARMS_FILE):
             cut_after(self.folder / name, step)
-        for row in read_lines(self.folder / SAMPLES_FILE):
+        for row in read_samples(self.folder / SAMPLES_FILE):
             self._first_answers.setdefault(row["prompt_id"], answer_text(row))
 
     def _guarded(self, write: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from ..checks.tokenizers import eos_ids
 from ..distributed.agreement import Agreement, SharedFailure
 from ..distributed.shield import Shield
 from ..reference.source import ReferenceSource
-from ..run_files import SAMPLES_FILE, append_lines, cut_after, read_lines
+from ..run_files import SAMPLES_FILE, append_lines, cut_after, read_samples
 from . import kl
 from .generation import Runner, Sampling, Scored, Share
 from .measures import Answer, summarize
@@ -96,7 +96,7 @@ class Sampler:
         kept: list[dict[str, Any]] = []
         if self.host.is_main_process:
             cut_after(self.file, step or -1)
-            kept = read_lines(self.file)
+            kept = read_samples(self.file)
         for row in _trl.gather_object(kept)[0]:
             self._last[row["prompt_id"]] = row
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +177,5 @@ class _Drawer:
 
 
 def _interval(shares: Sequence[float | None], rows: int) -> tuple[list[float | None], list[float | None]]:
-    bounds = [
-        (None, None) if share is None or not math.isfinite(share) else wilson(share * rows, rows) for share in shares
-    ]
+    bounds = [(None, None) if share is None or not 0 <= share <= 1 else wilson(share * rows, rows) for share in shares]
     return [low for low, _ in bounds], [high for _, high in bounds]  # type: ignore[misc]
