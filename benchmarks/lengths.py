@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 # Median and mean of a log-normal distribution, in tokens. Anthropic's HH harmless test split with SmolLM2's tokenizer
 # has prompts of median 122, mean 149 and at most 880, completions of mean 42 and 52; their medians here follow from an
@@ -49,6 +50,19 @@ def pairs(lengths: str, count: int, vocabulary: int, seed: int, answers: int = 2
         prompt = draw.part(lengths, "prompt")
         for _ in range(answers // 2):
             rows.append({"prompt_ids": prompt, **{s: draw.part(lengths, s.removesuffix("_ids")) for s in SIDES}})
+    return rows
+
+
+def lists(lengths: str, count: int, answers: int, vocabulary: int, seed: int) -> list[dict[str, Any]]:
+    """Tokenized lists of `answers` answers each, the best first. No two answers of a list begin with the same token."""
+    draw, rows = Tokens(vocabulary, seed), []
+    for number in range(count):
+        prompt = draw.part(lengths, "prompt")
+        firsts = draw.random.sample(range(5, vocabulary), answers)
+        drawn = [draw.part(lengths, "rejected" if place else "chosen") for place in range(answers)]
+        ids = [[first, *rest[1:]] for first, rest in zip(firsts, drawn, strict=True)]
+        scores = [float(answers - place) for place in range(answers)]
+        rows.append({"prompt_ids": prompt, "list_ids": ids, "list_scores": scores, "list_row": number})
     return rows
 
 

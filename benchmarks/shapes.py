@@ -34,6 +34,19 @@ SHAPES: dict[str, tuple[type, type, dict[str, int]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "smollm2-narrow": (  # half as wide, one layer, and as in the whole model a quarter of the weights in the head
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "vocab_size": 1024,
+            "hidden_size": 288,
+            "intermediate_size": 768,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen2.5-0.5b": (
         Qwen2Config,
         Qwen2ForCausalLM,
