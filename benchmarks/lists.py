@@ -179,8 +179,8 @@ def records(contestants: Mapping[str, Contestant], steps: int, clock: str) -> di
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| | fed | TRL's / it | scored | forwards | operators | peak memory (MiB) | seconds | TRL's time / its time (range) "
-        "| processor time |",
+        "| | fed | TRL's / it | scored | forwards | operators | peak memory (MiB) | seconds | TRL's time / its time "
+        "(range) | processor time |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():

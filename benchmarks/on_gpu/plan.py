@@ -26,6 +26,7 @@ STAGES = {
     "reference": Stage("reference", 170, 60, "Do stores and quantized references work?"),
     "engines": Stage("engines", 170, 60, "Do FSDP1, FSDP2, and DeepSpeed train, with one process?"),
     "step": Stage("step", 150, 70, "How fast is a training step of a small model?"),
+    "lists": Stage("lists", 120, 40, "What does a list cost beside all of its pairs?"),
     "pass": Stage("passes", 110, 50, "How fast is the reference pass?"),
     "memory": Stage("memory", 120, 40, "How good are the peaks that `estimate` gives?"),
     "reference-memory": Stage("reference_memory", 60, 20, "What does each kind of reference cost?"),
