@@ -51,8 +51,8 @@ class Recipe:
 
     @property
     def pairs_per_step(self) -> int | None:
-        """Pairs per optimizer step, according to its header."""
-        found = re.match(r"(\d+) pairs", self.header.get("Batch", ""))
+        """Pairs, or lists, per optimizer step, according to its header."""
+        found = re.match(r"(\d+) (?:pairs|lists)", self.header.get("Batch", ""))
         return int(found[1]) if found else None
 
 

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny
+from tests.support import lists, tiny
 
 OWNERS = {
     *("HuggingFaceH4", "HuggingFaceTB", "Qwen", "allenai", "alignment-handbook", "argilla", "google", "meta-llama"),
@@ -15,6 +15,8 @@ OWNERS = {
 """On the Hub. What a block loads from them is a tiny model, or eight preference pairs."""
 FILES = ("pairs.jsonl", "train.jsonl", "test.jsonl")
 """Files of preference pairs that a block may load."""
+LISTS = "openbmb/UltraFeedback"
+"""A dataset of the Hub whose stand-in has its columns."""
 SHORT = {"max_steps": 1, "bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
 """Settings of every run, whatever the block says."""
 SMALL = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "gradient_accumulation_steps": 1}
@@ -34,6 +36,7 @@ class StandIns(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         """A name of the Hub, `owner/name`."""
         is_name = isinstance(node.value, str) and node.value.count("/") == 1 and node.value.split("/")[0] in OWNERS
+        is_name = is_name and node.value != LISTS
         return ast.copy_location(ast.Constant(self._folder), node) if is_name else node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
@@ -63,6 +66,8 @@ def prepare(folder: Path) -> str:
     load: Any = datasets.load_dataset
 
     def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
+        if path == LISTS:
+            return lists.ultrafeedback()
         if path != model:
             return load(path, *args, split=split, **kwargs)
         return rows if split else datasets.DatasetDict({"train": rows, "test": rows})

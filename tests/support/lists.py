@@ -28,6 +28,25 @@ def lists(sizes: tuple[int, ...] = (4, 3, 2, 5), conversational: bool = False, *
     return dataset
 
 
+def ultrafeedback(rows: int = 8) -> Dataset:
+    """Rows with the columns of openbmb/UltraFeedback; four answers each, one of which has no usable score."""
+    found = []
+    for row in lists((4,) * rows):
+        answers = [
+            {
+                "response": text.strip(),
+                "overall_score": None if row["prompt"] == "say yes" and not at else score + 7.5,
+                "model": f"model-{at}",
+                "fine-grained_score": score + 3,
+                "principle": "helpfulness",
+            }
+            for at, (text, score) in enumerate(zip(row["completions"], row["scores"], strict=True))
+        ]
+        sources = ("sharegpt", "truthful_qa", "evol_instruct", "flan_v2_cot")
+        found.append({"source": sources[len(found) % 4], "instruction": row["prompt"], "completions": answers})
+    return Dataset.from_list(found)
+
+
 def expanded(dataset: Any) -> Dataset:
     """Every ordered pair as a row, with a weight that gives each list the same part in the mean over all pairs."""
     found = []

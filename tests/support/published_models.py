@@ -51,6 +51,7 @@ def _gemma2_9b() -> Any:
 TIED = {"tie_word_embeddings": True}
 MODELS: dict[str, tuple[Callable[[], Any], int]] = {
     "smollm2-135m": (lambda: _decoder(LlamaConfig, 576, 1536, 30, 9, 3, 49152, **TIED), 134515008),
+    "smollm2-360m": (lambda: _decoder(LlamaConfig, 960, 2560, 32, 15, 5, 49152, **TIED), 361821120),
     "smollm2-1.7b": (lambda: _decoder(LlamaConfig, 2048, 8192, 24, 32, 32, 49152, **TIED), 1711376384),
     "smollm3-3b": (lambda: _decoder(SmolLM3Config, 2048, 11008, 36, 16, 4, 128256, **TIED), 3075098624),
     "qwen2.5-0.5b": (lambda: _decoder(Qwen2Config, 896, 4864, 24, 14, 2, 151936, **TIED), 494032768),

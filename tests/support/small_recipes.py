@@ -14,7 +14,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
 
-from tests.support import tiny
+from tests.support import lists, tiny
 from tests.support.published_models import MODELS
 from trl_dpo_ext.recipe_registry import Recipe
 
@@ -144,6 +144,10 @@ def _strings(rows: int) -> list[dict[str, Any]]:
     return list(tiny.preferences(rows))  # type: ignore[arg-type]
 
 
+def _lists(rows: int) -> list[dict[str, Any]]:
+    return list(lists.lists((4, 3, 2, 4) * (rows // 4), conversational=True))  # type: ignore[arg-type]
+
+
 LAYOUTS = {
     "HuggingFaceH4/ultrafeedback_binarized": (_h4, ("train_prefs", "test_prefs")),
     "princeton-nlp/llama3-ultrafeedback-armorm": (_princeton, ("train", "test")),
@@ -160,6 +164,7 @@ LAYOUTS = {
     "Anthropic/hh-rlhf": (_dialogues, ("train", "test")),
     "imdb_pairs.jsonl": (_strings, ("train",)),
     "irpo_pairs.jsonl": (_strings, ("train",)),
+    "ultrafeedback_lists.parquet": (_lists, ("train",)),
 }
 """Dataset -> rows in its published layout, and its splits."""
 
@@ -173,8 +178,9 @@ def small_data(recipe: Recipe, folder: Path, rows: int = 8) -> list[str]:
     if name == "demo/data":  # is in the repository
         return ["--dataset_name", str(recipe.path.parents[2] / name)]
     build, splits = LAYOUTS[name]
-    if name.endswith(".jsonl"):
-        Dataset.from_list(build(rows)).to_json(str(folder / name))
+    if name.endswith((".jsonl", ".parquet")):
+        made = Dataset.from_list(build(rows))
+        (made.to_json if name.endswith(".jsonl") else made.to_parquet)(str(folder / name))
         return ["--dataset_name", str(folder / name)]
     DatasetDict({split: Dataset.from_list(build(rows)) for split in splits}).save_to_disk(str(folder / "data"))
     return ["--dataset_name", str(folder / "data")]

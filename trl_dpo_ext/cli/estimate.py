@@ -66,6 +66,7 @@ def describe(report: EstimateReport) -> str:
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable / 1e6:.1f} million trained"
     header = ("GiB per GPU", *PARTS, f"fits {report.gpu_memory:g} GB")
     rows = [_row(candidate, report.gpu_memory) for candidate in report.candidates]
+    noun = "lists" if training.completions > 2 else "pairs"
     return "\n".join(
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",

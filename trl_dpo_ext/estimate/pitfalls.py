@@ -123,10 +123,10 @@ def other_batch(c: RunContext) -> Iterator[str]:
     published = c.published_pairs_per_step
     if published is None or c.pairs_per_step == published:
         return
-    per_pass = c.per_device * c.strategy.processes
+    per_pass, noun = c.per_device * c.strategy.processes, "lists" if c.training.completions > 2 else "pairs"
     steps, rest = divmod(published, per_pass)
     fix = f"Set gradient_accumulation_steps: {steps}" if steps and not rest else "Change per_device_train_batch_size"
     yield (
-        f"Each step trains on {c.pairs_per_step} pairs ({c.per_device} x {c.accumulation} accumulated x "
+        f"Each step trains on {c.pairs_per_step} {noun} ({c.per_device} x {c.accumulation} accumulated x "
         f"{c.strategy.processes} processes), but the recipe uses {published}. {fix} to match the recipe."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,8 @@ def test_another_number_of_gpus_is_answered_with_the_accumulation_that_restores_
         published_pairs_per_step=128,
     )
     assert "Set gradient_accumulation_steps: 4" in find_pitfalls(four)["other_batch"][0]
+    lists = replace(four, training=replace(four.training, completions=4))
+    assert "on 64 lists (" in find_pitfalls(lists)["other_batch"][0]
 
 
 def test_an_unknown_pitfall_is_an_error() -> None:
