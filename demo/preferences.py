@@ -89,6 +89,30 @@ HELD_OUT_PADDING = {
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about one fact, with how its answers are worded and padded."""
+
+    topic: Topic
+    fact: tuple[str, str]
+    text: str
+    wording: str
+    """The template of a direct answer."""
+    phrases: dict[str, str]
+    """Of padding, by kind: templates over {q} and {a}."""
+    shape: str
+
+    def direct(self, y: str) -> str:
+        """Return the short answer that states `y`, be that right or wrong."""
+        return _capital(self.wording.format(x=self.fact[0], y=y))
+
+    def padded(self, y: str) -> str:
+        """Return the same answer with phrases around it that say nothing."""
+        answer = self.direct(y)
+        phrases = {kind: phrase.format(q=self.text, a=answer) for kind, phrase in self.phrases.items()}
+        return self.shape.format(a=answer, **phrases)
+
+
+@dataclass(frozen=True)
 class Pair:
     """A preference pair: both answers state the same fact, and the rejected one is padded."""
 
@@ -113,31 +137,41 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _pair(topic: Topic, fact: tuple[str, str], padding: dict[str, tuple[str, ...]], chance: random.Random) -> Pair:
-    """Ask about one fact, answer it directly, and pad that answer."""
-    x, y = fact
-    question = chance.choice(topic.questions).format(x=x)
-    chosen = _capital(chance.choice(topic.answers).format(x=x, y=y))
-    phrases = {kind: chance.choice(options).format(q=question, a=chosen) for kind, options in padding.items()}
-    rejected = chance.choice(SHAPES).format(a=chosen, **phrases)
-    return Pair(topic.name, question, y, chosen, rejected)
+def ask(topic: Topic, fact: tuple[str, str], padding: dict[str, tuple[str, ...]], chance: random.Random) -> Question:
+    """Ask about one fact."""
+    question = chance.choice(topic.questions).format(x=fact[0])
+    wording = chance.choice(topic.answers)
+    phrases = {kind: chance.choice(options) for kind, options in padding.items()}
+    return Question(topic, fact, question, wording, phrases, chance.choice(SHAPES))
 
 
-def make_pairs() -> tuple[list[Pair], list[Pair]]:
-    """Return the training pairs and the held-out pairs; they are the same in every call."""
+def make_questions() -> tuple[list[Question], list[Question]]:
+    """Return the questions to train on and the held-out ones; they are the same in every call."""
     chance = random.Random(SEED)
-    train: list[Pair] = []
-    held_out: list[Pair] = []
+    train: list[Question] = []
+    held_out: list[Question] = []
     for topic in TOPICS:
         facts = list(topic.facts)
         chance.shuffle(facts)
         for number, fact in enumerate(facts):
             if number % EVERY == 0:
-                held_out.append(_pair(topic, fact, HELD_OUT_PADDING, chance))
+                held_out.append(ask(topic, fact, HELD_OUT_PADDING, chance))
             else:
-                train.append(_pair(topic, fact, TRAIN_PADDING, chance))
+                train.append(ask(topic, fact, TRAIN_PADDING, chance))
     chance.shuffle(train)
     return train, held_out
+
+
+def make_pairs() -> tuple[list[Pair], list[Pair]]:
+    """Return the training pairs and the held-out pairs; they are the same in every call."""
+    train, held_out = make_questions()
+    return [_pair(question) for question in train], [_pair(question) for question in held_out]
+
+
+def _pair(question: Question) -> Pair:
+    """Answer directly, and pad that answer."""
+    y = question.fact[1]
+    return Pair(question.topic.name, question.text, y, question.direct(y), question.padded(y))
 
 
 def to_jsonl(pairs: list[Pair]) -> str:

@@ -6,17 +6,21 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import load_dataset
 
-from demo import preferences, show
+from demo import lists, preferences, show
 from demo import run as demo_run
 from demo.evaluate import Scores, answer_metrics, preference_metrics, read_pairs, score
 from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS
 from demo.launch import _HIDDEN
 from tests.support import scoring, tiny
 from trl_dpo_ext.cli import main as cli
+from trl_dpo_ext.data.lists.layouts import read_completions
+from trl_dpo_ext.reports.run_log import read_run
 from trl_dpo_ext.run_files import LOG_FILE, append_lines
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +47,53 @@ def test_both_answers_hold_the_fact_and_the_rejected_one_is_longer() -> None:
         assert pair.answer in pair.chosen or pair.answer.capitalize() in pair.chosen
         assert pair.chosen in pair.rejected
         assert len(pair.rejected.split()) >= len(pair.chosen.split()) + 8
+
+
+def test_a_list_has_the_answers_of_its_pair_and_the_same_ones_with_another_fact() -> None:
+    for pairs, made in zip(preferences.make_pairs(), lists.make_lists(), strict=True):
+        for pair, each in zip(pairs, made, strict=True):
+            answers, question = each.answers, each.question
+            assert (question.text, answers["right, short"], answers["right, padded"]) == (
+                pair.question,
+                pair.chosen,
+                pair.rejected,
+            )
+            others = {y for _, y in question.topic.facts if question.direct(y) == answers["wrong, short"]}
+            (other,) = others - {question.fact[1]}
+            assert answers["wrong, padded"] == question.padded(other)
+            assert len(set(answers.values())) == 4
+
+
+def test_a_list_is_scored_by_right_before_short_and_tells_nothing_by_its_order() -> None:
+    train, held_out = lists.make_lists()
+    for each in train + held_out:
+        row: Any = each.record()
+        assert dict(zip(row["kinds"], row["scores"], strict=True)) == lists.SCORES
+        assert [message["content"] for (message,) in row["completions"]] == [*each.answers.values()]
+    first = [next(iter(each.answers)) for each in train]
+    assert all(50 < first.count(kind) < 92 for kind in lists.SCORES)  # of 285, about 71 each
+    assert lists.make_lists() == (train, held_out)
+
+
+@pytest.mark.slow
+def test_lists_are_written_as_rows_that_the_package_trains_on(tmp_path) -> None:
+    assert lists.write(tmp_path / "data") == (285, 65)
+    found = read_completions(load_dataset(str(tmp_path / "data"))["test"])
+    assert (len(found.prompts), len(found.texts), found.orders) == (65, 260, {"scores"})
+    model = tiny.saved_model(str(tmp_path / "model"))
+    flags = [
+        "--dataset_name",
+        str(tmp_path / "data"),
+        "--model_name_or_path",
+        model,
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    short = ["--max_steps", "1", "--bf16", "false", "--use_cpu", "true", "--report_to", "none", "--max_length", "64"]
+    assert cli.main(["train", *flags, *short, "--loss_type", "pl", "--logging_steps", "1"]) == 0
+    (step,) = read_run(tmp_path / "o").train
+    assert step["loss"] == pytest.approx(math.log(24), abs=1e-4)
+    assert 0 <= step["rewards/top1_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("facts", [ADDITIONS, SUBTRACTIONS, PRODUCTS])
