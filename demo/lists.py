@@ -2,7 +2,8 @@
 
 The right answers are those of the pairs in ``preferences.py``. The wrong ones state what another fact of the topic is
 about, in the same words and with the same padding, so that neither the length nor the wording of an answer says
-whether it is right.
+whether it is right. That other fact is a held-out one just where the question is: what is trained on as a right answer
+is a wrong one to other questions as often, and what is held out was neither.
 
 ``python -m demo.lists FOLDER`` writes ``train.jsonl`` and ``test.jsonl``; with ``--dataset_name FOLDER``, the demo's
 recipe trains on them as ``--loss_type pl``.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +45,10 @@ class AnswerList:
         }
 
 
-def answer(question: Question, chance: random.Random) -> AnswerList:
-    """Answer a question in all ways, listed in random order."""
+def answer(question: Question, others: Sequence[Question], chance: random.Random) -> AnswerList:
+    """Answer a question in all ways, listed in random order; wrong answers are right ones to `others`."""
     right = question.fact[1]
-    wrong = chance.choice(sorted({y for _, y in question.topic.facts} - {right}))
+    wrong = chance.choice(sorted({other.fact[1] for other in others if other.topic == question.topic} - {right}))
     texts = (question.direct(right), question.padded(right), question.direct(wrong), question.padded(wrong))
     listed = list(zip(SCORES, texts, strict=True))
     chance.shuffle(listed)
@@ -55,9 +57,13 @@ def answer(question: Question, chance: random.Random) -> AnswerList:
 
 def make_lists() -> tuple[list[AnswerList], list[AnswerList]]:
     """Return the lists to train on and the held-out ones; they are the same in every call."""
-    chance = random.Random(SEED)
-    train, held_out = make_questions()
-    return [answer(question, chance) for question in train], [answer(question, chance) for question in held_out]
+    return answer_all(random.Random(SEED))
+
+
+def answer_all(chance: random.Random) -> tuple[list[AnswerList], list[AnswerList]]:
+    """Draw lists for the questions to train on and for the held-out ones."""
+    train, held_out = ([answer(each, part, chance) for each in part] for part in make_questions())
+    return train, held_out
 
 
 def write(folder: Path) -> tuple[int, int]:

@@ -23,9 +23,7 @@ WAYS = (
     Way("best_worst", "best against worst", {"loss_type": "sigmoid", "max_completions": 2}),
     Way("random_pair", "best against one at random", {"loss_type": "sigmoid"}),
     Way("all", "every ordered pair (`list_pairs all`)", {"loss_type": "sigmoid", "list_pairs": "all"}),
-    Way("best", "best against each (`list_pairs best`)", {"loss_type": "sigmoid", "list_pairs": "best"}),
     Way("pl", "`pl`", {"loss_type": "pl"}),
-    Way("top1", "`top1`", {"loss_type": "top1"}),
     Way("infonca", "`infonca`, tau 3", {"loss_type": "infonca", "infonca_tau": 3.0}),
 )
 """The first one is what the others are compared with. `random_pair` draws the other answer once for each list and seed,

@@ -22,7 +22,7 @@ MEASURES = {
     "right_and_short": "own answers right and short",
 }
 """Shares of held-out lists; the last one is of greedy answers."""
-COLORS = ("#000000", "#999999", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73")
+COLORS = ("#000000", "#999999", "#0072b2", "#d55e00", "#009e73")
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -30,7 +30,7 @@ def markdown(records: Sequence[Record]) -> str:
     task = next(record for record in records if record["key"] == TASK)
     runs = [record for record in records if "points" in record]
     last = len(runs[0]["points"]) - 1
-    parts = [_facts(task, runs), _results(runs, last), _results(runs, last - 2), _cost(runs), _missing(runs)]
+    parts = [_facts(task, runs), _results(runs, last), _results(runs, 0), _cost(runs), _missing(runs)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

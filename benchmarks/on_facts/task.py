@@ -18,8 +18,8 @@ from typing import Any
 from on_sentiment.language_model import fit, tokenizer_of, untrained
 
 from demo.facts import TOPICS
-from demo.lists import SCORES, AnswerList, answer
-from demo.preferences import HELD_OUT_PADDING, TRAIN_PADDING, ask, make_questions
+from demo.lists import SCORES, AnswerList, answer, answer_all
+from demo.preferences import HELD_OUT_PADDING, TRAIN_PADDING, ask
 
 SHARES = {"right, short": 0.15, "right, padded": 0.45, "wrong, short": 0.1, "wrong, padded": 0.3}
 """Of the texts that the language model learns, by kind of answer."""
@@ -75,9 +75,7 @@ def row_of(made: AnswerList) -> Row:
 
 def prepare(folder: Path, settings: Settings, seed: int) -> Task:
     """Draw the lists of a seed, and train the start unless the folder has it."""
-    chance = random.Random(seed)
-    questions = make_questions()
-    train, held_out = ([row_of(answer(question, chance)) for question in part] for part in questions)
+    train, held_out = ([row_of(made) for made in part] for part in answer_all(random.Random(seed)))
     start = folder / f"task-{settings.fingerprint}" / "start"
     if not start.is_dir():
         _make_start(start, settings)
@@ -94,7 +92,8 @@ def texts(per_fact: int) -> list[str]:
             for kind in chance.choices(kinds, shares, k=per_fact):
                 padding = chance.choice((TRAIN_PADDING, HELD_OUT_PADDING))
                 question = ask(topic, fact, padding, chance)
-                found.append(f"{question.text} {answer(question, chance).answers[kind]}")
+                others = [replace(question, fact=other) for other in topic.facts]
+                found.append(f"{question.text} {answer(question, others, chance).answers[kind]}")
     chance.shuffle(found)
     return found
 

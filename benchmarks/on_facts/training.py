@@ -28,7 +28,7 @@ from .task import Row, Task
 class Plan:
     """What is the same in every run."""
 
-    budget: int = 48_000
+    budget: int = 32_000
     """Positions fed to the policy, with gradients."""
     stops: int = 3
     """Measurements: at the budget, at half of it, at a quarter, and so on."""

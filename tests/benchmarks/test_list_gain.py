@@ -100,13 +100,13 @@ TASK = {
 
 def test_a_gain_is_over_the_baseline_of_the_same_seed() -> None:
     runs = [record("best_worst", seed, 0.5 + 0.1 * seed) for seed in (0, 1, 2)]
-    runs += [record("pl", seed, 0.6 + 0.1 * seed) for seed in (0, 1, 2)] + [record("top1", 0, 0.4)]
+    runs += [record("pl", seed, 0.6 + 0.1 * seed) for seed in (0, 1, 2)] + [record("all", 0, 0.4)]
     found = report.gain(runs, "pl", 0, "top1")
     assert (found.mean, found.seeds, found.differs) == (pytest.approx(0.1), 3, True)
     text = report.markdown([TASK, *runs])
     row = next(line for line in text.splitlines() if line.startswith("| `pl` | 3 |"))
     assert "(**+0.10 ± 0.00**)" in row
-    assert "| `top1` | 1 | 0.40 (-0.10) |" in text
+    assert "| every ordered pair (`list_pairs all`) | 1 | 0.40 (-0.10) |" in text
     assert "Not run: random_pair seed=0" in text
 
 

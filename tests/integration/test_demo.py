@@ -61,6 +61,7 @@ def test_a_list_has_the_answers_of_its_pair_and_the_same_ones_with_another_fact(
             others = {y for _, y in question.topic.facts if question.direct(y) == answers["wrong, short"]}
             (other,) = others - {question.fact[1]}
             assert answers["wrong, padded"] == question.padded(other)
+            assert other in {pair.answer for pair in pairs if pair.topic == question.topic.name}
             assert len(set(answers.values())) == 4
 
 
