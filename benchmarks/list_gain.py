@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from counting import commit, machine
 from on_facts import report
 from on_facts.cells import WAYS, Cell, grid
+from on_facts.measure import answers, own_answers
 from on_facts.task import Settings, Task, prepare
 from on_facts.training import Plan, run
 from on_sentiment import records
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def describe(task: Task, plan: Plan) -> records.Record:
     """The record of the task."""
-    model, _ = loaded(task.start, "cpu")
+    model, tokenizer = loaded(task.start, "cpu")
     return {
         "key": report.TASK,
         "machine": machine("cpu"),
@@ -60,6 +61,7 @@ def describe(task: Task, plan: Plan) -> records.Record:
         "plan": dataclasses.asdict(plan),
         "train": len(task.train),
         "held_out": len(task.held_out),
+        "before": own_answers(tokenizer, task.held_out, answers(model, tokenizer, task.held_out)),
     }
 
 

@@ -6,7 +6,7 @@ whether it is right. That other fact is a held-out one just where the question i
 is a wrong one to other questions as often, and what is held out was neither.
 
 ``python -m demo.lists FOLDER`` writes ``train.jsonl`` and ``test.jsonl``; with ``--dataset_name FOLDER``, the demo's
-recipe trains on them as ``--loss_type pl``.
+recipe trains on them with ``--loss_type pl --loss_weights 1``.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def own_answers(tokenizer: Any, rows: Sequence[Row], made: Sequence[list[int]]) 
         for row, text in zip(rows, texts, strict=True)
     ]
     return {
-        "tokens": statistics.fmean(map(len, made)),
-        "right": statistics.fmean(stated),
-        "right_and_short": statistics.fmean(text in row.direct for row, text in zip(rows, texts, strict=True)),
+        "own_tokens": statistics.fmean(map(len, made)),
+        "own_right": statistics.fmean(stated),
+        "own_right_and_short": statistics.fmean(text in row.direct for row, text in zip(rows, texts, strict=True)),
     }

@@ -19,9 +19,10 @@ MEASURES = {
     "pairs": "accuracy over all pairs",
     "short": "right and short over right and padded",
     "right": "right and short over wrong and short",
-    "right_and_short": "own answers right and short",
 }
-"""Shares of held-out lists; the last one is of greedy answers."""
+"""Shares of held-out lists."""
+OWN = {"own_right": "right", "own_right_and_short": "right and short", "own_tokens": "tokens"}
+"""Of the own answers to held-out questions, decoded greedily after the whole budget."""
 COLORS = ("#000000", "#999999", "#0072b2", "#d55e00", "#009e73")
 
 
@@ -35,13 +36,13 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _facts(task: Record, runs: Sequence[Record]) -> str:
-    before, plan = runs[0]["before"], task["plan"]
+    before, plan = task["before"], task["plan"]
     return (
         f"{len(runs)} runs, {task['machine']}; commit {task['commit']}. A language model of {task['parameters']:,} "
         f"parameters; {task['train']} lists to train on, {task['held_out']} held out. A step takes {plan['lists']} "
-        f"prompts, beta {plan['beta']:g}, learning rate {plan['rate']:g}. Before training, {before['right']:.2f} of "
-        f"its own answers are right, {before['right_and_short']:.2f} right and short; they have "
-        f"{before['tokens']:.1f} tokens."
+        f"prompts, beta {plan['beta']:g}, learning rate {plan['rate']:g}. Before training, the share of its own answers "
+        f"that are right is {before['own_right']:.2f}, right and short {before['own_right_and_short']:.2f}; they have "
+        f"{before['own_tokens']:.1f} tokens."
     )
 
 
@@ -80,8 +81,8 @@ def _results(runs: Sequence[Record], place: int) -> str:
                 by = more.text(2, sign=True)
                 shown += f" ({f'**{by}**' if more.differs else by})"
             cells.append(shown)
-        rows.append([*cells, value(found, place, "tokens").text(1)])
-    head = ("trained on", "seeds", *MEASURES.values(), "tokens of own answers")
+        rows.append(cells)
+    head = ("trained on", "seeds", *MEASURES.values())
     budget = runs[0]["points"][place]["budget"]
     return f"## After {budget:,} positions\n\n" + _table(head, rows)
 
@@ -95,13 +96,14 @@ def _cost(runs: Sequence[Record]) -> str:
             seconds = estimate([run["seconds"] for run in found]).mean
             rows.append([
                 way.title, f"{point['positions']:,}", str(point["step"]), f"{point['positions'] / point['step']:.0f}",
-                value(found, -1, "best_drift").text(1, sign=True), f"{seconds:.0f}",
+                f"{seconds:.0f}", value(found, -1, "best_drift").text(1, sign=True),
+                *(value(found, -1, name).text(1 if name == "own_tokens" else 2) for name in OWN),
             ])  # fmt: skip
     head = (
-        "trained on", "positions fed (seed 0)", "steps", "positions per step", "log-ratio of the best answer (nats)",
-        "processor seconds, measuring included",
+        "trained on", "positions fed (seed 0)", "steps", "positions per step", "processor seconds, measuring included",
+        "log-ratio of the best answer (nats)", *(f"own answers: {title}" for title in OWN.values()),
     )  # fmt: skip
-    return "## Cost\n\n" + _table(head, rows)
+    return "## Cost, and own answers\n\n" + _table(head, rows)
 
 
 def _missing(runs: Sequence[Record]) -> str:

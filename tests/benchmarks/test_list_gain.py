@@ -43,7 +43,7 @@ def test_every_wording_of_the_right_answer_is_right_and_short_and_nothing_else_i
     words = tiny.tokenizer()
     made = [words(text)["input_ids"] for text in ("four", "well four", "five", "four four")]
     found = measure.own_answers(words, [ROW] * 4, made)
-    assert found == {"tokens": 1.5, "right": 0.75, "right_and_short": 0.25}
+    assert found == {"own_tokens": 1.5, "own_right": 0.75, "own_right_and_short": 0.25}
     for row in ROWS:
         best = row.completions[row.scores.index(10.0)].strip()
         assert best in row.direct
@@ -86,15 +86,15 @@ def test_the_start_learns_the_kinds_of_answers_by_their_shares() -> None:
 
 
 def record(way: str, seed: int, top: float) -> dict[str, Any]:
-    point = dict.fromkeys([*report.MEASURES, "tokens", "best_drift"], top) | {"budget": 8, "positions": 9, "step": 3}
-    before = {"right": 0.5, "right_and_short": 0.25, "tokens": 20.0}
+    point = dict.fromkeys([*report.MEASURES, *report.OWN, "best_drift"], top) | {"budget": 8, "positions": 9, "step": 3}
     key = f"{way} seed={seed}"
-    return {"key": key, "way": way, "seed": seed, "before": before, "points": [point] * 3, "seconds": 1.0}
+    return {"key": key, "way": way, "seed": seed, "points": [point] * 3, "seconds": 1.0}
 
 
 TASK = {
     "key": report.TASK, "machine": "a machine", "commit": "abc", "parameters": 10, "train": 285, "held_out": 65,
     "plan": {"lists": 16, "beta": 0.1, "rate": 5e-4},
+    "before": {"own_right": 0.5, "own_right_and_short": 0.25, "own_tokens": 20.0},
 }  # fmt: skip
 
 
