@@ -40,7 +40,7 @@ def _facts(task: Record, runs: Sequence[Record]) -> str:
     return (
         f"{len(runs)} runs, {task['machine']}; commit {task['commit']}. A language model of {task['parameters']:,} "
         f"parameters; {task['train']} lists to train on, {task['held_out']} held out. A step takes {plan['lists']} "
-        f"prompts, beta {plan['beta']:g}, learning rate {plan['rate']:g}. Before training, the share of its own answers "
+        f"prompts, beta {plan['beta']:g}, learning rate {plan['rate']:g}. Before training, the share of own answers "
         f"that are right is {before['own_right']:.2f}, right and short {before['own_right_and_short']:.2f}; they have "
         f"{before['own_tokens']:.1f} tokens."
     )
@@ -67,20 +67,23 @@ def gain(runs: Sequence[Record], way: str, place: int, name: str) -> Estimate:
     return estimate([own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())])
 
 
+def _shown(runs: Sequence[Record], way: str, place: int, name: str, digits: int) -> str:
+    """A measure, and in parentheses what it is beyond the baseline's; bold if the interval leaves out 0."""
+    text = value(of_way(runs, way), place, name).text(digits)
+    if way == BASELINE:
+        return text
+    more = gain(runs, way, place, name)
+    by = more.text(digits, sign=True)
+    return f"{text} ({f'**{by}**' if more.differs else by})"
+
+
 def _results(runs: Sequence[Record], place: int) -> str:
     rows = []
     for way in WAYS:
         found = of_way(runs, way.name)
         if not found:
             continue
-        cells = [way.title, str(len(found))]
-        for name in MEASURES:
-            shown = value(found, place, name).text(2)
-            if way.name != BASELINE:
-                more = gain(runs, way.name, place, name)
-                by = more.text(2, sign=True)
-                shown += f" ({f'**{by}**' if more.differs else by})"
-            cells.append(shown)
+        cells = [way.title, str(len(found)), *(_shown(runs, way.name, place, name, 2) for name in MEASURES)]
         rows.append(cells)
     head = ("trained on", "seeds", *MEASURES.values())
     budget = runs[0]["points"][place]["budget"]
@@ -97,7 +100,7 @@ def _cost(runs: Sequence[Record]) -> str:
             rows.append([
                 way.title, f"{point['positions']:,}", str(point["step"]), f"{point['positions'] / point['step']:.0f}",
                 f"{seconds:.0f}", value(found, -1, "best_drift").text(1, sign=True),
-                *(value(found, -1, name).text(1 if name == "own_tokens" else 2) for name in OWN),
+                *(_shown(runs, way.name, -1, name, 1 if name == "own_tokens" else 2) for name in OWN),
             ])  # fmt: skip
     head = (
         "trained on", "positions fed (seed 0)", "steps", "positions per step", "processor seconds, measuring included",
@@ -121,9 +124,10 @@ def figure(records: Sequence[Record], file: Path) -> None:
 
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "list_gain", "font.size": 8})
     runs = [record for record in records if "points" in record]
-    shape: Any = {"figsize": (3.1 * len(MEASURES), 3.3), "layout": "constrained"}
-    panels, axes = plt.subplots(1, len(MEASURES), sharex=True, **shape)
-    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
+    drawn = MEASURES | {"best_drift": "log-ratio of the best answer (nats)"}
+    shape: Any = {"figsize": (2.9 * len(drawn), 3.2), "layout": "constrained"}
+    panels, axes = plt.subplots(1, len(drawn), sharex=True, **shape)
+    for axis, (name, title) in zip(axes, drawn.items(), strict=True):
         for way, color in zip(WAYS, COLORS, strict=True):
             found = of_way(runs, way.name)
             if not found:
@@ -138,7 +142,7 @@ def figure(records: Sequence[Record], file: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
         axis.grid(alpha=0.3)
-    panels.supxlabel("positions fed to the policy (thousands)")
+    axes[len(axes) // 2].set_xlabel("positions fed to the policy (thousands)")
     handles, labels = axes[0].get_legend_handles_labels()
     panels.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
     panels.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -68,6 +68,8 @@ def test_the_speeds_on_a_gpu_are_those_that_were_measured() -> None:
         ("gpu", "1.24"), ("gpu", "1.36"), ("gpu", "1.58"), ("gpu", "4.2"), ("reference_memory", "0.281"),
         ("reference_drift", "+3.67 ± 4.57"), ("compare_losses", "| `simpo` | 1.00 | 4.12 | +0.32 |"),
         ("compare_losses", "| `sigmoid` | 1.00 | 8.06 | -0.34 |"), ("compare_losses", "| `dpop` | 1.00 | 2.53 | +0.22 |"),
+        ("list_gain", "| `infonca`, tau 3 | 3 | 0.55 ± 0.16 "), ("list_gain", "| `pl` | 3 | 0.53 ± 0.18 "),
+        ("list_gain", "| 8 | -4.7 ± 2.3 | 0.10 ± 0.02 |"), ("list_gain", "| 10 | +0.3 ± 0.2 | 0.22 ± 0.04 "),
         ("compare_losses", "| `orpo` | 1.00 | 1.62 | +0.48 |"), ("compare_losses", "| `dpo_nll` | 1.00 | 4.75 | +0.29 |"),
     ],
 )  # fmt: skip
