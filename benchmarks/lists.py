@@ -215,12 +215,13 @@ def main() -> None:
         compared = compare(steps, [rows[at:][: options.lists] for at in range(0, count, options.lists)])
         found = records(compared, options.steps, clock)
         setting = {"answers": answers, "lengths": options.lengths, "lists": options.lists, "steps": options.steps}
-        title = f"{options.lengths}, {answers} answers, {options.lists} lists in a step, {options.steps} steps"
-        show(options, f"\n### {title}, {options.reference} reference\n\n{table(found)}")
+        title = f"{options.lengths}, {answers} answers, {options.reference} reference"
+        size = f"lists in a step: {options.lists}, steps: {options.steps}"
+        show(options, f"\n### {title} ({size})\n\n{table(found)}")
         if options.records:
-            line = {**setting, "reference": options.reference, "commit": commit(), "ways": found}
+            line = {**setting, "reference": options.reference, "machine": machine(options.device), "commit": commit()}
             with options.records.open("a") as file:
-                file.write(f"{json.dumps(line)}\n")
+                file.write(f"{json.dumps({**line, 'ways': found})}\n")
     show(options, f"\nAt the end: {machine(options.device)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,41 @@ def test_the_steps_are_those_that_were_measured(name: str) -> None:
 
 def test_there_are_six_steps() -> None:
     assert len(STEPS) == 6
+
+
+LISTS = {
+    record["answers"]: record["ways"]
+    for record in map(json.loads, (ROOT / "benchmarks/results/lists.jsonl").read_text(encoding="utf-8").splitlines())
+}
+SINGLE, LIST, SHARED = "TRL, pair by pair", "lists", "lists, share_prompt"
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(each) for each in NUMBER.findall(cell)]
+
+
+@pytest.mark.parametrize("answers", [2, 4, 7])
+def test_the_costs_of_lists_are_those_that_were_measured(answers: int) -> None:
+    ways = LISTS[answers]
+    base, single, whole, shared, pl = (ways[w] for w in ("TRL, all pairs", SINGLE, LIST, SHARED, "pl, share_prompt"))
+    positions, memory, speed = map(numbers, rows(section(PAGE, "## Lists"))[str(answers)])
+    assert positions == [round(one["fed"]) for one in (base, single, whole, shared)]
+    assert memory == [pytest.approx(one["peak_mib"] / base["peak_mib"], abs=0.0051) for one in (single, whole, shared)]
+    assert speed == [pytest.approx(one["processor"][0], abs=0.0051) for one in (single, whole, shared, pl)]
+    guide = section((ROOT / "docs/guides/lists.md").read_text(encoding="utf-8"), "## What it costs")
+    pairs, fed, time = rows(guide)[str(answers)]
+    assert int(pairs) == answers * (answers - 1) // 2
+    assert numbers(fed) == [pytest.approx(one["fed"] / single["fed"], abs=0.0051) for one in (whole, shared)]
+    assert numbers(time) == [pytest.approx(one["seconds"] / single["seconds"], abs=0.0051) for one in (whole, shared)]
+
+
+@pytest.mark.parametrize("answers", [2, 4, 7])
+def test_the_page_of_lists_has_the_figures_of_its_records(answers: int) -> None:
+    shown = rows(RESULTS["lists"].split(f"## {answers} answers, ", 1)[1].split("\n#", 1)[0])
+    for way, one in LISTS[answers].items():
+        cells = shown[way]
+        assert [cells[0], cells[2], cells[5]] == [f"{one[what]:.0f}" for what in ("fed", "scored", "peak_mib")]
+        assert median(cells[8]) == pytest.approx(one["processor"][0], abs=0.0051)
 
 
 def test_the_speeds_on_a_gpu_are_those_that_were_measured() -> None:
