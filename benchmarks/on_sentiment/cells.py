@@ -123,12 +123,12 @@ def grid() -> Iterator[Cell]:
         yield Cell(first.loss, first.knob, first.middle, reference=reference)
     yield from (cell(first, first.middle, seed, rate=RATES[0]) for seed in SEEDS)
     yield from (cell(family, family.middle, seed) for family in others for seed in SEEDS)
+    unflipped = [family for family in FLIPPED if family.loss in ("robust", "cdpo")]  # the others are above
+    yield from (cell(family, family.middle, seed) for family in unflipped for seed in SEEDS)
+    for share in reversed(FLIPS):
+        yield from (cell(family, family.middle, seed, share) for family in FLIPPED for seed in SEEDS)
     for place in range(max(len(family.values) for family in FAMILIES)):
         for family in FAMILIES:
             rest = [value for value in family.values if value != family.middle]
             yield from (cell(family, value, seed) for value in rest[place : place + 1] for seed in SEEDS)
     yield from (cell(first, first.middle, seed, rate=rate) for rate in RATES[1:] for seed in SEEDS)
-    unflipped = [family for family in FLIPPED if family.loss in ("robust", "cdpo")]  # the others are above
-    yield from (cell(family, family.middle, seed) for family in unflipped for seed in SEEDS)
-    for share in reversed(FLIPS):
-        yield from (cell(family, family.middle, seed, share) for family in FLIPPED for seed in SEEDS)
