@@ -36,7 +36,7 @@ def _label_bounds(*, lipo_scale: float, **_: object) -> Column:
     needs=Need.REFERENCE,
     f_divergence=True,
     score_bounds=_label_bounds,
-    verification="third_party",
+    verification="framework",
 )
 def lipo(p: Lists, *, beta: Beta, lipo_scale: LipoScale = None) -> torch.Tensor:
     """LiPO-lambda: DPO on all pairs of a list, weighted by their effect on the discounted gain of the ranking.
@@ -52,13 +52,14 @@ def lipo(p: Lists, *, beta: Beta, lipo_scale: LipoScale = None) -> torch.Tensor:
         One value per prompt, 0 where all answers are tied, shape (prompts,).
 
     References:
-        arXiv 2402.01878.
+        arXiv 2402.01878; LambdaRank, as Rax implements it.
 
     Note:
-        Checked against a transcription of the paper by third parties, natural logarithm included; the authors published
-        no code. Equal r, as in the first step, take their places by label, then by position: with equal places all
-        weights would be 0, and training would never start. The beta of the paper was not seen. `lipo_normalized` makes
-        lists comparable.
+        Equal to Rax's `pairwise_logistic_loss` with its `dcg_lambdaweight`, executed, values and gradients; Rax also
+        multiplies by the number of answers, and its logarithm is of base 2 by default. The natural one here is that of
+        a transcription of the paper, whose authors published no code. Equal r, as in the first step, take their places
+        by label, then by position: with equal places all weights would be 0, and training would never start. The beta
+        of the paper was not seen. `lipo_normalized` makes lists comparable.
 
     Example:
         >>> from trl_dpo_ext import Lists, get_loss

@@ -85,3 +85,26 @@ def test_the_oracle_reproduces_every_published_number() -> None:
 def test_the_golden_file_is_what_the_oracle_writes() -> None:
     written = json.loads(json.dumps(list_cases.vectors()))
     assert written == GOLDEN_LISTS, "run `python -m tests.golden.list_cases`"
+
+
+def test_lipo_is_what_rax_computes() -> None:
+    """Printed by rax 0.4.0 in float64: pairwise_logistic_loss, summed, with dcg_lambdaweight and 1 / log(1 + rank)."""
+    prompt = {
+        "pi": [-12.0, -15.5, -9.25, -20.0, -14.0],
+        "ref": [-13.0, -14.0, -9.5, -18.0, -16.5],
+        "n": [6, 8, 4, 9, 7],
+        "u": [8.0, 6.0, 2.0, 6.0, 9.5],
+    }
+    value = 4.919956667019984
+    gradient = [
+        -0.03457447263113922,
+        0.07286391356489437,
+        0.17897253535597757,
+        0.07189815001400883,
+        -0.28916012630374155,
+    ]
+    lists = make_lists([prompt])
+    found = get_loss("lipo")(lists, beta=0.1, lipo_scale=10.0)
+    answers = 5  # Rax multiplies by their number
+    assert answers * found.item() == pytest.approx(value, rel=1e-12)
+    assert [answers * each for each in slopes(found, lists).tolist()] == pytest.approx(gradient, rel=1e-12)
