@@ -9,6 +9,7 @@ Run: python benchmarks/frontier.py                                   # goes on w
      python benchmarks/frontier.py --budget_minutes 30 --only sigmoid dpop
      python benchmarks/frontier.py --list
      python benchmarks/frontier.py --report frontier.md --figure frontier.svg
+     python benchmarks/frontier.py --hidden 384 --layers 5 --vocabulary 4096 --rate 1e-3 --rate_factor 0.4  # 10 million
      python benchmarks/frontier.py --device cuda --model HuggingFaceTB/SmolLM2-135M --rate 5e-5 --epochs 1 \
          --rate_factor 0.04
 

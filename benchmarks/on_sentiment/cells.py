@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 SEEDS = (0, 1, 2)
 RATE = 5e-4
-RATES = (1e-3, 2e-4)
-"""Further ones for `sigmoid`, whose curve the others are compared with; the first reaches the largest divergences."""
+RATES = {"sigmoid": (1e-3, 2e-4), "simpo": (1e-4, 2e-4)}
+"""Further ones at the middle strength. The largest of `sigmoid`, whose curve the others are compared with, reaches the
+largest divergences; at RATE, `simpo` goes beyond them."""
 FLIPS = (0.1, 0.2, 0.4)
-BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+BETAS = (0.03, 1.0, 0.1, 3.0, 0.3)
+"""In the order in which they run, but for the middle one, which is the first."""
 
 Reference = Literal["shared store", "own store", "live"]
 
@@ -28,8 +30,8 @@ class Family:
     fixed: dict[str, Any] = field(default_factory=dict)
 
 
-def _beta(loss: str, middle: float = 0.3, values: tuple[float, ...] = BETAS, **fixed: Any) -> Family:
-    return Family(loss, "beta", values, middle, fixed)
+def _beta(loss: str, middle: float = 0.3, **fixed: Any) -> Family:
+    return Family(loss, "beta", BETAS, middle, fixed)
 
 
 FAMILIES = (
@@ -65,8 +67,10 @@ FLIPPED = (
     _beta("ipo"),
     _beta("dpop"),
     Family("simpo", "simpo_beta", (2.0,), 2.0),
+    _beta("sigmoid", middle=0.03),
 )
-"""Trained on flipped labels: those that were made for it, and those beside which to see them."""
+"""Trained on flipped labels: those that were made for it, and those beside which to see them; twice `sigmoid`, whose
+curve the others are compared with."""
 
 LIVE = ("tdpo2", "mallows_dpo")
 """Losses that read more of the reference than a store of log-probs holds."""
@@ -118,17 +122,21 @@ def cell(family: Family, value: float, seed: int, flips: float = 0.0, rate: floa
 def grid() -> Iterator[Cell]:
     """All runs, the most telling first: an interrupted grid is a smaller one."""
     first, *others = FAMILIES
-    yield from (cell(first, first.middle, seed) for seed in SEEDS)
-    for reference in ("own store", "live"):  # what a run costs that does not share the store
-        yield Cell(first.loss, first.knob, first.middle, reference=reference)
-    yield from (cell(first, first.middle, seed, rate=RATES[0]) for seed in SEEDS)
+    for seed in SEEDS:  # in turns, so that times can be compared: what a run costs that does not share the store
+        yield cell(first, first.middle, seed)
+        for reference in ("own store", "live"):
+            yield Cell(first.loss, first.knob, first.middle, seed=seed, reference=reference)
+    largest, *smaller = RATES[first.loss]
+    yield from (cell(first, first.middle, seed, rate=largest) for seed in SEEDS)
     yield from (cell(family, family.middle, seed) for family in others for seed in SEEDS)
     unflipped = [family for family in FLIPPED if family.loss in ("robust", "cdpo")]  # the others are above
     yield from (cell(family, family.middle, seed) for family in unflipped for seed in SEEDS)
     for share in reversed(FLIPS):
         yield from (cell(family, family.middle, seed, share) for family in FLIPPED for seed in SEEDS)
+    for family in FAMILIES:
+        rates = smaller if family is first else RATES.get(family.loss, ())
+        yield from (cell(family, family.middle, seed, rate=rate) for rate in rates for seed in SEEDS)
     for place in range(max(len(family.values) for family in FAMILIES)):
         for family in FAMILIES:
             rest = [value for value in family.values if value != family.middle]
             yield from (cell(family, value, seed) for value in rest[place : place + 1] for seed in SEEDS)
-    yield from (cell(first, first.middle, seed, rate=rate) for rate in RATES[1:] for seed in SEEDS)

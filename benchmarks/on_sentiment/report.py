@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .cells import FAMILIES, Cell, grid
 from .records import Record
-from .statistics_of_runs import BASELINE, Estimate, above, by_setting, curves, estimate
+from .statistics_of_runs import (
+    BASELINE,
+    Estimate,
+    above,
+    above_at_all_strengths,
+    by_setting,
+    curves,
+    estimate,
+    holm,
+    paired,
+)  # fmt: skip
 
 TASK = "task"
 """Key of the record that describes the task."""
@@ -21,8 +32,9 @@ def markdown(records: Sequence[Record]) -> str:
     parts = [
         _facts(task, runs),
         _best_of_n(task),
+        _losses(task, runs),
         _frontier(task, runs),
-        _flips(runs),
+        _flips(task, runs),
         _store(runs),
         _missing(runs),
     ]
@@ -52,16 +64,58 @@ def _last(runs: Sequence[Record], name: str) -> Estimate:
     return estimate([run["points"][-1][name] for run in runs])
 
 
+def _on_right_labels(runs: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs of each setting that the frontier consists of."""
+    return {
+        setting: found
+        for setting, found in by_setting(runs).items()
+        if not (found[0]["flips"] or found[0]["reference"] == "own store" or _is_costed_only(found[0]))
+    }
+
+
+def _losses(task: Record, runs: Sequence[Record]) -> str:
+    """Each loss over all its strengths, beside the baseline."""
+    baseline = curves(runs, task["start"])
+    by_loss: dict[str, list[Record]] = {}
+    for found in _on_right_labels(runs).values():
+        by_loss.setdefault(found[0]["loss"], []).extend(found)
+    by_loss.pop(BASELINE, None)
+    differences = {loss: above_at_all_strengths(found, baseline) for loss, found in by_loss.items()}
+    tested = {loss: each for loss, each in differences.items() if each and not math.isnan(each.p)}
+    corrected = dict(zip(tested, holm([each.p for each in tested.values()]), strict=True))
+    rows = []
+    for loss, found in sorted(by_loss.items(), key=lambda item: _mean(differences[item[0]])):
+        difference = differences[loss]
+        reached = sum(above([run], baseline) is not None for run in found)
+        rows.append([
+            f"`{loss}`", str(len({run["setting"] for run in found})), f"{reached} of {len(found)}",
+            difference.text(3, sign=True) if difference else "beyond its curve",
+            f"{tested[loss].p:.3f}" if loss in tested else "", f"{corrected[loss]:.2f}" if loss in tested else "",
+            _range(found, "chosen_drift", "+.1f"), _range(found, "tokens", ".1f"),
+        ])  # fmt: skip
+    head = (
+        "loss", "strengths", "runs on DPO's curve", "above DPO's curve, mean of strengths", "p", "p, Holm",
+        "chosen log-ratio, range", "tokens, range",
+    )  # fmt: skip
+    return "## Losses\n\n" + _table(head, rows) if rows else ""
+
+
+def _mean(found: Estimate | None) -> float:
+    return found.mean if found else -math.inf
+
+
+def _range(runs: Sequence[Record], name: str, digits: str) -> str:
+    """Smallest and largest mean over seeds of a setting."""
+    means = [_last(found, name).mean for found in by_setting(runs).values()]
+    return f"{min(means):{digits}} to {max(means):{digits}}"
+
+
 def _frontier(task: Record, runs: Sequence[Record]) -> str:
     baseline, rows = curves(runs, task["start"]), []
-    for found in by_setting(runs).values():
+    for found in _on_right_labels(runs).values():
         first = found[0]
-        if first["flips"] or first["reference"] == "own store" or _is_costed_only(first):
-            continue
         difference = above(found, baseline)
-        shown = "beyond its curve" if difference is None else difference.text(3, sign=True)
-        if difference and difference.differs and first["loss"] != BASELINE:
-            shown = f"**{shown}**"
+        shown = "beyond its curve" if difference is None else _bold(difference)
         rows.append((_order(first), [
             f"`{first['loss']}`", _setting(first), str(len(found)),
             _last(found, "kl").text(2), _last(found, "reward").text(3), shown if first["loss"] != BASELINE else "",
@@ -90,25 +144,35 @@ def _setting(record: Record) -> str:
     return shown if record["knob"] == "learning_rate" else f"{shown}, rate {record['rate']:g}"
 
 
-def _flips(runs: Sequence[Record]) -> str:
+def _bold(found: Estimate | None) -> str:
+    """An estimate, bold where its interval leaves out 0."""
+    shown = found.text(3, sign=True) if found else ""
+    return f"**{shown}**" if found and found.differs else shown
+
+
+def _flips(task: Record, runs: Sequence[Record]) -> str:
     """Each loss that was trained on flipped labels, at the setting of those runs, by share of flips."""
     settings = {(run["loss"], run["value"], run["rate"]) for run in runs if run["flips"]}
     if not settings:
         return ""
     rows = []
-    for loss, value, rate in sorted(settings):
-        same = [
-            run
-            for run in runs
-            if (run["loss"], run["value"], run["rate"], run["reference"]) == (loss, value, rate, "shared store")
-        ]
+    known = [run for run in runs if run["reference"] == "shared store"]
+    for loss, value, rate in sorted(settings, key=lambda each: (each[0] != BASELINE, *each)):
+        same = [run for run in known if (run["loss"], run["value"], run["rate"]) == (loss, value, rate)]
         for share in sorted({run["flips"] for run in same}):
             found = [run for run in same if run["flips"] == share]
+            lost = paired(found, [run for run in same if not run["flips"]], "reward") if share else None
+            difference = above(found, curves(runs, task["start"], share))
+            shown = "beyond its curve" if difference is None else _bold(difference)
             rows.append([
                 f"`{loss}`", _setting(found[0]), f"{100 * share:.0f} %", str(len(found)), _last(found, "kl").text(2),
-                _last(found, "reward").text(3), _last(found, "accuracy").text(2),
+                _last(found, "reward").text(3), _bold(lost), shown if loss != BASELINE else "",
+                _last(found, "accuracy").text(2), _last(found, "chosen_drift").text(1, sign=True),
             ])  # fmt: skip
-    head = ("loss", "setting", "flipped", "seeds", "KL (nats)", "expected reward", "held-out accuracy")
+    head = (
+        "loss", "setting", "flipped", "seeds", "KL (nats)", "expected reward", "change through flips",
+        "above DPO's curve with the same flips", "held-out accuracy", "chosen log-ratio",
+    )  # fmt: skip
     return "## Flipped labels\n\n" + _table(head, rows)
 
 
@@ -118,7 +182,8 @@ def _store(runs: Sequence[Record]) -> str:
     own, live = ([run for run in middle if run["reference"] == kind] for kind in ("own store", "live"))
     if not own:
         return ""
-    shared = [run for run in middle if run["reference"] == "shared store" and not run["ref_positions"]]
+    same = [run for run in middle if all(run[name] == own[0][name] for name in ("value", "rate"))]
+    shared = [run for run in same if run["reference"] == "shared store" and not run["ref_positions"]]
     filled = [run for run in runs if run["reference"] == "shared store" and run["ref_positions"]]
     rows = [
         _cost_row("first run of the sweep: fills the store", filled, shared),

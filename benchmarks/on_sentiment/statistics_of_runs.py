@@ -29,6 +29,17 @@ class Estimate:
         """Whether the interval leaves out 0."""
         return self.half < abs(self.mean)
 
+    @property
+    def p(self) -> float:
+        """Probability of a mean at least this far from 0 by chance; NaN for one seed.
+
+        >>> round(estimate([1.0, 2.0, 3.0]).p, 4)
+        0.0742
+        """
+        if not self.half > 0:
+            return math.nan
+        return _p_of_t(T_95[self.seeds - 1] * abs(self.mean) / self.half, self.seeds - 1)
+
     def text(self, digits: int, sign: bool = False) -> str:
         """The mean and half the interval."""
         shown = f"{self.mean:{'+' if sign else ''}.{digits}f}"
@@ -46,6 +57,34 @@ def estimate(values: Sequence[float]) -> Estimate:
     if count > 1:
         half = T_95[min(count - 1, len(T_95) - 1)] * statistics.stdev(values) / math.sqrt(count)
     return Estimate(statistics.fmean(values), half, count)
+
+
+def _p_of_t(t: float, freedom: int) -> float:
+    """Two-sided p of Student's t (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+
+    >>> [round(_p_of_t(T_95[freedom], freedom), 4) for freedom in (1, 2, 3, 4, 9)]
+    [0.05, 0.05, 0.05, 0.05, 0.05]
+    """
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term, total = 1.0, 0.0
+    for power in range(1 + odd, freedom, 2):
+        total += term * math.cos(angle) ** (power - 1)
+        term *= power / (power + 1)
+    inside = math.sin(angle) * total
+    return 1 - (2 / math.pi * (angle + inside) if odd else inside)
+
+
+def holm(found: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, by Holm's method, in the same order.
+
+    >>> [round(value, 4) for value in holm([0.03, 0.01, 0.5])]
+    [0.06, 0.03, 0.5]
+    """
+    corrected, least = [0.0] * len(found), 0.0
+    for rank, place in enumerate(sorted(range(len(found)), key=lambda place: found[place])):
+        least = max(least, min(1.0, (len(found) - rank) * found[place]))
+        corrected[place] = least
+    return corrected
 
 
 def best_of(scores: Sequence[float], n: int) -> float:
@@ -90,21 +129,41 @@ class Curve:
         return None
 
 
-def curves(records: Sequence[Record], start: float) -> dict[int, Curve]:
-    """The baseline's curve for each seed, from all points of its runs on the labels as they are."""
+def curves(records: Sequence[Record], start: float, flips: float = 0.0) -> dict[int, Curve]:
+    """The baseline's curve for each seed, from all points of its runs on labels of which this share is flipped."""
     points: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for record in records:
-        if record.get("loss") == BASELINE and not record["flips"] and record["reference"] == "shared store":
+        if (record.get("loss"), record.get("flips"), record.get("reference")) == (BASELINE, flips, "shared store"):
             points[record["seed"]] += [(point["kl"], point["reward"]) for point in record["points"]]
     return {seed: Curve(start, found) for seed, found in points.items()}
 
 
 def above(runs: Sequence[Record], baseline: dict[int, Curve]) -> Estimate | None:
     """Reward above the baseline's curve of the same seed at the same divergence; None where no curve reaches."""
-    found = []
+    found = [value for run in runs if (value := _above_one(run, baseline)) is not None]
+    return estimate(found) if found else None
+
+
+def _above_one(run: Record, baseline: dict[int, Curve]) -> float | None:
+    last, curve = run["points"][-1], baseline.get(run["seed"])
+    expected = curve.at(last["kl"]) if curve else None
+    return None if expected is None else last["reward"] - expected
+
+
+def above_at_all_strengths(runs: Sequence[Record], baseline: dict[int, Curve]) -> Estimate | None:
+    """Mean over a loss's strengths of the reward above the baseline's curve, with the interval over seeds.
+
+    Strengths that the curve of a seed does not reach are left out of that seed's mean.
+    """
+    found: dict[int, list[float]] = defaultdict(list)
     for run in runs:
-        last, curve = run["points"][-1], baseline.get(run["seed"])
-        expected = curve.at(last["kl"]) if curve else None
-        if expected is not None:
-            found.append(last["reward"] - expected)
+        if (value := _above_one(run, baseline)) is not None:
+            found[run["seed"]].append(value)
+    return estimate([statistics.fmean(values) for values in found.values()]) if found else None
+
+
+def paired(runs: Sequence[Record], others: Sequence[Record], name: str) -> Estimate | None:
+    """How much more of a measurement runs have at the end than others of the same seeds; None without such others."""
+    theirs = {run["seed"]: run["points"][-1][name] for run in others}
+    found = [run["points"][-1][name] - theirs[run["seed"]] for run in runs if run["seed"] in theirs]
     return estimate(found) if found else None

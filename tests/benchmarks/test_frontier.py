@@ -171,6 +171,56 @@ def test_a_loss_is_compared_with_the_baseline_at_the_same_divergence_and_seed() 
     assert statistics_of_runs.above([beyond], curves) is None
 
 
+def test_p_is_one_twentieth_at_the_edge_of_the_interval_and_is_corrected_for_the_number_of_losses() -> None:
+    for seeds in range(2, 11):
+        found = statistics_of_runs.estimate([float(at) for at in range(seeds)])
+        shifted = statistics_of_runs.Estimate(found.half, found.half, seeds)  # 0 is the end of the interval
+        assert shifted.p == pytest.approx(0.05, abs=2e-4)
+    assert math.isnan(statistics_of_runs.estimate([1.0]).p)
+    assert statistics_of_runs.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert statistics_of_runs.holm([]) == []
+
+
+def test_a_loss_is_judged_over_its_strengths_and_flips_by_the_same_seed() -> None:
+    baseline = [run_of(cells.Cell("sigmoid", "beta", 1.0, seed=seed), 0.5, 2.0) for seed in (0, 1)]
+    curves = statistics_of_runs.curves(baseline, start=0.1)
+    strong = [run_of(cells.Cell("hinge", "beta", 0.1, seed=seed), 0.6 + seed / 10, 2.0) for seed in (0, 1)]
+    weak = [
+        run_of(cells.Cell("hinge", "beta", 1.0, seed=0), 0.5, 1.0),
+        run_of(cells.Cell("hinge", "beta", 1.0, seed=1), 9.0, 5.0),
+    ]
+    found = statistics_of_runs.above_at_all_strengths([*strong, *weak], curves)
+    assert found is not None
+    assert found.seeds == 2
+    assert found.mean == pytest.approx(((0.1 + 0.2) / 2 + 0.2) / 2)  # the second seed's weak run is beyond its curve
+    flipped = [run_of(cells.Cell("sigmoid", "beta", 1.0, seed=seed, flips=0.4), 0.3 + seed, 2.0) for seed in (1, 2)]
+    change = statistics_of_runs.paired(flipped, baseline, "reward")
+    assert change == statistics_of_runs.estimate([0.8])
+    assert statistics_of_runs.paired(flipped[1:], baseline, "reward") is None
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "frontier.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "frontier.md"
+
+
+def test_the_tables_are_those_of_the_records() -> None:
+    assert RESULTS.read_text().endswith(report.markdown(records.read(RESULTS.with_suffix(".jsonl"))))
+
+
+def test_what_the_guide_quotes_is_in_the_tables() -> None:
+    def rows(file: Path) -> list[list[str]]:
+        lines = [line for line in file.read_text().splitlines() if line.startswith("| `")]
+        return [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in lines]
+
+    complete, quoted = rows(RESULTS), rows(GUIDE)
+    assert len(quoted) > 10
+    for row in quoted:
+        found = [
+            [any(f"{there},".startswith(f"{here},") for there in line) for here in row if here] for line in complete
+        ]
+        assert any(all(each) for each in found), row
+
+
 TASK = {
     "key": report.TASK, "machine": "a machine", "commit": "abc", "plan": {"steps": 4, "pairs": 2}, "pairs": 9,
     "held_out": 3, "start": 0.1, "best_of_n": [{"n": 1, "kl": 0.0, "reward": 0.1}, {"n": 2, "kl": 0.2, "reward": 0.3}],
