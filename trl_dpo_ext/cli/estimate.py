@@ -66,7 +66,6 @@ def describe(report: EstimateReport) -> str:
     trained = "all trained" if size.trainable == size.parameters else f"{size.trainable / 1e6:.1f} million trained"
     header = ("GiB per GPU", *PARTS, f"fits {report.gpu_memory:g} GB")
     rows = [_row(candidate, report.gpu_memory) for candidate in report.candidates]
-    noun = "lists" if training.completions > 2 else "pairs"
     return "\n".join(
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",
@@ -83,13 +82,12 @@ def describe(report: EstimateReport) -> str:
 
 
 def _batch(report: EstimateReport) -> str:
-    training, steps, reference = report.training, report.pairs_per_step, report.training.reference
-    batch = f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {steps} pairs per step"
-    if training.completions != 2:
-        batch = (
-            f"{training.pairs} lists of up to {training.completions} x {training.tokens} tokens per GPU, {steps} lists "
-            "per step"
-        )
+    training, reference = report.training, report.training.reference
+    noun = "pairs" if training.completions == 2 else "lists"
+    batch = (
+        f"{training.pairs} {noun} of up to {training.completions} x {training.tokens} tokens per GPU, "
+        f"{report.pairs_per_step} {noun} per step"
+    )
     corrected = f", corrected at rank {reference.correction_rank}" if reference.correction_rank else ""
     return f"{batch}; reference: {reference.kind}{corrected}"
 

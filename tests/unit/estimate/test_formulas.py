@@ -195,13 +195,3 @@ def test_masks_of_padded_rows_are_kept_by_each_layer_without_checkpointing() -> 
     assert kept[2][0] - kept[0][0] == 3 * mask
     assert kept[3][0] == kept[1][0]
     assert kept[3][1] - kept[1][1] == pytest.approx(1.25 * mask)
-
-
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize(("lists", "pairs"), [((2, 4), 4), ((3, 7), 12), ((1, 3), 2)])
-def test_lists_take_the_memory_of_as_many_pairs_as_they_are_fed_as(lists, pairs, eager) -> None:
-    size = compute_model_size(MODELS["smollm2-360m"][0](), None)
-    fed = Training(pairs=lists[0], completions=lists[1], eager_attention=eager, masked_attention=not eager)
-    as_pairs = Training(pairs=pairs, eager_attention=eager, masked_attention=not eager)
-    assert estimate(size, fed, SINGLE) == estimate(size, as_pairs, SINGLE)
-    assert estimate(size, fed, SINGLE).total > estimate(size, Training(pairs=lists[0]), SINGLE).total

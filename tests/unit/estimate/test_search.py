@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from tests.support import runs, tiny
 from tests.support.published_models import MODELS
-from trl_dpo_ext.cli.estimate import describe, estimate_flags
+from trl_dpo_ext.cli.estimate import estimate_flags
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.estimate.formulas import Quantized, Reference, Training
 from trl_dpo_ext.estimate.from_args import completion_warnings, training_from_args
