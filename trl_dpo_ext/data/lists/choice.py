@@ -29,9 +29,10 @@ _PAIR_NAMES = {*SIDES, "a", "b"}
 def telling_row(dataset: Any) -> Mapping[str, Any] | None:
     """Return the first row, in which a value that tells no layout is replaced by that of a later row.
 
-    An empty list is no sign of anything, and a list of one text is a list among others if a later row has several.
+    An empty list is no sign of anything, and a list of one rejected text is one of lists if a later row has several.
     Of a stream, this is the first row; None where a dataset has none.
     """
+    dataset = dataset.with_format(None) if isinstance(dataset, Dataset) else dataset
     first = next(iter(dataset), None)
     if not isinstance(first, Mapping) or not isinstance(dataset, Dataset):
         return first
@@ -40,15 +41,19 @@ def telling_row(dataset: Any) -> Mapping[str, Any] | None:
 
 def _telling(dataset: Dataset, column: str, value: Any) -> Any:
     for longer in _longer_and_longer(dataset, column, value):
-        if not _may_be_one_of_several(longer):
+        if not _tells_nothing(longer) and (column != "rejected" or not _may_be_one_of_several(longer)):
             return longer
         value = longer
     return value
 
 
+def _tells_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and value in ([], [None]))
+
+
 def _may_be_one_of_several(value: Any) -> bool:
-    """Whether another row may tell more: of nothing, or of a list of one text or of one list of messages."""
-    return value in (None, [], [None]) or (are_completions(value) and len(value) < 2)
+    """Whether a value is a list of one text, or of one list of messages, of which another row may have several."""
+    return are_completions(value) and len(value) < 2
 
 
 def _longer_and_longer(dataset: Dataset, column: str, value: Any) -> Iterator[Any]:

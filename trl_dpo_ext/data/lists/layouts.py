@@ -291,7 +291,7 @@ def _text(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(each, Mapping) and "role" in each for each in value):
         return value
     if value is None:
-        raise RowError("a completion is missing (None). Filter these completions")
+        raise RowError("a completion is missing (None), neither a text nor messages. Filter these completions")
     raise RowError("a completion is neither a text nor messages. Convert these completions", _shown(value))
 
 

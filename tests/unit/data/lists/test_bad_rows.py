@@ -141,5 +141,8 @@ def test_pairs_that_leave_no_list_say_why(tmp_path, rows, words) -> None:
     ],
 )
 def test_missing_completions_are_counted(tmp_path, row) -> None:
-    with pytest.raises(InputError, match=r"a completion is missing \(None\); wrong in 2 of 2 rows.* Filter these"):
+    with pytest.raises(
+        InputError,
+        match=r"a completion is missing \(None\), neither a text nor messages; wrong in 2 of 2 rows.* Filter these",
+    ):
         construct(tmp_path, [row, row])
