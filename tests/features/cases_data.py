@@ -24,7 +24,9 @@ _TEMPLATE = (
 _EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
 _ONE_SET = {"eval_dataset": tiny.preferences(4), **_EVALUATED}
 _IMAGES = {"max_length": None, "per_device_train_batch_size": 4}
-_STAND_IN_PROMPTS = Refused("images stand in the prompt", "images, which stand in the prompt")
+_IN_WHOLE_ROWS = Refused(
+    "image tokens are looked for in whole rows", "(share_prompt|padding_free) cannot be used with images"
+)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -110,11 +112,11 @@ DATA = [
         "columns `image`, `images`",
         lambda _: {"processing_class": vision.processor(), "train_dataset": vision.preferences(), **_IMAGES},
         policy=vision.saved_model,
-        share_prompt=_STAND_IN_PROMPTS,
+        share_prompt=_IN_WHOLE_ROWS,
         store=Refused(
             "TRL processes images batch by batch", "precompute_ref_log_probs=True cannot be used with images"
         ),
-        padding_free=_STAND_IN_PROMPTS,
+        padding_free=_IN_WHOLE_ROWS,
     ),
     Feature(
         "streamed datasets",

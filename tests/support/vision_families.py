@@ -164,24 +164,22 @@ class Family(NamedTuple):
 
     config: Callable[[], Any]
     processor: Callable[[], Any]
-    packs: bool
-    """Whether text can be fed as packed rows."""
 
 
 FAMILIES = {
-    "llava": Family(llava_config, llava_processor, True),
-    "qwen2-vl": Family(qwen2_vl_config, qwen_processor, True),
-    "qwen2.5-vl": Family(qwen2_5_vl_config, qwen_processor, True),
-    "qwen3-vl": Family(qwen3_vl_config, qwen_processor, True),
-    "gemma3": Family(gemma3_config, gemma3_processor, True),
-    "idefics3": Family(idefics3_config, idefics3_processor, True),
+    "llava": Family(llava_config, llava_processor),
+    "qwen2-vl": Family(qwen2_vl_config, qwen_processor),
+    "qwen2.5-vl": Family(qwen2_5_vl_config, qwen_processor),
+    "qwen3-vl": Family(qwen3_vl_config, qwen_processor),
+    "gemma3": Family(gemma3_config, gemma3_processor),
+    "idefics3": Family(idefics3_config, idefics3_processor),
 }
 
 
-def model(name: str, seed: int = 0) -> Any:
+def model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A model with weights large enough that an image shows in the log-probs."""
     torch.manual_seed(seed)
-    network = t.AutoModelForImageTextToText.from_config(FAMILIES[name].config())
+    network = t.AutoModelForImageTextToText.from_config(FAMILIES[name].config(), dtype=dtype)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:

@@ -100,14 +100,14 @@ class BatchSeams(ModelSeams):
         return list(self.trainer._signature_columns)
 
     def unsupported_inputs(self) -> list[str]:
-        """Reasons why models cannot be fed rows of ours: a batch is more than tokens, or hooks on models are ignored.
+        """Reasons why models cannot be fed rows of ours, but for images, which `late_refusals` names before.
 
-        Seam: `_is_vision_dataset`; context and sequence parallelism cut the batch before the loss sees it.
+        Seam: context and sequence parallelism cut the batch before the loss sees it; hooks on compiled models are
+        ignored.
         """
-        problems = ["the dataset has images, which stand in the prompt"] if self.trainer._is_vision_dataset else []
         parallel = self.trainer.accelerator.parallelism_config
         split = [name for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
-        problems += [f"{name}={getattr(parallel, name)} splits sequences" for name in split]
+        problems = [f"{name}={getattr(parallel, name)} splits sequences" for name in split]
         return problems + self.compilation_problems()
 
     def batch_of(self, rows: list[Any]) -> dict[str, Any]:

@@ -149,9 +149,17 @@ def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
         f"pad_to_multiple_of={args.pad_to_multiple_of}": args.pad_to_multiple_of is not None,
         "truncation_mode='keep_end'": args.truncation_mode == "keep_end" and args.max_length is not None,
     }
-    return [
+    problems = [
         f"{option} cannot be used with images (dataset column image or images), which are processed batch by batch "
         "and stand in the prompt. Remove the option."
         for option, chosen in wrong.items()
         if chosen
     ]
+    packing = [name for name in ("share_prompt", "padding_free") if getattr(args, name)]
+    if packing:
+        problems.append(
+            f"{' and '.join(packing)} cannot be used with images (dataset column image or images): the model looks for "
+            f"image tokens in whole rows. Remove {' and '.join(packing)}. To compute less, set "
+            "precompute_ref_log_probs, which runs the reference once; a live reference works, too."
+        )
+    return problems
