@@ -55,6 +55,7 @@ from .internals import TrainerInternals
 from .json_text import typed_values
 from .loss import HostLoss, Recorder, default_output_dir, scored_output, scored_tokens
 from .metrics import COUNTERS, LOGGED, PAIR_METRICS, TOKEN_METRICS
+from .modalities import outside_language_model, takes_text_alone
 from .model_card import badges, card_made_by, citation_of_trl, quick_start
 from .models import (
     gather_object,
@@ -140,6 +141,7 @@ __all__ = [
     "missing_targets",
     "no_model_hash",
     "no_reference_model",
+    "outside_language_model",
     "outside_trains",
     "override_attention_mask",
     "pair_collator",
@@ -162,6 +164,7 @@ __all__ = [
     "scored_tokens",
     "start_kept",
     "stub_policy",
+    "takes_text_alone",
     "temporarily",
     "tensorboard_writer",
     "text_tokenizer",

@@ -30,3 +30,17 @@ def named_class(config: Any) -> Any:
     """The class that a configuration names; None if it names none, or one that transformers does not have."""
     names = config.architectures or []
     return getattr(transformers, names[0], None) if names else None
+
+
+def model_class(config: Any) -> Any:
+    """The class that loads a checkpoint: the one that its configuration names, or else an auto class.
+
+    A checkpoint with code of its own names its auto classes; like TRL, the one of models of images is preferred.
+    """
+    named = named_class(config)
+    if named is not None:
+        return named
+    images = transformers.AutoModelForImageTextToText
+    mapped = getattr(config, "auto_map", None)
+    takes = images.__name__ in mapped if mapped else type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return images if takes else transformers.AutoModelForCausalLM

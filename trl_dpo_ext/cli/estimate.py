@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError, collecting
-from ..estimate.formulas import GIB
+from ..estimate.formulas import GIB, Training
 from ..estimate.model_size import NO_MODEL, ModelSize
 from ..estimate.search import MORE_GPUS, Candidate, EstimateReport, estimate_run
 from ..recipe_registry import read_recipe
@@ -34,10 +34,17 @@ def run(argv: Sequence[str], prog: str) -> int:
         "--completions", type=int, help="completions of a list, at most (default: max_completions; pairs without it)"
     )
     parser.add_argument("--model_config", metavar="FILE", help="the model's config.json, if the hub is not reachable")
+    parser.add_argument(
+        "--image_tokens",
+        type=int,
+        help="tokens of a row that stand for images (default: those of one image if the model takes images, one of "
+        "1024 x 768 pixels if it takes any size; 0 for data without images)",
+    )
     ours, flags = parser.parse_known_args(argv)
     flags = [*(["--config", ours.config] if ours.config else []), *flags]
     options = {"gpu_memory": ours.gpu_memory, "gpus": ours.gpus, "completions": ours.completions}
     options |= {"accelerate_config": ours.accelerate_config, "model_config": ours.model_config}
+    options["image_tokens"] = ours.image_tokens
     print(describe(estimate_flags(flags, **options)))
     return 0
 
@@ -69,8 +76,9 @@ def describe(report: EstimateReport) -> str:
     return "\n".join(
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",
-            *_not_counted(size),
-            _batch(report),
+            *_of_images(size, training),
+            f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {report.pairs_per_step} pairs per "
+            f"step; reference: {training.reference.kind}",
             "",
             format_table([header, *rows], "<" + ">" * len(PARTS)),
             "",
@@ -81,24 +89,20 @@ def describe(report: EstimateReport) -> str:
     )
 
 
-def _batch(report: EstimateReport) -> str:
-    training, reference = report.training, report.training.reference
-    noun = "pairs" if training.completions == 2 else "lists"
-    batch = (
-        f"{training.pairs} {noun} of up to {training.completions} x {training.tokens} tokens per GPU, "
-        f"{report.pairs_per_step} {noun} per step"
-    )
-    corrected = f", corrected at rank {reference.correction_rank}" if reference.correction_rank else ""
-    return f"{batch}; reference: {reference.kind}{corrected}"
-
-
-def _not_counted(size: ModelSize) -> list[str]:
-    """What the estimate of a vision-language model leaves out."""
+def _of_images(size: ModelSize, training: Training) -> list[str]:
+    """What the estimate of a vision-language model counts."""
     if not size.beside_text:
         return []
+    outside = f"{size.beside_text / 1e9:.2f} billion of them are outside the language model (vision tower, projector)"
+    if size.tower is None:
+        return [f"{outside}: their weights are counted, the activations and tokens of images are not"]
+    if not training.image_tokens:
+        return [f"{outside}; no images (--image_tokens)"]
+    patches = round(training.image_tokens * size.tower.patches_per_token)
+    kept = "trained" if size.tower_trained else "frozen"
     return [
-        f"{size.beside_text / 1e9:.2f} billion of them are outside the language model (vision tower, projector): their "
-        "weights are counted, the activations and tokens of images are not"
+        f"{outside}, {kept}; images: {training.image_tokens} of a row's tokens, {patches} patches of the vision tower "
+        "(--image_tokens)"
     ]
 
 

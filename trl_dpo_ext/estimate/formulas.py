@@ -13,15 +13,15 @@ Sources, cited below by letter:
   tokens x 32768 vocabulary entries instead of the full logits), 4-bit models' adapters in bf16.
 - G: DeepSpeed's defaults: buckets of 5e8 elements, 1e9 live parameters in stage 3.
 - H: measured for this project with saved-tensor hooks: bytes that one decoder layer of Qwen2.5 or Llama 3 saves for its
-  backward pass (on a CPU, with PyTorch's scaled-dot-product attention).
+  backward pass (on a CPU, with PyTorch's scaled-dot-product attention); `VisionTower` has those of vision towers.
 - I: this project's allowance for the allocator and the context, chosen so that the measurements in PEFT's documentation
   (70B with LoRA and QLoRA under ZeRO-3 and FSDP) are reproduced within 15 %. For one GPU and for DDP no measurement
   supports it; `benchmarks/estimate_peak.py` takes one.
 - J: this package: rows of lists (`data/lists/collator.py`), and the factors that correct a quantized reference
   (`reference/correction/layers.py`), whose bytes are counted exactly.
 
-Not modeled: activations of mixtures of experts, vision towers, prompts shared between rows (which save memory in
-proportion to the prompts' length), and the pass that computes reference log-probs before training.
+Not modeled: activations of mixtures of experts, prompts shared between rows (which save memory in proportion to the
+prompts' length), and the pass that computes reference log-probs before training.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Training:
     completions: int = 2
     """Completions of each prompt: 2 of a pair, at most so many of a list."""
     tokens: int = 1024
-    """Tokens per row, prompt and answer together."""
+    """Tokens per row: prompt, images, and answer together."""
+    image_tokens: int = 0
     accumulates: bool = False
     checkpointing: bool = True
     eager_attention: bool = False
@@ -218,8 +219,8 @@ def reference_model(size: ModelSize, t: Training, strategy: ParallelStrategy) ->
     if ref.kind != "loaded":
         return 0.0
     if ref.quantized:
-        base = ref.quantized.bytes * size.linear + BYTES[ref.dtype] * (size.parameters - size.linear)
-        return base + low_rank_terms(size, ref.correction_rank)
+        linear = size.linear - size.linear_beside_text  # a vision tower is never quantized
+        return ref.quantized.bytes * linear + BYTES[ref.dtype] * (size.parameters - linear)
     if strategy.offload:
         return 0.0
     per_weight = 2 if strategy.is_zero and strategy.half_precision else BYTES[ref.dtype]
@@ -234,14 +235,23 @@ def low_rank_terms(size: ModelSize, rank: int) -> int:
 def activations(size: ModelSize, t: Training, strategy: ParallelStrategy) -> tuple[float, float]:
     """Bytes kept for the backward pass, and the extra bytes that the largest layer needs while it runs. Source H."""
     tokens, hidden = t.batch_tokens, size.hidden
-    # Attention scores in float32 and in half precision, each twice.
-    eager = 8.0 * t.rows * size.heads * t.tokens**2 if t.eager_attention else 0.0
-    # In half precision, for all heads; the kernel keeps it for the backward pass.
-    mask = 2.0 * t.rows * t.tokens**2 if t.masked_attention else 0.0
+    # Attention scores in float32 and half precision, each twice.
+    eager = 8.0 * 2 * t.pairs * size.heads * t.tokens**2 if t.eager_attention else 0.0
+    # In half precision, for all heads; kept for the backward pass.
+    mask = 2.0 * 2 * t.pairs * t.tokens**2 if t.masked_attention else 0.0
     layer = _layer_bytes(t, strategy, hidden, size.mlp) * tokens + eager + mask
-    if t.checkpointing:
-        return _residual_bytes(t, strategy) * size.layers * tokens * hidden, 1.25 * layer
-    return size.layers * layer, 0.25 * layer
+    kept = _residual_bytes(t, strategy) * tokens * hidden if t.checkpointing else layer
+    saved, working = size.layers * kept, (1.25 if t.checkpointing else 0.25) * layer
+    if size.tower is None:
+        return saved, working
+    images, tower = size.tower.activations(
+        2 * t.pairs * t.image_tokens * size.tower.patches_per_token,
+        _residual_bytes(t, strategy),
+        half=strategy.half_precision,
+        trained=size.tower_trained,
+        checkpointing=t.checkpointing,
+    )
+    return saved + images, max(working, tower)
 
 
 def _layer_bytes(t: Training, strategy: ParallelStrategy, hidden: int, mlp: int) -> float:

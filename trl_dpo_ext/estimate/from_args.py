@@ -12,7 +12,7 @@ from .strategy import ParallelStrategy
 DEFAULT_TOKENS = 2048
 
 
-def training_from_args(args: Any, model: Any, mixture: Any, config: Any, completions: int | None = None) -> Training:
+def training_from_args(args: Any, model: Any, mixture: Any, config: Any, image_tokens: int = 0) -> Training:
     """Return how the flags say the model is trained.
 
     Args:
@@ -20,8 +20,11 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any, complet
         model: TRL's `ModelConfig`.
         mixture: the losses.
         config: the model's transformers configuration, for a `dtype` of "auto" and a `max_length` of None.
-        completions: of a prompt of the data, at most; None for what `max_completions` keeps, or pairs.
+        image_tokens: tokens of a row that stand for images.
     """
+    longest = getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS)
+    if image_tokens:  # no row of images comes near to the limits of today's models
+        longest = min(longest, DEFAULT_TOKENS + image_tokens)
     dtype = _dtype(model.dtype, config)
     return Training(
         dtype=dtype,
@@ -30,8 +33,8 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any, complet
         quantized=_quantized_policy(model),
         optimizer=str(getattr(args.optim, "value", args.optim)),
         pairs=args.per_device_train_batch_size,
-        completions=min(filter(None, (completions, args.max_completions)), default=2),
-        tokens=args.max_length or getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS),
+        tokens=args.max_length or longest,
+        image_tokens=min(image_tokens, args.max_length or longest),
         accumulates=args.gradient_accumulation_steps > 1,
         checkpointing=args.gradient_checkpointing,
         eager_attention=model.attn_implementation == "eager",

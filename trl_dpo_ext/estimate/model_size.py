@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from .._trl import outside_language_model, takes_text_alone
 from ..errors import InputError
+from .vision_tower import VisionTower, vision_tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,12 @@ class ModelSize:
     trainable: int
     """Trained parameters: all of them, or those of the adapter."""
     beside_text: int = 0
-    """Weights outside the language model, such as a vision tower's; counted in `parameters` and `linear`."""
-    linear_layers: int = 0
-    """Number of the layers whose weights `linear` counts."""
-    linear_sides: int = 0
-    """Inputs and outputs of these layers, added up."""
+    """Weights outside the language model, such as a vision tower's; counted in `parameters`."""
+    linear_beside_text: int = 0
+    """Those of them in linear layers; counted in `linear`, and not quantized in a reference."""
+    tower: VisionTower | None = None
+    tower_trained: bool = False
+    """Whether weights outside the language model are trained, so that activations of the tower are kept."""
 
     @property
     def head(self) -> int:
@@ -68,14 +71,20 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
 
     # Under ZeRO-3 all processes build a model together; this one may be built by a single process.
     with torch.device("meta"), unsharded_loading():
-        model, beside_text = _build(config)
+        model = _build(config)
     output = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
-    linear = [layer.weight.numel() for layer in layers]
+    linear = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    outside = outside_language_model(model).values()
+    beside_text = sum(_count(part) for part in outside)
+    linear_beside_text = sum(
+        m.weight.numel() for part in outside for m in part.modules() if isinstance(m, torch.nn.Linear)
+    )
+    tower = vision_tower(model)
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     parameters = _count(model)
     text = config.get_text_config()
     hidden = text.hidden_size
+    adapted = (parameters, beside_text) if peft_config is None else _adapter_parameters(model, peft_config)
     return ModelSize(
         name=type(model).__name__,
         parameters=parameters,
@@ -87,38 +96,42 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         mlp=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden,
         heads=text.num_attention_heads,
         vocabulary=text.vocab_size,
-        trainable=parameters if peft_config is None else _adapter_parameters(model, peft_config),
+        trainable=adapted[0],
         beside_text=beside_text,
-        linear_layers=len(layers),
-        linear_sides=sum(sum(layer.weight.shape) for layer in layers),
+        linear_beside_text=linear_beside_text,
+        tower=tower,
+        tower_trained=adapted[1] > 0,
     )
 
 
-def _build(config: Any) -> tuple[Any, int]:
-    """A model as its checkpoint is loaded, and the number of its weights outside the language model."""
+def _build(config: Any) -> Any:
+    """A model as its checkpoint is loaded."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    text = config.get_text_config()
-    if text is config or getattr(config, "is_encoder_decoder", False):
-        return AutoModelForCausalLM.from_config(config), 0
+    if takes_text_alone(config) or getattr(config, "is_encoder_decoder", False):
+        return AutoModelForCausalLM.from_config(config)
     try:
-        model: Any = AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config)
     except ValueError:  # of several modalities, and loaded as its language model
-        return AutoModelForCausalLM.from_config(config), 0
-    language = AutoModelForCausalLM.from_config(text)
-    return model, max(_count(model) - _count(language), 0)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _adapter_parameters(model: Any, peft_config: Any) -> int:
+def _adapter_parameters(model: Any, peft_config: Any) -> tuple[int, int]:
+    """Trained parameters of an adapter: all, and those outside the language model."""
     from peft import get_peft_model
 
     with torch.device("meta"):
-        adapted = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT modifies its configuration
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        adapted: Any = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT modifies its configuration
+    outside = outside_language_model(model).values()  # the layers are replaced in place
+    return _trained(adapted), sum(_trained(part) for part in outside)
+
+
+def _trained(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 NO_MODEL = "No model: set --model_name_or_path, or set --model_config to the model's config.json."

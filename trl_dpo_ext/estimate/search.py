@@ -86,6 +86,7 @@ def estimate_run(
     completions: int | None = None,
     accelerate_config: str | None = None,
     model_config: str | None = None,
+    image_tokens: int | None = None,
 ) -> EstimateReport:
     """Estimate a run from its parsed flags, without loading a model or a dataset.
 
@@ -99,13 +100,14 @@ def estimate_run(
         completions: of a list of the data, at most; None for what `max_completions` keeps, or pairs.
         accelerate_config: a file, or the name of a shipped configuration; None uses the recipe's.
         model_config: the model's config.json; None looks the configuration up by the model's name.
+        image_tokens: tokens of a row that stand for images; None for those of one image if the model takes images.
 
     Raises:
         InputError: a value is invalid, or the model's configuration cannot be read.
     """
     problems: list[str] = []
     with collecting(problems):
-        _check_numbers(gpu_memory, gpus, completions)
+        _check_numbers(gpu_memory, gpus, image_tokens)
     accelerate_config = accelerate_config or (recipe.accelerate if recipe else None)
     if recipe and accelerate_config and accelerate_config == recipe.accelerate:
         gpus = gpus or recipe.processes
@@ -118,8 +120,10 @@ def estimate_run(
     if problems:
         raise InputError(*problems)
     mixture = args.loss_mixture()
-    training = training_from_args(args, model, mixture, config, completions)
     size = _compute_size(model.model_name_or_path, config, peft_config)
+    if image_tokens is None:
+        image_tokens = size.tower.image_tokens if size.tower else 0
+    training = training_from_args(args, model, mixture, config, image_tokens)
     strategies = _strategies(args, training, accelerate_config, chosen, gpus)
     published = recipe.pairs_per_step if recipe else None
     contexts = [context_from_args(args, mixture, training, strategy, published) for _, strategy in strategies]
@@ -164,11 +168,11 @@ def _strategies(
     return first + [(name, strategy) for strategy, name in suitable.items() if strategy != chosen]
 
 
-def _check_numbers(gpu_memory: float, gpus: int | None, completions: int | None) -> None:
+def _check_numbers(gpu_memory: float, gpus: int | None, image_tokens: int | None) -> None:
     problems = [f"--gpu_memory must be above 0; got {gpu_memory:g}."] if not gpu_memory > 0 else []
     problems += [f"--gpus must be 1 or more; got {gpus}."] if gpus is not None and gpus < 1 else []
-    if completions is not None and completions < 2:
-        problems.append(f"--completions must be 2 or more; got {completions}.")
+    if image_tokens is not None and image_tokens < 0:
+        problems.append(f"--image_tokens must be 0 (text alone) or more; got {image_tokens}.")
     if problems:
         raise InputError(*problems)
 

@@ -81,11 +81,15 @@ def test_without_the_models_config_the_error_says_how_to_give_it(capsys) -> None
     assert "--model_config FILE" in error
 
 
-def test_an_estimate_of_a_vision_language_model_says_what_it_leaves_out(tmp_path, capsys) -> None:
+def test_an_estimate_of_a_vision_language_model_says_what_it_counts(tmp_path, capsys) -> None:
     vision_language.model().config.save_pretrained(tmp_path / "llava")
-    argv = [*RUN, "--model_config", str(tmp_path / "llava"), "--max_length", "64"]
-    assert cli.main(["estimate", *argv, "--accelerate_config", "single_gpu"]) == 0
+    argv = [*RUN, "--model_config", str(tmp_path / "llava"), "--max_length", "64", "--accelerate_config", "single_gpu"]
+    assert cli.main(["estimate", *argv]) == 0
     printed = capsys.readouterr().out
     assert "LlavaForConditionalGeneration, 0.00 billion parameters, all trained" in printed
-    assert "the activations and tokens of images are not" in printed
+    assert "(vision tower, projector), trained; images: 4 of a row's tokens, 4 patches of the vision tower" in printed
     assert "single_gpu x 1 (chosen)" in printed
+    assert cli.main(["estimate", *argv, "--image_tokens", "0"]) == 0
+    assert "no images (--image_tokens)" in capsys.readouterr().out
+    assert cli.main(["estimate", *argv, "--image_tokens", "-1"]) == 2
+    assert "--image_tokens must be 0 (text alone) or more; got -1." in capsys.readouterr().err

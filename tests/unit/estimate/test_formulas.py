@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
+from trl import ModelConfig
 
-from tests.support import runs, tiny
-from tests.support.lists import lists
+from tests.support import runs, tiny, vision_families
 from tests.support.published_models import MODELS
 from trl_dpo_ext import load_reference
 from trl_dpo_ext.estimate import formulas
 from trl_dpo_ext.estimate.formulas import GIB, Quantized, Reference, Training, estimate
+from trl_dpo_ext.estimate.from_args import training_from_args
 from trl_dpo_ext.estimate.model_size import compute_model_size
 from trl_dpo_ext.estimate.strategy import ParallelStrategy
-from trl_dpo_ext.reference.correction.layers import terms
+from trl_dpo_ext.estimate.vision_tower import VisionTower
+from trl_dpo_ext.reference.model.memory import weight_bytes
 
 SINGLE = ParallelStrategy("single", 1)
 
@@ -195,3 +198,54 @@ def test_masks_of_padded_rows_are_kept_by_each_layer_without_checkpointing() -> 
     assert kept[2][0] - kept[0][0] == 3 * mask
     assert kept[3][0] == kept[1][0]
     assert kept[3][1] - kept[1][1] == pytest.approx(1.25 * mask)
+
+
+def test_a_quantized_reference_keeps_its_vision_tower_and_a_stored_one_needs_no_model() -> None:
+    model = vision_families.model("qwen2.5-vl")
+    size = compute_model_size(model.config)
+    int8 = Training(reference=Reference("loaded", "float32", Quantized(8)))
+    layers = [m for n, m in model.named_modules() if "language_model" in n and isinstance(m, torch.nn.Linear)]
+    scales = 4 * sum(layer.out_features for layer in layers)
+    reference = load_reference(model, quantization="int8")
+    expected = sum(t.numel() * t.element_size() for t in reference.buffers())  # positions
+    assert formulas.reference_model(size, int8, SINGLE) + scales + expected == weight_bytes(reference)["all"]
+    assert formulas.reference_model(size, Training(reference=Reference("stored")), SINGLE) == 0
+
+
+@pytest.mark.parametrize("kind", ["clip", "qwen2.5"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_of_a_tower_are_at_most_what_is_estimated(kind: str, dtype: torch.dtype) -> None:
+    """The estimate takes the block that keeps most; others keep half of that or more."""
+    width, patches, layers = 64, 256, 3
+    if kind == "clip":
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "patch_size": 4}
+        tower: Any = CLIPVisionModel(CLIPVisionConfig(**sizes, num_attention_heads=4, image_size=64)).to(dtype)
+        inputs = {"pixel_values": torch.randn(1, 3, 64, 64, dtype=dtype)}
+    else:
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "depth": layers, "patch_size": 4}
+        config = vision_families.FAMILIES["qwen2.5-vl"].config()
+        config.vision_config = type(config.vision_config)(**sizes, num_heads=4, out_hidden_size=32)
+        tower = AutoModelForImageTextToText.from_config(config, dtype=dtype).model.visual
+        inputs = {"hidden_states": torch.randn(patches, 96, dtype=dtype), "grid_thw": torch.tensor([[1, 16, 16]])}
+    kept = {parameter.untyped_storage().data_ptr(): 0 for parameter in tower.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        alive.append(tensor)  # so that no address is used twice
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tower(**inputs)
+    estimated, _ = VisionTower(layers, width, 4 * width, 0, 1, patches).activations(
+        patches, dtype.itemsize, half=False, trained=True, checkpointing=False
+    )
+    assert 0.4 * estimated < sum(kept.values()) < 1.15 * estimated
+
+
+def test_without_a_max_length_rows_of_images_are_not_as_long_as_the_model_allows(tmp_path) -> None:
+    config = vision_families.FAMILIES["qwen2.5-vl"].config()
+    config.text_config.max_position_embeddings = 128_000
+    args = runs.config(tmp_path, max_length=None)
+    tokens = {n: training_from_args(args, ModelConfig(), args.loss_mixture(), config, n).tokens for n in (0, 986)}
+    assert tokens == {0: 128_000, 986: 2048 + 986}

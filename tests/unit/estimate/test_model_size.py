@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlavaConfig, T5Config
+from transformers import T5Config
 
-from tests.support import tiny, vision_language
-from tests.support.published_models import MODELS
+from tests.support import tiny, vision_families, vision_language
+from tests.support.published_models import MODELS, VISION_LANGUAGE
 from trl_dpo_ext.estimate.model_size import compute_model_size
 
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -53,10 +53,46 @@ def test_a_vision_tower_is_counted_and_told_apart() -> None:
     assert compute_model_size(tiny.model().config).beside_text == 0
 
 
-def test_a_published_vision_language_model_has_its_size() -> None:
-    """Of llava-hf/llava-1.5-7b-hf."""
-    size = compute_model_size(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
-    assert size.parameters == 7_063_427_072
+# Layers, width, MLP, and tokens as the processors count them: of one image of 336 x 336, 1024 x 768, 896 x 896, and 13
+# tiles of 512 x 512 pixels; and patches in a token.
+TOWERS = {
+    "llava-1.5-7b": (24, 1024, 4096, 576, 1),
+    "qwen2-vl-2b": (32, 1280, 5120, 986, 4),
+    "qwen2-vl-7b": (32, 1280, 5120, 986, 4),
+    "qwen2.5-vl-3b": (32, 1280, 3420, 986, 4),
+    "qwen2.5-vl-7b": (32, 1280, 3420, 986, 4),
+    "gemma-3-4b": (27, 1152, 4304, 256, 16),
+    "smolvlm-256m": (12, 768, 3072, 832, 16),
+}
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_a_published_vision_language_model_has_its_size_and_tower(name: str) -> None:
+    config, published = VISION_LANGUAGE[name]
+    size = compute_model_size(config())
+    assert size.parameters == published
+    tower = size.tower
+    assert tower is not None
+    found = (tower.layers, tower.hidden, tower.mlp, tower.image_tokens, tower.patches_per_token)
+    assert found == TOWERS[name]
+
+
+@pytest.mark.parametrize(("targets", "trained"), [("all-linear", True), (r".*language_model.*q_proj", False)])
+def test_a_tower_is_trained_where_the_adapter_reaches_it(targets: str, trained: bool) -> None:
+    adapter = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    size = compute_model_size(vision_families.FAMILIES["qwen2.5-vl"].config(), adapter)
+    assert size.tower_trained is trained
+    assert size.trainable > 0
+
+
+@pytest.mark.parametrize("name", vision_families.FAMILIES)
+def test_what_is_outside_the_language_model_is_counted_in_every_family(name: str) -> None:
+    model = vision_families.model(name)
+    size = compute_model_size(model.config)
+    outside = {n: p for n, p in model.named_parameters() if "language_model" not in n and "text_model" not in n}
+    outside.pop("lm_head.weight", None)
+    assert size.beside_text == sum(p.numel() for p in outside.values())
+    assert size.parameters == model.num_parameters()
 
 
 def test_an_encoder_decoder_model_is_refused() -> None:

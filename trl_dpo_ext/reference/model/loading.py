@@ -1,7 +1,7 @@
 """Load a reference that differs from a plain copy of the policy: quantized, in another dtype, another checkpoint.
 
-A reference only runs forward, so it is loaded frozen, in evaluation mode, and unsharded on its process's device. Its
-output layer is never quantized, because TRL scores tokens with that layer's plain weights.
+A reference only runs forward, so it is loaded frozen, in evaluation mode, and unsharded on its process's device.
+`skipped_layers` says what is never quantized.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ..._trl import without_adapter
 from ..._trl.unsharded import shards_while_loading, unsharded_loading
-from ...checks.configuration import named_class, read_configuration
+from ...checks.configuration import model_class, read_configuration
 from ...errors import InputError
 from ..config import DTYPES, QUANTIZATIONS
 from ..correction.fit import check
@@ -77,7 +77,8 @@ def load_reference(
         quantization: `nf4` or `fp4` (4 bits per weight of the linear layers), `int8`, or None.
         double_quant: quantize the scales of a 4-bit model too.
         compute_dtype: dtype in which a 4-bit model multiplies; that of its other weights by default.
-        skip_modules: linear layers to leave as they are, by name or its end. The output layer always is left.
+        skip_modules: linear layers to leave as they are, by name or its end. The output layer always is left, and so is
+            all that stands outside the language model of a model of images (vision tower, projector).
         dtype: dtype of all weights that are not quantized; float32, or that of the instance, by default.
         revision: of the checkpoint.
         device: where it goes, whole; this process's device by default.
@@ -155,8 +156,8 @@ def _warn_of_the_rest(reference: Any, quantization: str) -> None:
         warnings.warn(
             f"{quantization} leaves {rest / (rest + layers):.0%} of the weights unquantized, besides embeddings: "
             f"bitsandbytes quantizes linear layers only, and {type(reference).__name__} keeps most weights elsewhere, "
-            "or in modules that are skipped. This saves little memory; a stored reference (precompute_ref_log_probs) "
-            "needs none.",
+            "outside its language model, or ref_skip_modules names most of them. This saves little memory; a stored "
+            "reference (precompute_ref_log_probs) needs none.",
             stacklevel=3,
         )
 
@@ -231,10 +232,8 @@ def _device_problems(quantization: str | None, device: torch.device) -> list[str
 
 def checkpoint(name: str, revision: str | None, from_pretrained: Mapping[str, Any]) -> tuple[Any, Any]:
     """The configuration and the class of a checkpoint, without loading its weights."""
-    import transformers
-
     try:
         config = read_configuration(name, from_pretrained, revision)
     except (OSError, ValueError) as error:
         raise InputError(f"The reference {name} could not be found: {error}") from error
-    return config, named_class(config) or transformers.AutoModelForCausalLM
+    return config, model_class(config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..._trl import outside_language_model
 from ...errors import InputError
 from ..config import FOUR_BIT
 
@@ -33,8 +34,12 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
     )
 
 
-def skipped_layers(kind: Any, config: Any, wanted: Sequence[str], option: str) -> list[str]:
-    """Return the output layer and the requested layers, in the form that transformers takes.
+def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
+    """Return what is not quantized, in the form that transformers takes.
+
+    The output layer, because TRL scores tokens with its plain weights; what stands outside the language model of a
+    model of images, whose error reaches every token of an answer and which is small beside it
+    (`benchmarks/vision_towers.py`); and the requested layers.
 
     Args:
         kind: the class of the model.
@@ -50,16 +55,17 @@ def skipped_layers(kind: Any, config: Any, wanted: Sequence[str], option: str) -
     skeleton = _skeleton(kind, config)
     head = skeleton.get_output_embeddings()
     heads = [name for name, module in skeleton.named_modules() if module is head]
-    layers = [
-        name for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear or _is_conv1d(module)
-    ]
+    layers = [name for name, module in skeleton.named_modules() if _is_linear(module)]
     problems = [
         f"{option}: {name!r} matches no linear layer of {kind.__name__}, by full name or suffix; it has "
         f"{', '.join(dict.fromkeys(layer.rsplit('.', 1)[-1] for layer in layers))}. Name one of these."
         for name in wanted
         if all(should_convert_module(layer, [name]) for layer in layers)
     ]
-    skipped = [*heads, *wanted]
+    outside = [
+        name for name, module in outside_language_model(skeleton).items() if any(map(_is_linear, module.modules()))
+    ]
+    skipped = [*heads, *outside, *wanted]
     if not problems and not any(should_convert_module(layer, skipped) for layer in layers):
         problems.append(
             f"{kind.__name__} has no linear layer left to quantize. Remove the quantization, or skip fewer modules."
@@ -77,7 +83,7 @@ def quantized_shapes(kind: Any, config: Any, wanted: Sequence[str]) -> list[tupl
     return [
         (module.weight.size(0), module.weight.size(1))
         for name, module in _skeleton(kind, config).named_modules()
-        if (type(module) is torch.nn.Linear or _is_conv1d(module)) and should_convert_module(name, skipped)
+        if _is_linear(module) and should_convert_module(name, skipped)
     ]
 
 
@@ -88,8 +94,8 @@ def _skeleton(kind: Any, config: Any) -> Any:
         return make(copy.deepcopy(config))
 
 
-def _is_conv1d(module: Any) -> bool:
-    return type(module).__name__ == "Conv1D"
+def _is_linear(module: Any) -> bool:
+    return type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D"  # GPT-2's
 
 
 def disable_cpu_repacking(model: Any) -> None:
