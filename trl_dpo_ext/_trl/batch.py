@@ -25,6 +25,9 @@ TOKEN_IDS = ("prompt_ids", *COMPLETION_IDS.values())
 IMAGE_COLUMNS = ("image", "images")
 """The columns from one of which TRL takes a row's images."""
 
+IMAGE_ROW_COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "tools", "chat_template_kwargs")
+"""Seam: the columns of a row with images that TRL's collator may read."""
+
 
 def column_names(dataset: Any) -> list[str]:
     """The names of a dataset's columns, in their order; those of the first row for a stream that does not know them."""

@@ -1,0 +1,113 @@
+"""What TRL's collator makes of rows with images, and what a processor makes of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import image_utils
+from trl.trainer import dpo_trainer
+
+
+def collates_images(collator: Any) -> bool:
+    """Whether a collator is TRL's own for rows with images.
+
+    Seam: `DataCollatorForVisionPreference` reads `prompt`, `chosen`, `rejected`, `image` or `images`, `tools` and
+    `chat_template_kwargs`, and cuts a row to its `max_length`, if it has one.
+    """
+    return type(collator) is dpo_trainer.DataCollatorForVisionPreference
+
+
+@dataclass(frozen=True)
+class ImageTexts:
+    """The texts that a processor is given of some rows, before it puts image tokens into them."""
+
+    prompts: list[str]
+    chosen: list[str]
+    rejected: list[str]
+
+
+class _TextsAlone:
+    """Stands in for a processor: keeps the texts that it is called with, and processes nothing."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor, self.texts = processor, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *, text: list[str], **_: Any) -> dict[str, torch.Tensor]:
+        self.texts.append(list(text))
+        nothing = torch.zeros(len(text), 1, dtype=torch.long)
+        return {"input_ids": nothing, "attention_mask": torch.ones_like(nothing)}
+
+
+def texts_beside_images(collator: Any, examples: Sequence[Mapping[str, Any]]) -> ImageTexts:
+    """Return the texts of rows as TRL's collator gives them to the processor, without processing an image.
+
+    Seam: `DataCollatorForVisionPreference` calls its `processor` three times, with the prompts of all rows (twice, for
+    both sides), with the chosen answers, and with the rejected ones, and changes the examples that it is given.
+
+    Raises:
+        ValueError: the number of images is not that of the placeholders in a row's messages.
+    """
+    stand_in = _TextsAlone(collator.processor)
+    replace(collator, processor=stand_in)([dict(example) for example in examples])
+    prompts, chosen, rejected = stand_in.texts
+    return ImageTexts(prompts[: len(examples)], chosen, rejected)
+
+
+def image_placeholder(processor: Any) -> str | None:
+    """The text that a processor replaces by the tokens of one image; None if that is not known.
+
+    Seam: processors keep it as `image_token`.
+    """
+    token = getattr(processor, "image_token", None)
+    return None if token is None else str(token)
+
+
+def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int] | None:
+    """The number of tokens that a processor makes of images; None if it cannot tell.
+
+    Seam: `_get_num_multimodal_tokens(image_sizes)` gives `num_image_tokens` for sizes of (height, width).
+
+    Args:
+        processor: of a vision-language model.
+        sizes: (images, 2); height and width of each, in pixels.
+    """
+    if not sizes:
+        return []
+    try:
+        found = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+        counts = found["num_image_tokens"]
+    except Exception:  # of each processor's own code, which not all have
+        return None
+    return None if counts is None or len(counts) != len(sizes) else [int(count) for count in counts]
+
+
+def load_image(source: str) -> Any:
+    """Load an image from a path, an address or base64, as processors do that are given a string.
+
+    Seam: `fetch_images` of image processors calls `transformers.image_utils.load_image`.
+    """
+    return image_utils.load_image(source)
+
+
+def cache_file(dataset: Dataset, fingerprint: str) -> Path:
+    """The file in which `datasets` would keep what is computed of a dataset, by the fingerprint of the computation.
+
+    Seam: `_get_cache_file_path`, which gives a temporary file for data in memory.
+    """
+    return Path(dataset._get_cache_file_path(fingerprint))
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What `datasets` tells contents and order of datasets apart by.
+
+    Seam: `_fingerprint`, from which TRL, too, names the files of what it computes of a dataset.
+    """
+    return dataset._fingerprint

@@ -1,0 +1,115 @@
+"""What rows with images are found by: the tokens of their texts, the content of their images, and `max_length`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ... import _trl
+from ...errors import InputError
+from ..store.keys import image_sequence_key, pack_keys
+from .image_content import ImageContent, described_type, image_content
+
+_TOKENS_OF_UNKNOWN = 576
+"""Tokens that an image is taken to have where its processor cannot tell: those of 24 x 24 patches."""
+
+
+@dataclass(frozen=True)
+class ImageKeys:
+    """What some rows are found by, in their order.
+
+    Attributes:
+        keys: (rows, 2, 2) uint64; the packed keys of both sides, the chosen one first.
+        tokens: (rows,) int32; positions of the longer side with image tokens, which order batches.
+        images: (rows,) int32; images of the row.
+    """
+
+    keys: np.ndarray
+    tokens: np.ndarray
+    images: np.ndarray
+
+    @classmethod
+    def empty(cls) -> ImageKeys:
+        """No rows."""
+        return cls(np.empty((0, 2, 2), np.uint64), np.empty(0, np.int32), np.empty(0, np.int32))
+
+    @classmethod
+    def joined(cls, several: Sequence[ImageKeys]) -> ImageKeys:
+        """Join rows in their order."""
+        parts = [cls.empty(), *several]
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
+    def of(
+        cls, examples: Sequence[Mapping[str, Any]], contents: Sequence[Sequence[ImageContent]], collator: Any
+    ) -> ImageKeys:
+        """Compute the keys of rows.
+
+        Args:
+            examples: the rows as the collator is given them; it has not seen them yet.
+            contents: of each row's images.
+            collator: TRL's for images.
+
+        Raises:
+            ValueError: the number of images is not that of the placeholders in a row's messages.
+        """
+        if not examples:
+            return cls.empty()
+        texts = _trl.texts_beside_images(collator, [_stand_in(*each) for each in zip(examples, contents, strict=True)])
+        tokenizer, most = _trl.tokenizer_of(collator.processor), collator.max_length
+        prompts, chosen, rejected = (
+            tokenizer(text=each, add_special_tokens=False)["input_ids"]
+            for each in (texts.prompts, texts.chosen, texts.rejected)
+        )
+        keys, tokens = [], []
+        for prompt, *sides, images in zip(prompts, chosen, rejected, contents, strict=True):
+            digests = [image.digest for image in images]
+            keys += [image_sequence_key(prompt, side, digests, most) for side in sides]
+            longest = len(prompt) + max(map(len, sides)) + _positions(collator.processor, images)
+            tokens.append(min(longest, most or longest))
+        counts = np.array([len(images) for images in contents], np.int32)
+        return cls(pack_keys(keys).reshape(-1, 2, 2), np.array(tokens, np.int32), counts)
+
+
+def keys_of(examples: Sequence[Mapping[str, Any]], collator: Any) -> ImageKeys:
+    """Compute the keys of decoded rows, before the collator changes them.
+
+    Raises:
+        InputError: an image is not readable.
+    """
+    return ImageKeys.of(examples, [[image_content(image) for image in images_of(row)] for row in examples], collator)
+
+
+def images_of(row: Mapping[str, Any]) -> list[Any]:
+    """The images of a row, in the order in which TRL's collator gives them to the processor.
+
+    Raises:
+        InputError: the row's images are no list.
+    """
+    column = _trl.image_columns(row)[0]
+    if column == "image":
+        return [row[column]]
+    images = row[column]
+    if not isinstance(images, (list, tuple)):
+        raise InputError(
+            "images is None. Give an empty list to a row without images."
+            if images is None
+            else f"images is not a list. Give a list of images, or name the column image. ({described_type(images)})"
+        )
+    return list(images)
+
+
+def _stand_in(row: Mapping[str, Any], contents: Sequence[ImageContent]) -> dict[str, Any]:
+    """A row whose images are stood in for by their hashes, which no template prints."""
+    column = _trl.image_columns(row)[0]
+    digests = [image.digest for image in contents]
+    return {**row, column: digests[0] if column == "image" else digests}
+
+
+def _positions(processor: Any, images: Sequence[ImageContent]) -> int:
+    """The positions that images add to those of their placeholders."""
+    counts = _trl.image_tokens(processor, [image.size for image in images])
+    return sum(counts or [_TOKENS_OF_UNKNOWN] * len(images)) - len(images)
