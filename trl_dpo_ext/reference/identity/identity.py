@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+NO_PROCESSOR = "none"
+"""The processor of data without images."""
+
 # What to change in a run so that it agrees with a store, for each field that may differ.
 _REMEDIES = {
     "quantization": "--ref_quantization",
@@ -19,6 +22,7 @@ _REMEDIES = {
     "weights": "the model that the store was made with",
     "config": "the model's configuration as it was",
     "adapter": "the adapter that the store was made with",
+    "processor": "the processor that the store was made with, or another --ref_store",
 }
 
 
@@ -33,6 +37,7 @@ class Identity:
         quantization: such as `"nf4 double bfloat16"`, or `"none"`.
         dtype: of the parameters.
         compute_dtype: of the forward, under autocast.
+        processor: JSON of the settings that change what the model sees of images; `"none"` for data without images.
         source, revision, attention, versions: metadata, never compared: the same weights under another name, with
             another attention kernel or with newer libraries are the same reference.
 
@@ -49,6 +54,7 @@ class Identity:
     quantization: str = "none"
     dtype: str = "float32"
     compute_dtype: str = "float32"
+    processor: str = NO_PROCESSOR
     source: str | None = field(default=None, compare=False)
     revision: str | None = field(default=None, compare=False)
     attention: str | None = field(default=None, compare=False)
@@ -56,9 +62,11 @@ class Identity:
 
     @property
     def keyed(self) -> dict[str, Any]:
-        """Return the fields that are compared, with the configuration parsed."""
+        """Return the fields that are compared, with configuration and processor parsed; without images no processor."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        return {**values, "config": json.loads(self.config)}
+        processor = values.pop("processor")
+        parsed = {} if processor == NO_PROCESSOR else {"processor": json.loads(processor)}
+        return {**values, "config": json.loads(self.config), **parsed}
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -82,9 +90,10 @@ class Identity:
             KeyError: a compared field is missing.
             TypeError: one of the two is not a mapping.
         """
-        values = {f.name: keyed[f.name] for f in fields(cls) if f.compare}
+        values = {f.name: keyed[f.name] for f in fields(cls) if f.compare and f.name != "processor"}
+        values |= {name: canonical(keyed[name]) for name in ("config", "processor") if name in keyed}
         known = {f.name for f in fields(cls) if not f.compare}
-        return cls(**{**values, "config": canonical(keyed["config"])}, **{k: recorded[k] for k in known & {*recorded}})
+        return cls(**values, **{k: recorded[k] for k in known & {*recorded}})
 
     def differences(self, store: Identity) -> list[str]:
         """Describe each compared field that differs between this run and a store; empty for the same reference."""
@@ -92,9 +101,19 @@ class Identity:
         found = [
             f"{name} is {theirs[name]} in the store and {ours[name]} in this run ({_REMEDIES[name]})"
             for name in ours
-            if name != "config" and getattr(store, name) != getattr(self, name)
+            if name not in ("config", "processor") and getattr(store, name) != getattr(self, name)
         ]
-        return found + _config_differences(theirs["config"], ours["config"])
+        found += _config_differences(theirs["config"], ours["config"])
+        return found + self.processor_differences(store)
+
+    def processor_differences(self, store: Identity) -> list[str]:
+        """Describe each setting of the processor that differs between this run and a store."""
+        theirs, ours = (one.keyed.get("processor") for one in (store, self))
+        if theirs is not None and ours is not None:
+            return _config_differences(theirs, ours, "processor")
+        kinds = ["data without images" if one is None else "data with images" for one in (theirs, ours)]
+        different = f"the store is of {kinds[0]} and this run reads {kinds[1]} ({_REMEDIES['processor']})"
+        return [] if theirs == ours else [different]
 
 
 def canonical(value: Any) -> str:

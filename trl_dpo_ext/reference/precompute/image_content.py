@@ -17,6 +17,7 @@ from ... import _trl
 from ...errors import InputError
 
 HASH_BYTES = 16
+UNREADABLE = "an image cannot be decoded ({}). Remove the row, or replace the image."
 _PERSON = b"trl_dpo_ext.pic1"  # another meaning of the hash needs another name here
 
 
@@ -46,9 +47,7 @@ def image_content(image: Any) -> ImageContent:
         if isinstance(image, Image.Image):
             return _of_picture(image)
     except Exception as error:  # decoders raise errors of many kinds
-        raise InputError(
-            f"an image cannot be decoded ({type(error).__name__}). Remove the row, or replace the image."
-        ) from error
+        raise InputError(UNREADABLE.format(type(error).__name__)) from error
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         values = image.contiguous().view(torch.uint8).numpy() if image.dim() else image.numpy()

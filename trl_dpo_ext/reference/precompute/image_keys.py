@@ -32,21 +32,38 @@ class ImageKeys:
     images: np.ndarray
 
     @classmethod
-    def empty(cls) -> ImageKeys:
-        """No rows."""
-        return cls(np.empty((0, 2, 2), np.uint64), np.empty(0, np.int32), np.empty(0, np.int32))
+    def zeros(cls, rows: int) -> ImageKeys:
+        """Rows that are not known yet."""
+        return cls(np.zeros((rows, 2, 2), np.uint64), np.zeros(rows, np.int32), np.zeros(rows, np.int32))
+
+    def put(self, places: Sequence[int], known: ImageKeys) -> None:
+        """Set some rows.
+
+        Args:
+            places: of the rows.
+            known: what they are found by.
+        """
+        for each in fields(self):
+            getattr(self, each.name)[places] = getattr(known, each.name)
 
     @classmethod
     def joined(cls, several: Sequence[ImageKeys]) -> ImageKeys:
         """Join rows in their order."""
-        parts = [cls.empty(), *several]
+        parts = [cls.zeros(0), *several]
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @classmethod
     def of(
         cls, examples: Sequence[Mapping[str, Any]], contents: Sequence[Sequence[ImageContent]], collator: Any
     ) -> ImageKeys:
-        """Compute the keys of rows.
+        """Compute the keys of rows; the arguments and errors are those of `with_placeholders`."""
+        return cls.with_placeholders(examples, contents, collator)[0]
+
+    @classmethod
+    def with_placeholders(
+        cls, examples: Sequence[Mapping[str, Any]], contents: Sequence[Sequence[ImageContent]], collator: Any
+    ) -> tuple[ImageKeys, list[int | None]]:
+        """Compute the keys of rows, and count the placeholders for images in their texts, None where not known.
 
         Args:
             examples: the rows as the collator is given them; it has not seen them yet.
@@ -57,21 +74,22 @@ class ImageKeys:
             ValueError: the number of images is not that of the placeholders in a row's messages.
         """
         if not examples:
-            return cls.empty()
+            return cls.zeros(0), []
         texts = _trl.texts_beside_images(collator, [_stand_in(*each) for each in zip(examples, contents, strict=True)])
+        several = (texts.prompts, texts.chosen, texts.rejected)
         tokenizer, most = _trl.tokenizer_of(collator.processor), collator.max_length
-        prompts, chosen, rejected = (
-            tokenizer(text=each, add_special_tokens=False)["input_ids"]
-            for each in (texts.prompts, texts.chosen, texts.rejected)
-        )
+        prompts, chosen, rejected = (tokenizer(text=each, add_special_tokens=False)["input_ids"] for each in several)
         keys, tokens = [], []
         for prompt, *sides, images in zip(prompts, chosen, rejected, contents, strict=True):
             digests = [image.digest for image in images]
             keys += [image_sequence_key(prompt, side, digests, most) for side in sides]
             longest = len(prompt) + max(map(len, sides)) + _positions(collator.processor, images)
             tokens.append(min(longest, most or longest))
-        counts = np.array([len(images) for images in contents], np.int32)
-        return cls(pack_keys(keys).reshape(-1, 2, 2), np.array(tokens, np.int32), counts)
+        images_of_each = np.array([len(images) for images in contents], np.int32)
+        found = cls(pack_keys(keys).reshape(-1, 2, 2), np.array(tokens, np.int32), images_of_each)
+        mark = _trl.image_placeholder(collator.processor)
+        counts = [None if mark is None else sum(text.count(mark) for text in row) for row in zip(*several, strict=True)]
+        return found, counts
 
 
 def keys_of(examples: Sequence[Mapping[str, Any]], collator: Any) -> ImageKeys:

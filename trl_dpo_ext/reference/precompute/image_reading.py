@@ -1,0 +1,231 @@
+"""Read the keys of a dataset with images once, on several threads, and keep them for the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image
+from datasets.fingerprint import Hasher
+from tqdm import tqdm
+
+from ... import _trl
+from ...errors import InputError
+from ..identity.hashing import hashing_threads
+from ..identity.processor import processor_settings
+from ..store.atomic import atomic_write
+from .image_content import UNREADABLE, ImageContent, image_content
+from .image_keys import ImageKeys, images_of
+
+_ROWS_AT_ONCE = 64
+_ROWS_SHOWN = 5
+_VERSION = 1  # another meaning of what is kept needs another number here
+
+Found = list[ImageContent] | str
+"""The content of a row's images, or what is wrong with them."""
+
+
+def read_keys(
+    dataset: Dataset, collator: Any, name: str, numbers: Sequence[int] | None = None, disable_tqdm: bool = False
+) -> ImageKeys:
+    """Read the keys of all rows, in their order; from the cache of `datasets` where an earlier run has left them.
+
+    Args:
+        dataset: not tokenized, as the collator takes it.
+        collator: TRL's for images.
+        name: of the dataset, for messages.
+        numbers: the number that messages give each row; None for its place.
+        disable_tqdm: whether to show no progress bar.
+
+    Raises:
+        InputError: listing what is wrong with rows, with their number and the first of them.
+    """
+    kept_in = _kept_in(dataset, collator)
+    known = None if kept_in is None else _kept(kept_in, len(dataset))
+    if known is not None:
+        return known
+    reading = _Reading(dataset, collator, numbers or range(len(dataset)))
+    progress = tqdm(total=len(dataset), desc=f"Reading the images of {name}", unit=" rows", disable=disable_tqdm)
+    with hashing_threads() as pool, progress:
+        found = ImageKeys.joined([part for part in reading.parts(pool) if progress.update(len(part.keys)) or True])
+    reading.raise_problems(name)
+    if kept_in is not None:
+        _keep(kept_in, found)
+    return found
+
+
+def raw_rows(dataset: Dataset, start: int, stop: int) -> list[dict[str, Any]]:
+    """Some rows with what the collator reads of them; images that `datasets` decodes are left as they are stored."""
+    column = _trl.image_columns(dataset.column_names)[0]
+    names = [name for name in _trl.IMAGE_ROW_COLUMNS if name in dataset.column_names]
+    stored = image_feature(dataset.features[column]) is not None
+    read = [name for name in names if name not in _trl.IMAGE_COLUMNS or (name == column and not stored)]
+    batch = dataset.select_columns(read).with_format(None)[start:stop]
+    if stored:
+        batch[column] = dataset.select_columns([column]).with_format("arrow")[start:stop].column(column).to_pylist()
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def image_feature(feature: Any) -> Image | None:
+    """The feature that decodes the images of a column; None if its values are given to the collator as they are."""
+    if isinstance(feature, Image):
+        return feature if feature.decode else None
+    inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
+    return None if inner is None else image_feature(inner)
+
+
+@dataclass
+class _Reading:
+    """Reads a dataset from its first row to its last.
+
+    Args:
+        dataset: to read.
+        collator: TRL's for images.
+        numbers: of the rows.
+    """
+
+    dataset: Dataset
+    collator: Any
+    numbers: Sequence[int]
+    problems: dict[str, list[int]] = field(default_factory=dict)
+    """The rows with each problem."""
+    _lenient: bool = False
+    """Whether the processor was seen to take another number of images than of placeholders."""
+
+    def parts(self, pool: ThreadPoolExecutor) -> Iterator[ImageKeys]:
+        """Yield the keys of some rows after the others; those of rows with problems are zeros."""
+        for start in range(0, len(self.dataset), _ROWS_AT_ONCE):
+            rows = raw_rows(self.dataset, start, min(start + _ROWS_AT_ONCE, len(self.dataset)))
+            images = [_images(row) for row in rows]
+            values = [image for each in images if not isinstance(each, str) for image in each]
+            contents = pool.map(self._content, values)
+            found = [
+                each if isinstance(each, str) else _first_problem([next(contents) for _ in each]) for each in images
+            ]
+            yield self._keys(rows, found, start)
+
+    def raise_problems(self, name: str) -> None:
+        """Raise one `InputError` for all problems, if there are any."""
+        lines = []
+        for text, rows in self.problems.items():
+            what, _, remedy = text.partition(". ")
+            shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (" ..." if len(rows) > _ROWS_SHOWN else "")
+            lines.append(f"{name}: {what}; in {len(rows)} of {len(self.dataset)} rows ({shown}). {remedy}")
+        if lines:
+            raise InputError(*lines)
+
+    def _content(self, value: Any) -> ImageContent | str:
+        try:
+            return image_content(self._decoded(value))
+        except InputError as error:
+            return error.problems[0]
+
+    def _decoded(self, value: Any) -> Any:
+        column = _trl.image_columns(self.dataset.column_names)[0]
+        feature = image_feature(self.dataset.features[column])
+        if feature is None or value is None:
+            return value
+        try:
+            return feature.decode_example(value)
+        except Exception as error:  # decoders raise errors of many kinds
+            raise InputError(UNREADABLE.format(type(error).__name__)) from error
+
+    def _keys(self, rows: list[dict[str, Any]], found: Sequence[Found], start: int) -> ImageKeys:
+        """The keys of rows; where together they have none, each for itself."""
+        good = [place for place, each in enumerate(found) if not isinstance(each, str)]
+        problems = {place: each for place, each in enumerate(found) if isinstance(each, str)}
+        keys = ImageKeys.zeros(len(rows))
+        try:
+            keys.put(good, self._of([rows[place] for place in good], [found[place] for place in good]))
+        except Exception:
+            for place in good:
+                try:
+                    keys.put([place], self._of([rows[place]], [found[place]]))
+                except Exception as error:
+                    problems[place] = _described(error)
+        for place in sorted(problems):
+            self.problems.setdefault(problems[place], []).append(int(self.numbers[start + place]))
+        return keys
+
+    def _of(self, rows: list[dict[str, Any]], contents: list[Any]) -> ImageKeys:
+        keys, counts = ImageKeys.with_placeholders(rows, contents, self.collator)
+        for row, images, count in zip(rows, contents, counts, strict=True):
+            if count is not None and count != len(images) and not self._lenient:
+                self._lenient = self._is_taken(row)
+                if not self._lenient:
+                    raise InputError(
+                        f"a row has {len(images)} images and {count} placeholders for images in its texts. Give as "
+                        "many images as the prompt has placeholders; answers have none."
+                    )
+        return keys
+
+    def _is_taken(self, row: Mapping[str, Any]) -> bool:
+        """Whether the processor takes a row whose texts have another number of placeholders than the row has images."""
+        images = _images(row)
+        decoded = [self._decoded(image) for image in images]
+        column = _trl.image_columns(row)[0]
+        try:
+            self.collator([{**row, column: decoded[0] if column == "image" else decoded}])
+        except Exception:
+            return False
+        return True
+
+
+def _images(row: Mapping[str, Any]) -> list[Any] | str:
+    try:
+        return images_of(row)
+    except InputError as error:
+        return error.problems[0]
+
+
+def _first_problem(contents: list[ImageContent | str] | str) -> Found:
+    """What is wrong with the first unreadable image of a row; otherwise the contents of all."""
+    if isinstance(contents, str):
+        return contents
+    return next((each for each in contents if isinstance(each, str)), contents)  # type: ignore[return-value]
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return error.problems[0]
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"the collator does not take a row ({type(error).__name__}: {said}). Correct the row, or remove it."
+
+
+def _kept_in(dataset: Dataset, collator: Any) -> Path | None:
+    """The file that keeps the keys of a dataset; None where no later run could tell that they are the same."""
+    tokenizer, template = _trl.tokenizer_of(collator.processor), str(collator.processor.chat_template)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not dataset.cache_files or backend is None or "strftime_now" in template:
+        return None
+    state = {
+        name: value for name, value in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")
+    }
+    facts = (
+        _VERSION, _trl.fingerprint(dataset), state, template, tokenizer.chat_template, tokenizer.special_tokens_map,
+        collator.max_length, processor_settings(collator.processor),
+    )  # fmt: skip
+    return _trl.cache_file(dataset, Hasher.hash(facts)).with_suffix(".images.npz")
+
+
+def _kept(file: Path, rows: int) -> ImageKeys | None:
+    try:
+        with np.load(file) as arrays:
+            known = ImageKeys(**arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return known if len(known.keys) == rows else None
+
+
+def _keep(file: Path, keys: ImageKeys) -> None:
+    content = io.BytesIO()
+    np.savez(content, **vars(keys))
+    with contextlib.suppress(OSError):  # the cache is a convenience
+        atomic_write(file, content.getbuffer())
