@@ -16,7 +16,7 @@ from ..config import DPOExtConfig
 from ..errors import InputError
 from ..policy.adapter import SavedAdapter
 from ..reference.identity.identity import Identity
-from ..reference.precompute.runner import PrecomputeStats
+from ..reference.precompute.pass_run import PrecomputeStats
 from ..reference.precompute.settings import PassSettings
 from ..reference.precompute.stored import StoredLogps
 from ..reference.precompute.wanted import RowKeys, row_keys

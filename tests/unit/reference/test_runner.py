@@ -17,14 +17,9 @@ from trl_dpo_ext.checks.machine import is_out_of_memory
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.precompute.batching import MOST_KEYS, Batch
+from trl_dpo_ext.reference.precompute.pass_run import Fetch, PrecomputeStats
 from trl_dpo_ext.reference.precompute.processes import Communicator
-from trl_dpo_ext.reference.precompute.runner import (
-    Fetch,
-    PrecomputeStats,
-    ReferencePass,
-    default_max_tokens,
-    fetched_later,
-)
+from trl_dpo_ext.reference.precompute.runner import ReferencePass, default_max_tokens, fetched_later
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence
 from trl_dpo_ext.reference.store.store import Store
 

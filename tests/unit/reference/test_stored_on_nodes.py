@@ -21,8 +21,8 @@ from tests.support.stored import REFERENCE, corrupt_values
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.precompute import stored, wanted
 from trl_dpo_ext.reference.precompute.batching import Batch
+from trl_dpo_ext.reference.precompute.pass_run import Fetch
 from trl_dpo_ext.reference.precompute.processes import Communicator
-from trl_dpo_ext.reference.precompute.runner import Fetch
 from trl_dpo_ext.reference.precompute.sequences import TokenSequence, batch_sequences
 from trl_dpo_ext.reference.precompute.stored import StoredLogps
 from trl_dpo_ext.reference.store import parts, table

@@ -24,6 +24,11 @@ class Batch:
     shared: bool
     """Whether they are one row in which common beginnings stand once; if not, each is a row, padded to the longest."""
 
+    @property
+    def size(self) -> int:
+        """Number of sequences."""
+        return len(self.sequences)
+
     def packed(self) -> Packed:
         """The rows to feed. The last token of a sequence is predicted and not fed."""
         fed = [_fed(sequence) for sequence in self.sequences]
@@ -50,6 +55,14 @@ class Batch:
     def scored(self) -> int:
         """Number of log-probs that the batch gives."""
         return sum(len(sequence.completion) for sequence in self.sequences)
+
+    def too_large(self, max_tokens: int) -> str:
+        """Say that the batch ran out of memory, and what to set below `max_tokens`."""
+        return (
+            f"The reference pass ran out of memory on a batch of {self.positions} token positions. Set "
+            f"--precompute_ref_max_tokens below {min(max_tokens, self.positions)} (the longest sequence needs "
+            f"{self.longest} here), or lower max_length."
+        )
 
     def halves(self) -> list[Batch]:
         """Split the batch into two; a batch of one sequence stays as it is."""

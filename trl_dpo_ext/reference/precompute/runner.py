@@ -2,66 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from ...checks.machine import is_out_of_memory
-from ...errors import InputError
 from ..store.store import Store
-from ..store.writer import PartWriter
 from .batching import MOST_KEYS, Batch, make_batches
+from .pass_run import Computed, Fetch, PrecomputeStats, compute_all, peers_of
 from .processes import Communicator
 from .sequences import TokenSequence
-
-_FLUSH_SHARE = 0.1
-"""Share of the elapsed time, between a second and a minute, after which a part is written: a kill costs no more."""
-
-Result = TypeVar("Result")
-
-
-@dataclass
-class PrecomputeStats:
-    """Statistics of a pass, over all processes."""
-
-    found: int = 0
-    """Sequences that the store already had."""
-    computed: int = 0
-    tokens: int = 0
-    """Token positions without padding."""
-    positions: int = 0
-    """Token positions with padding."""
-    scored: int = 0
-    """Log-probs computed."""
-    seconds: float = 0.0
-    """Time of this process."""
-
-    def add(self, other: PrecomputeStats) -> None:
-        """Add the statistics of another part of the pass."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def __str__(self) -> str:
-        if not self.computed:
-            return f"{self.found} sequences found, none to compute"
-        padding = 1 - self.tokens / self.positions
-        return (
-            f"{self.found} sequences found, {self.computed} computed in {self.seconds:.1f} s "
-            f"({self.positions} token positions, {padding:.1%} padding, {self.scored} log-probs)"
-        )
-
-
-Fetch = Callable[[], list[np.ndarray]]
 
 
 @dataclass
@@ -100,147 +53,40 @@ class ReferencePass:
         self.max_tokens = min(self.communicator.gather(self.max_tokens))
         batches = self._own_batches(missing)
         most = max(self.communicator.gather(len(batches)))
-        stats = self._compute_all(batches, fillers=most - len(batches) if self.synchronous_forward else 0)
-        if self.nonfinite is not None:
-            self.nonfinite[:] = {key for keys in self.communicator.gather(self.nonfinite) for key in keys}
-        total = PrecomputeStats(seconds=stats.seconds)
-        for part in self.communicator.gather(stats):
-            total.add(PrecomputeStats(**{**vars(part), "seconds": 0.0}))
-        return total
-
-    def _own_batches(self, missing: dict[bytes, TokenSequence]) -> list[Batch]:
-        """Return this process's batches: processes with one folder and the same data share them, others do not."""
-        visible = _ranks_sharing(self.store.folder, self.communicator)
-        mine = hashlib.blake2b(b"".join(missing), digest_size=16).digest()
-        of_all = self.communicator.gather(mine)
-        peers = [rank for rank in visible if of_all[rank] == mine]
-        batches = make_batches(missing, self.max_tokens, self.share)
-        return batches[peers.index(self.communicator.rank) :: len(peers)]
-
-    def _compute_all(self, batches: list[Batch], fillers: int) -> PrecomputeStats:
-        progress = tqdm(
-            total=sum(batch.tokens for batch in batches),
-            desc=self.title,
-            unit=" tokens",
-            unit_scale=True,
-            disable=self.disable_tqdm or self.communicator.rank > 0 or not batches,
-        )
-        writer = self.store.writer(
+        fillers = [_FILLER] * (most - len(batches)) if self.synchronous_forward else []
+        return compute_all(
+            self,
+            [*batches, *fillers],
+            self._start,
+            tokens=sum(batch.tokens for batch in batches),
             expected_sequences=sum(len(batch.keys) for batch in batches),
             expected_tokens=sum(batch.scored for batch in batches),
         )
-        run = _Run(self, writer, progress)
-        with writer, progress:
-            try:
-                for batch in batches:
-                    run.compute(batch)
-            except BaseException:
-                with contextlib.suppress(Exception):  # the first error counts
-                    run.finish()
-                raise
-            run.finish()
-            for _ in range(fillers):
-                self.start_batch(_FILLER)()
-        run.stats.seconds = time.perf_counter() - run.started
-        return run.stats
 
+    def _own_batches(self, missing: dict[bytes, TokenSequence]) -> list[Batch]:
+        """Return this process's batches: processes with one folder and the same data share them, others do not."""
+        peers = peers_of(self, hashlib.blake2b(b"".join(missing), digest_size=16).digest())
+        batches = make_batches(missing, self.max_tokens, self.share)
+        return batches[peers.index(self.communicator.rank) :: len(peers)]
 
-class _Run:
-    """One process's way through its batches: each is fetched and written when the next one was started.
+    def _start(self, batch: Batch) -> Callable[[], Computed]:
+        fetch = self.start_batch(batch)
 
-    Args:
-        settings: of the pass; its `max_tokens` is lowered where memory runs out.
-        writer: of the store.
-        progress: counts tokens.
-    """
+        def computed() -> Computed:
+            values = fetch()
+            if batch is _FILLER:
+                return Computed()
+            prompts = [len(sequence.prompt) for sequence in batch.sequences]
+            stats = PrecomputeStats(
+                computed=len(values), tokens=batch.tokens, positions=batch.positions, scored=batch.scored
+            )
+            return Computed(list(zip(batch.keys, prompts, values, strict=True)), stats)
 
-    def __init__(self, settings: ReferencePass, writer: PartWriter, progress: Any) -> None:
-        self.settings, self.writer, self.progress = settings, writer, progress
-        self.stats = PrecomputeStats()
-        self.started = self._flushed = time.perf_counter()
-        self._waiting: tuple[Batch, Fetch] | None = None
-
-    def compute(self, batch: Batch) -> None:
-        """Start a batch, and finish the one before."""
-        settings = self.settings
-        if batch.positions > settings.max_tokens and len(batch.keys) > 1 and not settings.synchronous_forward:
-            for half in batch.halves():  # the limit was lowered after the batches were made
-                self.compute(half)
-            return
-        fetch, failure = _unless_out_of_memory(lambda: settings.start_batch(batch))
-        self.finish()
-        if fetch is None:
-            self._halve(batch, failure)
-        else:
-            self._waiting = batch, fetch
-
-    def finish(self) -> None:
-        """Write what was started and is not yet written."""
-        if self._waiting is None:
-            return
-        (batch, fetch), self._waiting = self._waiting, None
-        values, failure = _unless_out_of_memory(fetch)
-        if values is None:
-            self._halve(batch, failure)
-            self.finish()
-            return
-        refused = self.settings.nonfinite
-        for key, sequence, logps in zip(batch.keys, batch.sequences, values, strict=True):
-            if refused is not None and not np.isfinite(logps).all():
-                refused.append(key)
-            else:
-                self.writer.add(key, len(sequence.prompt), logps)
-        done = {"computed": len(values), "tokens": batch.tokens, "positions": batch.positions, "scored": batch.scored}
-        self.stats.add(PrecomputeStats(**done))
-        self.progress.update(batch.tokens)
-        now = time.perf_counter()
-        if now - self._flushed > min(max((now - self.started) * _FLUSH_SHARE, 1.0), 60.0):
-            self.writer.flush()
-            self._flushed = now
-
-    def _halve(self, batch: Batch, failure: str) -> None:
-        settings = self.settings
-        if settings.synchronous_forward or len(batch.keys) == 1:
-            raise InputError(_out_of_memory(batch, settings.max_tokens, failure))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        settings.max_tokens = min(settings.max_tokens, max(batch.positions // 2, 1))
-        for half in batch.halves():
-            self.compute(half)
-
-
-def _unless_out_of_memory(compute: Callable[[], Result]) -> tuple[Result | None, str]:
-    """What `compute` returns; or None and what the library said, with the tensors of the failed forward freed."""
-    try:
-        return compute(), ""
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return None, str(error)
-
-
-def _ranks_sharing(folder: Path, communicator: Communicator) -> list[int]:
-    """Return the ranks whose files are visible in `folder`: not those of a node with a local folder of that name."""
-    mark = folder / f".process-{uuid.uuid4().hex}"
-    mark.touch()
-    marks = communicator.gather(mark.name)
-    visible = [rank for rank, name in enumerate(marks) if (folder / name).exists()]
-    communicator.gather(None)
-    mark.unlink(missing_ok=True)
-    return visible
+        return computed
 
 
 # For a process without batches left while the others' forwards wait for its own.
 _FILLER = Batch((TokenSequence(np.zeros(1, np.int32), np.zeros(1, np.int32), 0),), (b"",), shared=False)
-
-
-def _out_of_memory(batch: Batch, max_tokens: int, error: str) -> str:
-    return (
-        f"The reference pass ran out of memory on a batch of {batch.positions} token positions. Set "
-        f"--precompute_ref_max_tokens below {min(max_tokens, batch.positions)} (the longest sequence needs "
-        f"{batch.longest} here), or lower max_length. Finished sequences are stored. ({error})"
-    )
 
 
 def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, longest: int = 0) -> int:

@@ -20,8 +20,9 @@ from ..store.store import Store
 from ..store.table import LogpTable, MissingSequenceError, described
 from .batching import Batch
 from .collator import ReferenceCollator
+from .pass_run import Fetch, PrecomputeStats
 from .processes import Communicator, Node
-from .runner import Fetch, PrecomputeStats, ReferencePass, default_max_tokens, fetched_later
+from .runner import ReferencePass, default_max_tokens, fetched_later
 from .sequences import batch_sequences
 from .settings import PassSettings
 from .wanted import Collator, Sequences, content, portions
