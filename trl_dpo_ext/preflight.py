@@ -130,7 +130,9 @@ class RunSpec:
             problems += trainable.policy_problems(model, peft_config, None if policy.is_adapted else quantized)
         untargeted, ignored = target_problems(model, config, peft_config)
         problems += untargeted
-        settings = ReferenceSettings(args, mixture.needs, pair_forward, policy_by_name=isinstance(model, str))
+        has_images = bool(_trl.image_columns(_trl.column_names(datasets["train_dataset"])))
+        by_name = isinstance(model, str)
+        settings = ReferenceSettings(args, mixture.needs, pair_forward, by_name, has_images)
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):
             with _collecting(problems), policy.described_args():

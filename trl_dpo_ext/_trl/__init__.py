@@ -37,6 +37,7 @@ from .batch import (
 from .borrowed import borrowed
 from .compiled import without_compilation
 from .constructor import (
+    images_precomputed_later,
     no_model_hash,
     no_reference_model,
     placed_reference,
@@ -143,6 +144,7 @@ __all__ = [
     "image_columns",
     "image_placeholder",
     "image_tokens",
+    "images_precomputed_later",
     "initialization_warnings",
     "is_copied",
     "is_peft_model",

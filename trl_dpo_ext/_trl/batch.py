@@ -69,13 +69,21 @@ def labels_of(inputs: Mapping[str, Any]) -> torch.Tensor:
 class BatchSeams(ModelSeams):
     """How a trainer prepares its data."""
 
+    @property
+    def has_images(self) -> bool:
+        """Whether rows have images, so that the collator prepares them.
+
+        Seam: `_is_vision_dataset`, whether the first row of the training data has a column of images.
+        """
+        return self.trainer._is_vision_dataset
+
     def prepared(self, dataset: Any) -> Any:
         """Tokenize a dataset, or a dictionary of them, as TRL does.
 
         Seam: `_prepare_dataset(dataset, processing_class, args, name)`, which leaves tokenized data as it is. Data with
         images is prepared by the collator instead.
         """
-        if self.trainer._is_vision_dataset:
+        if self.has_images:
             return dataset
         if isinstance(dataset, dict):
             return {name: self._prepared(part, name) for name, part in dataset.items()}
@@ -108,6 +116,7 @@ class BatchSeams(ModelSeams):
         Seam: context and sequence parallelism cut the batch before the loss sees it; hooks on compiled models are
         ignored.
         """
+        problems = ["the dataset has images, which stand in the prompt"] if self.has_images else []
         parallel = self.trainer.accelerator.parallelism_config
         split = [name for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
         problems = [f"{name}={getattr(parallel, name)} splits sequences" for name in split]

@@ -87,6 +87,15 @@ def reference_entropy() -> AbstractContextManager[None]:
     return temporarily(dpo_trainer, add_fused_lm_head=add_with_entropy)
 
 
+def images_precomputed_later(args: Any) -> AbstractContextManager[None]:
+    """Let TRL's constructor take images with `precompute_ref_log_probs`; `precompute_images` has to follow it.
+
+    Seam: the constructor raises where both are given, and reads the option for nothing else than to run its pass and to
+    load no reference model.
+    """
+    return temporarily(args, precompute_ref_log_probs=False)
+
+
 def no_model_hash() -> AbstractContextManager[None]:
     """Keep TRL's constructor from reading all weights to name its own cache, which is not used.
 

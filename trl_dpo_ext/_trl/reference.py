@@ -45,6 +45,23 @@ class ReferenceSeams(ModelSeams):
                 return dpo_trainer.prepare_fsdp(reference, trainer.accelerator)
         return reference.to(trainer.accelerator.device)
 
+    def precompute_images(self) -> None:
+        """Run the reference pass that TRL's constructor has left out; see `images_precomputed_later`.
+
+        Seam: `_precompute_ref_logps(dataset, name, batch_size)` is called for the training data as "train", and for the
+        evaluation data as "eval", or by the names of a dictionary. `precompute_ref_logps` says whether batches hold
+        reference log-probs.
+        """
+        trainer = self.trainer
+        trainer.precompute_ref_logps = True
+        trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", 0)
+        evaluated = trainer.eval_dataset
+        if isinstance(evaluated, dict):
+            parts = evaluated.items()
+            trainer.eval_dataset = {name: trainer._precompute_ref_logps(part, name, 0) for name, part in parts}
+        elif evaluated is not None:
+            trainer.eval_dataset = trainer._precompute_ref_logps(evaluated, "eval", 0)
+
     def no_precompute(self) -> AbstractContextManager[None]:
         """Keep TRL's `evaluate` from running its own reference pass, and from refusing data for which it cannot.
 

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftConfig
 from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
@@ -142,10 +143,10 @@ def _config_problems(args: Any, config: Any) -> list[str]:
 
 
 def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
-    if not any(image_columns(column_names(dataset)) for dataset in datasets):
+    pictured = [dataset for dataset in datasets if image_columns(column_names(dataset))]
+    if not pictured:
         return []
     wrong = {
-        "precompute_ref_log_probs=True": args.precompute_ref_log_probs,
         f"pad_to_multiple_of={args.pad_to_multiple_of}": args.pad_to_multiple_of is not None,
         "truncation_mode='keep_end'": args.truncation_mode == "keep_end" and args.max_length is not None,
     }
@@ -155,11 +156,9 @@ def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
         for option, chosen in wrong.items()
         if chosen
     ]
-    packing = [name for name in ("share_prompt", "padding_free") if getattr(args, name)]
-    if packing:
+    if args.precompute_ref_log_probs and not all(isinstance(dataset, Dataset) for dataset in pictured):
         problems.append(
-            f"{' and '.join(packing)} cannot be used with images (dataset column image or images): the model looks for "
-            f"image tokens in whole rows. Remove {' and '.join(packing)}. To compute less, set "
-            "precompute_ref_log_probs, which runs the reference once; a live reference works, too."
+            "precompute_ref_log_probs=True cannot read images from a stream. Load the dataset without streaming, or "
+            "set precompute_ref_log_probs=False."
         )
     return problems

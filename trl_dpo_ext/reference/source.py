@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from .checkpointed import CheckpointedReference
 from .columns import has_reference_columns, refuse_sums, sums_of
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
+from .identity.processor import processor_settings
 from .identity.unchanged import base_sample
 from .model.memory import describe_weights
+from .precompute.image_keys import ImageKeys
 from .precompute.stored import StoredLogps
 from .producer import Producer
 from .store.store import Store
@@ -48,6 +51,10 @@ class ReferenceSettings:
     """How models are called."""
     policy_by_name: bool
     """Whether TRL loads the policy."""
+    has_images: bool = False
+    """Whether the rows have images, which the collator processes."""
+    known_images: Sequence[tuple[Any, ImageKeys]] = ()
+    """Datasets with images whose keys were read before there was a trainer."""
 
 
 class ReferenceSource(CheckpointedReference, abc.ABC):
@@ -229,6 +236,8 @@ class StoredReference(ProducedReference):
         # The reference is loaded when something is missing in the store, not before.
         patches.enter_context(_trl.no_reference_model(self.settings.policy_by_name))
         patches.enter_context(_trl.no_model_hash())
+        if self.settings.has_images:
+            patches.enter_context(_trl.images_precomputed_later(self.settings.args))
         return self.producer.load_unless_on_demand()
 
     def fill(self, dataset: Any, name: str) -> None:
@@ -238,12 +247,21 @@ class StoredReference(ProducedReference):
             return
         if not hasattr(self, "stored"):
             args = self.settings.args
-            identity = self.producer.identity()
+            identity = self._identity()
             store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
             settings = self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
-            self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings)
+            known = self.settings.known_images
+            self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings, known)
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
+
+    def _identity(self) -> Identity:
+        """The identity of the reference, with the processor where rows have images."""
+        identity = self.producer.identity()
+        if not self.host.has_images:
+            return identity
+        settings = processor_settings(self.host.trainer.processing_class)
+        return dataclasses.replace(identity, processor=settings)
 
     def read_streams(self, datasets: dict[str, Any]) -> None:
         """Fill the store with the streamed datasets among `datasets`, reading them to their end."""
@@ -254,9 +272,11 @@ class StoredReference(ProducedReference):
     def attach(self, collator: Collator) -> Collator:
         """Let batches carry stored log-probs, and free a reference model that is not needed any more."""
         self._collator = self.host.trainer.data_collator  # without what adds columns to its batches
+        if self.settings.has_images:
+            self.host.precompute_images()
         if not self._streams:
             self.producer.release()
-        return self.stored.collator(collator)
+        return self.stored.collator(collator, self._collator)
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""

@@ -42,5 +42,10 @@ class ImageRows:
         rows = np.flatnonzero(lacking.any(axis=1))
         return cls(rows, found.keys[rows], lacking[rows], found.tokens[rows], found.images[rows])
 
+    @property
+    def packed(self) -> np.ndarray:
+        """The packed keys that the store lacks, (sequences, 2) uint64."""
+        return self.keys[self.lacking]
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.lacking.sum())

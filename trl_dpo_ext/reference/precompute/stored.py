@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 from ... import _trl
 from ...errors import InputError
@@ -20,12 +20,16 @@ from ..store.store import Store
 from ..store.table import LogpTable, MissingSequenceError, described
 from .batching import Batch
 from .collator import ReferenceCollator
+from .filling import ImageSource, Missing, Source, TextSource
+from .image_keys import ImageKeys
+from .image_pass import image_pass
+from .image_rows import ImageRows
 from .pass_run import Fetch, PrecomputeStats
 from .processes import Communicator, Node
 from .runner import ReferencePass, default_max_tokens, fetched_later
 from .sequences import batch_sequences
 from .settings import PassSettings
-from .wanted import Collator, Sequences, content, portions
+from .wanted import Collator, Sequences
 
 Running = Callable[[], AbstractContextManager[tuple[Any, Any]]]
 """Gives the reference for a pass: what to call, and the causal model in it. Called only when something is missing."""
@@ -41,6 +45,7 @@ class StoredLogps:
         store: of the run's reference.
         max_tokens: token positions per batch of the pass; None for the default.
         settings: of the pass.
+        known: datasets with images whose keys were read before.
     """
 
     def __init__(
@@ -49,7 +54,9 @@ class StoredLogps:
         store: Store,
         max_tokens: int | None = None,
         settings: PassSettings = PassSettings(),  # noqa: B008 (frozen)
+        known: Sequence[tuple[Dataset, ImageKeys]] = (),
     ) -> None:
+        self._known = known
         self.host, self.store, self.max_tokens, self.settings = host, store, max_tokens, settings
         self._nonfinite: list[bytes] | None = [] if settings.leaves_out_nonfinite else None
         """Keys of sequences that were left out; None where they are an error."""
@@ -69,9 +76,15 @@ class StoredLogps:
         """The processes of this machine; every process asks for it at the same time."""
         return Node.find(self.communicator, self.host.trainer.accelerator.local_process_index, self.store.folder)
 
-    def collator(self, collator: Collator) -> ReferenceCollator:
-        """Wrap a collator so that its batches hold the stored log-probs."""
-        self._collator = ReferenceCollator(collator, self._load(), _trl.REFERENCE_COLUMNS)
+    def collator(self, collator: Collator, plain: Any = None) -> ReferenceCollator:
+        """Wrap a collator so that its batches hold the stored log-probs.
+
+        Args:
+            collator: that builds batches.
+            plain: TRL's own inside of it, which tells what rows with images are fed.
+        """
+        images = plain if self.host.has_images else None
+        self._collator = ReferenceCollator(collator, self._load(), _trl.REFERENCE_COLUMNS, images)
         return self._collator
 
     def sums(self, batch: dict[str, Any]) -> list[float] | None:
@@ -97,35 +110,43 @@ class StoredLogps:
         """
         if isinstance(dataset, IterableDataset) and not streams:
             self._keys = None  # load all: which sequences the stream holds is only known batch by batch
+        elif self.host.has_images:
+            known = next((keys for other, keys in self._known if other is dataset), None)
+            images = ImageSource(dataset, collator, name, self.host.trainer.args.disable_tqdm, known)
+            self._fill_from(images, name, lambda rows: self._compute_images(dataset, collator, rows, name, running))
         else:
-            reader = self.node.alike(content(dataset, collator) if len(self.node.ranks) > 1 else None)
-            unread = portions(dataset, self.host.collated_columns(), collator)
-            # Processes whose data differ in length still take each step together.
-            while self._fill_portion(reader, unread, name, running):
-                _trl.free_memory()  # of a reference that was loaded for this pass
+            source = TextSource(dataset, self.host.collated_columns(), collator)
+            self._fill_from(source, name, lambda missing: self._compute(missing, name, running))
         if self._collator is not None:
             self._collator.logps = self._load()
 
-    def _fill_portion(self, reader: Node, unread: Iterator[Sequences], name: str, running: Running) -> bool:
+    def _fill_from(self, source: Source[Missing], name: str, compute: Callable[[Missing], None]) -> None:
+        """Compute what the store lacks of some data."""
+        reader = self.node.alike(source.content() if len(self.node.ranks) > 1 else None)
+        # Processes whose data differ in length still take each step together.
+        while self._fill_portion(reader, source, name, compute):
+            _trl.free_memory()  # of a reference that was loaded for this pass
+
+    def _fill_portion(
+        self, reader: Node, source: Source[Missing], name: str, compute: Callable[[Missing], None]
+    ) -> bool:
         """Compute what is missing of the next portion; False if no process has one."""
-        shared = reader.once(lambda allocate: self._find(unread, allocate), f"reading the {name} dataset")
-        arrays = shared.arrays
-        wanted, missing = arrays["counts"].tolist(), Sequences(arrays["ids"], arrays["bounds"], arrays["keys"])
+        shared = reader.once(lambda allocate: self._find(source, allocate), f"reading the {name} dataset")
+        arrays = dict(shared.arrays)
+        wanted, missing = arrays.pop("counts").tolist(), source.kind(**arrays)
         everyone = self.communicator.gather((wanted, len(missing)))
         self.stats.found += wanted - len(missing)
         if any(missing for _, missing in everyone):
-            self._compute(missing, name, running)
-            self._check_complete(reader, missing, wanted)
+            compute(missing)
+            self._check_complete(reader, missing.packed, wanted)
         return any(wanted for wanted, _ in everyone)
 
-    def _find(self, unread: Iterator[Sequences], allocate: Allocate) -> None:
+    def _find(self, source: Source[Missing], allocate: Allocate) -> None:
         """Read the next portion of the data, and leave what the store lacks of it."""
-        portion = next(unread, None) or Sequences.of(())
+        portion = source.next(self.store)
         if self._keys is not None:
             self._keys.append(portion.keys)
-        self.store.refresh()
-        missing = portion.copied(self.store.lacks(portion.keys, check_values=True))
-        given = {"counts": np.array(len(portion)), **vars(missing)}
+        given = {"counts": np.array(len(portion.keys)), **vars(portion.missing)}
         arrays = allocate({name: (array.shape, array.dtype) for name, array in given.items()})
         for name, array in given.items():
             arrays[name][...] = array
@@ -148,8 +169,27 @@ class StoredLogps:
             self.stats.add(run.run(missing.by_key()))
             self.max_tokens = run.max_tokens  # lower, if a batch did not fit in memory
 
-    def _check_complete(self, reader: Node, missing: Sequences, wanted: int) -> None:
-        """Check that the pass has left nothing out.
+    def _compute_images(
+        self, dataset: Dataset, collator: Collator, missing: ImageRows, name: str, running: Running
+    ) -> None:
+        with running() as (model, causal):
+            run = image_pass(
+                self.host,
+                model,
+                causal,
+                self.max_tokens,
+                store=self.store,
+                dataset=dataset,
+                collator=collator,
+                communicator=self.communicator,
+                title=self.settings.title.format(name),
+                nonfinite=self._nonfinite,
+            )
+            self.stats.add(run.run(missing))
+            self.max_tokens = run.max_tokens
+
+    def _check_complete(self, reader: Node, missing: np.ndarray, wanted: int) -> None:
+        """Check that the pass has left nothing out of (sequences, 2) packed keys.
 
         Raises:
             InputError: another node writes to another folder.
@@ -157,7 +197,7 @@ class StoredLogps:
         left = 0
         if reader.is_first:
             self.store.refresh()
-            left = int((self.store.lacks(missing.keys) & ~self._left_out(missing.keys)).sum())
+            left = int((self.store.lacks(missing) & ~self._left_out(missing)).sum())
         else:
             self.store.forget()  # the parts that this process has written
         error = None

@@ -56,6 +56,11 @@ class Sequences:
         return cls(np.concatenate(ids), np.concatenate(bounds), np.concatenate(keys))
 
     @property
+    def packed(self) -> np.ndarray:
+        """The packed keys, (sequences, 2) uint64."""
+        return self.keys
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         start, middle, scored, end = self.bounds.T
