@@ -18,8 +18,9 @@ from .core.lists import Order
 from .core.pairs import Pairs
 from .core.registry import get_loss
 from .data.evaluation_sets import is_unwatched, watching_problems
+from .data.images import image_problems
 from .data.lists.collator import as_pairs
-from .data.prepare import checked_datasets
+from .data.prepare import checked_datasets, named_parts
 from .distributed.eval_padding import EvalPadding, RealRows
 from .distributed.mixin import DistributedTrainerMixin
 from .errors import InputError
@@ -160,6 +161,7 @@ class EvaluationMixin(DistributedTrainerMixin):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
         given: dict[str, Any] = {"of_lists": bool(self.of_lists), "eval_dataset": eval_dataset}
         eval_dataset = checked_datasets(self.extra_columns, self.args, **given)["eval_dataset"]
+        self._check_images(eval_dataset=eval_dataset)
         if self.reference.is_stored:
             eval_dataset = self._with_reference(eval_dataset)
         with self.host.no_precompute():
@@ -171,7 +173,13 @@ class EvaluationMixin(DistributedTrainerMixin):
             raise InputError(f"predict takes one dataset; call it for each of {', '.join(map(str, test_dataset))}.")
         checks = (self.extra_columns, self.args)
         test_dataset = checked_datasets(*checks, of_lists=False, test_dataset=test_dataset)["test_dataset"]
+        self._check_images(test_dataset=test_dataset)
         return super().predict(self._with_reference(test_dataset), *positional, **keywords)
+
+    def _check_images(self, **datasets: Any) -> None:
+        problems = image_problems(named_parts(datasets), {}, expected=self.host.has_images)
+        if problems:
+            raise InputError(*problems)
 
     def _watching_problems(self) -> list[str]:
         """What is wrong with the metric that chooses the best model, once callbacks and losses are known."""

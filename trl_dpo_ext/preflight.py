@@ -25,6 +25,7 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
+from .data.images import image_problems, read_images
 from .data.lists.pair_rows import examples
 from .data.lists.refusals import list_columns, list_run_problems, without_scores
 from .data.prepare import Kept, are_lists, checked_datasets, named_parts, with_fitting_tool_calls
@@ -43,6 +44,7 @@ from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
 from .reference.moving.problems import moving_reference_problems
 from .reference.moving.source import MovingReference
+from .reference.precompute.image_keys import ImageKeys
 from .reference.producer import AdapterBase, InitialPolicy, PolicyStart, Producer, ReferenceModel
 from .reference.source import (
     LiveReference,
@@ -51,6 +53,7 @@ from .reference.source import (
     ReferenceSource,
     StoredReference,
 )
+from .reference.store.another_reference import check_processor
 from .reference.store.manifest import check_folder
 
 
@@ -87,6 +90,7 @@ class RunSpec:
         peft_config: Any = None,
         quantization_config: Any = None,
         compute_metrics: Any = None,
+        data_collator: Any = None,
         tokenizes: bool = True,
     ) -> RunSpec:
         """Decide what the trainer's arguments ask for, and tokenize the data if `tokenizes`. No model is loaded.
@@ -108,10 +112,14 @@ class RunSpec:
         kept: dict[str, Kept] = {}
         with _collecting(problems):
             datasets = checked_datasets(columns, args, kept=kept, **datasets)
+            numbers = {name: each.numbers for name, each in kept.items()}
+            problems += image_problems(named_parts(datasets), numbers)
         orders: frozenset[Order] = frozenset(each.order for each in kept.values() if each.order)
         problems += list_run_problems(args, mixture, orders, compute_metrics is not None) if kept else []
         columns = without_scores(columns) if orders else columns
-        problems += _trl.late_refusals(args, [model, ref_model], [*named_parts(datasets).values()], peft_config)
+        problems += _trl.late_refusals(
+            args, [model, ref_model], [*named_parts(datasets).values()], peft_config, data_collator
+        )
         policy, config, is_readable = Policy(model, args, peft_config), None, False
         with _collecting(problems):
             policy = Policy.of(args, model, ref_model, peft_config, quantization_config)
@@ -132,7 +140,11 @@ class RunSpec:
         problems += untargeted
         has_images = bool(_trl.image_columns(_trl.column_names(datasets["train_dataset"])))
         by_name = isinstance(model, str)
-        settings = ReferenceSettings(args, mixture.needs, pair_forward, by_name, has_images)
+        known_images: list[tuple[Any, ImageKeys]] = []
+        settings = ReferenceSettings(args, mixture.needs, pair_forward, by_name, has_images, known_images)
+        if has_images and args.precompute_ref_log_probs and args.ref_store and processing_class is not None:
+            with _collecting(problems):
+                check_processor(Path(args.ref_store), processing_class)
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):
             with _collecting(problems), policy.described_args():
@@ -156,6 +168,8 @@ class RunSpec:
         preparation = DatasetPreparation(StreamReport(), eos_ids(policy.described, args), kept)
         if tokenizes and processing_class is not None:
             preparation.prepare_early(datasets, processing_class, args)
+            if has_images and reference.is_stored:
+                known_images += read_images(named_parts(datasets), numbers, processing_class, args)
         data = (datasets["train_dataset"], datasets["eval_dataset"])
         return cls(policy, mixture, columns, pair_forward, reference, *data, processing_class, preparation, orders)
 
@@ -179,6 +193,11 @@ def _reference(
     if args.precompute_ref_log_probs:
         for part in datasets:
             refuse_sums(settings.needs, part, "given")
+    if args.precompute_ref_log_probs and settings.has_images and any(map(has_reference_columns, datasets)):
+        raise InputError(
+            f"The datasets have reference log-probs of their own ({', '.join(_trl.REFERENCE_COLUMNS)}), which are not "
+            "read beside images. Remove those columns; a store is filled instead."
+        )
     if args.precompute_ref_log_probs and datasets and all(map(has_reference_columns, datasets)):
         if spec is not None:
             raise InputError(

@@ -102,7 +102,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
         show_messages(args)
         load: dict[str, Any] = {"quantization_config": quantization_config, "peft_config": peft_config}
         # 1. Decide. Nothing is loaded; every problem is reported at once.
-        load["compute_metrics"] = compute_metrics
+        load |= {"compute_metrics": compute_metrics, "data_collator": data_collator}
         spec = RunSpec.build(args, model, ref_model, train_dataset, eval_dataset, processing_class, **load)
         self.host, self.mixture, self.extra_columns = _trl.Host(self), spec.mixture, spec.columns
         self.pair_forward, self.reference, self.preparation = spec.pair_forward, spec.reference, spec.preparation
@@ -117,9 +117,9 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
             self.reference.constructing(self.host) as ref_model,
             _trl.without_losses(args, self.mixture.host_names, self.mixture.host_weights),
         ):
-            data = (data_collator, spec.train_dataset, spec.eval_dataset, spec.processing_class)
-            load |= {"callbacks": callbacks, "optimizers": optimizers}
-            super().__init__(model, ref_model, args, *data, **load)
+            load |= {"train_dataset": spec.train_dataset, "eval_dataset": spec.eval_dataset}
+            load |= {"callbacks": callbacks, "optimizers": optimizers, "processing_class": spec.processing_class}
+            super().__init__(model, ref_model, args, **load)
         # 3. Attach what needs the constructed models.
         self.preparation.forget()
         self._check_models()

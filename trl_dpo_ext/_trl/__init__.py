@@ -56,10 +56,12 @@ from .images import (
     ImageTexts,
     cache_file,
     collates_images,
+    date_beside_images,
     fingerprint,
     image_placeholder,
     image_tokens,
     load_image,
+    placeholder_problem,
     texts_beside_images,
 )
 from .initializations import initialization_warnings
@@ -93,7 +95,7 @@ from .preparation import (
     tokens_kept,
 )
 from .reference import free_memory
-from .refusals import late_refusals
+from .refusals import STREAMED_IMAGES, late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
 from .reporting import tensorboard_writer, trackers
 from .second_adapter import SecondAdapter, SyncRefModelCallback, without_sync
@@ -109,6 +111,7 @@ __all__ = [
     "NOT_THE_FORWARD",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
+    "STREAMED_IMAGES",
     "TOKEN_IDS",
     "TOKEN_METRICS",
     "Engine",
@@ -134,6 +137,7 @@ __all__ = [
     "collates_images",
     "column_names",
     "copied_by_us",
+    "date_beside_images",
     "default_output_dir",
     "evaluation_mode",
     "fingerprint",
@@ -167,6 +171,7 @@ __all__ = [
     "override_attention_mask",
     "pair_collator",
     "placed_reference",
+    "placeholder_problem",
     "planned_engine",
     "preparation",
     "prints_date",

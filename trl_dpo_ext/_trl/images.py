@@ -12,6 +12,8 @@ from datasets import Dataset
 from transformers import image_utils
 from trl.trainer import dpo_trainer
 
+from .preparation import DATE, FIXED_DATE
+
 
 def collates_images(collator: Any) -> bool:
     """Whether a collator is TRL's own for rows with images.
@@ -59,6 +61,33 @@ def texts_beside_images(collator: Any, examples: Sequence[Mapping[str, Any]]) ->
     replace(collator, processor=stand_in)([dict(example) for example in examples])
     prompts, chosen, rejected = stand_in.texts
     return ImageTexts(prompts[: len(examples)], chosen, rejected)
+
+
+def date_beside_images(collator: Any, example: Mapping[str, Any]) -> bool:
+    """Whether the chat template prints today's date in the texts of a row with images.
+
+    Seam: `strftime_now(format)`, as in `prints_date`; `chat_template_kwargs` may hold a `chat_template`.
+    """
+    template, given = collator.processor.chat_template, example.get("chat_template_kwargs") or {}
+    if not isinstance(template, str) or "strftime_now" not in template or "chat_template" in given:
+        return False
+    dated = {**example, "chat_template_kwargs": {**given, "chat_template": FIXED_DATE + template}}
+    texts = texts_beside_images(collator, [dated])
+    return any(DATE in text for side in (texts.prompts, texts.chosen, texts.rejected) for text in side)
+
+
+def placeholder_problem(prompt: list[dict[str, Any]], images: int) -> str | None:
+    """Return why the messages of a prompt do not go with a number of images; None if they do.
+
+    Seam: the collator calls `prepare_multimodal_messages(messages, images)` as found in the trainer's module, which
+    raises where the numbers of images and of parts for images differ.
+    """
+    try:
+        dpo_trainer.prepare_multimodal_messages(prompt, images=[None] * images)
+    except ValueError as error:
+        said = str(error)
+        return said[:1].lower() + said[1:].rstrip(".")
+    return None
 
 
 def image_placeholder(processor: Any) -> str | None:

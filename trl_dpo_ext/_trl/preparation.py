@@ -19,8 +19,9 @@ from .batch import COMPLETION_MASK, image_columns, is_tokenized
 from .patching import temporarily
 
 _TEXTS_AT_ONCE, _IMAGES_AT_ONCE = 256, 16
-_DATE = "<the date>"
-_FIXED_DATE = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
+DATE = "<the date>"
+FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}"
+"""In front of a chat template, it prints `DATE` in the place of today's date."""
 
 
 def tokenizer_of(processing_class: Any) -> Any:
@@ -153,8 +154,8 @@ def prints_date(processing_class: Any, row: Mapping[str, Any]) -> bool:
     if not isinstance(template, str) or "strftime_now" not in template or isinstance(row["chosen"], str):
         return False
     messages = [*(row.get("prompt") or []), *row["chosen"]]
-    options = {"chat_template": _FIXED_DATE + template, **_template_options(row)}
-    return _DATE in str(processing_class.apply_chat_template(messages, tokenize=False, **options))
+    options = {"chat_template": FIXED_DATE + template, **_template_options(row)}
+    return DATE in str(processing_class.apply_chat_template(messages, tokenize=False, **options))
 
 
 def tokenized_with_images(dataset: Dataset, processing_class: Any, name: str) -> Dataset:

@@ -14,6 +14,7 @@ from transformers.utils import is_flash_attn_2_available, is_kernels_available
 from .adapters import adapter_kind, adapters_of, adapts_head
 from .batch import column_names, image_columns
 from .compiled import is_compiled, without_compilation
+from .images import collates_images
 from .initializations import initialization_problems
 from .models import is_peft_model
 
@@ -42,7 +43,15 @@ _UNUSABLE = {
 """Seam: kinds of adapters that cannot run in TRL's forward, and why."""
 
 
-def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config: Any) -> list[str]:
+STREAMED_IMAGES = (
+    "precompute_ref_log_probs=True cannot read images from a stream. Load the dataset without streaming, or set "
+    "precompute_ref_log_probs=False."
+)
+
+
+def late_refusals(
+    args: Any, models: list[Any], datasets: list[Any], peft_config: Any, data_collator: Any = None
+) -> list[str]:
     """Return what a trainer's constructor or its first step would refuse.
 
     Seam: TRL's constructor raises for each of these after loading the policy, but for packages that are missing, on
@@ -53,7 +62,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
         args: the configuration.
         models: policy and reference as given, each a model, a name, or None.
         datasets: each that was given.
-        peft_config: as given.
+        peft_config, data_collator: as given.
     """
     problems = []
     optimizer = str(getattr(args.optim, "value", args.optim))
@@ -87,7 +96,7 @@ def late_refusals(args: Any, models: list[Any], datasets: list[Any], peft_config
             "not be trained. Remove 'lm_head' from target_modules, or put it into modules_to_save."
         )
     problems += initialization_problems(policy, peft_config)
-    return [*problems, *_image_problems(args, datasets)]
+    return [*problems, *_image_problems(args, datasets, data_collator)]
 
 
 def _attention_problems(args: Any) -> list[str]:
@@ -142,7 +151,7 @@ def _config_problems(args: Any, config: Any) -> list[str]:
     return problems
 
 
-def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
+def _image_problems(args: Any, datasets: list[Any], data_collator: Any) -> list[str]:
     pictured = [dataset for dataset in datasets if image_columns(column_names(dataset))]
     if not pictured:
         return []
@@ -157,8 +166,11 @@ def _image_problems(args: Any, datasets: list[Any]) -> list[str]:
         if chosen
     ]
     if args.precompute_ref_log_probs and not all(isinstance(dataset, Dataset) for dataset in pictured):
+        problems.append(STREAMED_IMAGES)
+    if args.precompute_ref_log_probs and data_collator is not None and not collates_images(data_collator):
         problems.append(
-            "precompute_ref_log_probs=True cannot read images from a stream. Load the dataset without streaming, or "
-            "set precompute_ref_log_probs=False."
+            f"precompute_ref_log_probs=True finds rows with images by what TRL's DataCollatorForVisionPreference makes "
+            f"of them, and data_collator is of type {type(data_collator).__name__}. Leave data_collator out, or set "
+            "precompute_ref_log_probs=False."
         )
     return problems

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..reference.store.manifest import PARTS
 from ..reference.store.parts import CORRUPT_SUFFIX
@@ -45,10 +46,19 @@ def show(folder: str, *, check: bool) -> tuple[str, bool]:
 def _reference(store: Store) -> list[str]:
     keyed, recorded = store.identity.keyed, store.identity.recorded
     model_type = keyed.pop("config").get("model_type", "unknown")
+    processor = keyed.pop("processor", None)
     shown = {**keyed, "config": f"{model_type}, all fields in manifest.json"}
+    shown |= {} if processor is None else {"processor": f"{_described(processor)}, all settings in manifest.json"}
     shown |= {name: recorded[name] for name in ("source", "revision", "attention") if recorded[name]}
     shown["versions"] = " ".join(f"{name} {version}" for name, version in recorded["versions"].items())
     return [_field(name.replace("_", " "), value) for name, value in shown.items()]
+
+
+def _described(processor: Mapping[str, Any]) -> str:
+    """The class of a processor, and the size that it gives images."""
+    size = (processor.get("image_processor") or {}).get("size")
+    sizes = [f"{name} {value}" for name, value in size.items()] if isinstance(size, Mapping) else [str(size)]
+    return " ".join([processor.get("class", "unknown"), *(sizes if size else [])])
 
 
 def _counts(store: Store) -> list[str]:

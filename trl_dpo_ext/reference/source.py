@@ -54,7 +54,7 @@ class ReferenceSettings:
     has_images: bool = False
     """Whether the rows have images, which the collator processes."""
     known_images: Sequence[tuple[Any, ImageKeys]] = ()
-    """Datasets with images whose keys were read before there was a trainer."""
+    """Datasets with images whose keys are read before there is a trainer."""
 
 
 class ReferenceSource(CheckpointedReference, abc.ABC):
@@ -243,7 +243,7 @@ class StoredReference(ProducedReference):
     def fill(self, dataset: Any, name: str) -> None:
         """Compute what the store lacks of a dataset."""
         refuse_sums(self.settings.needs, dataset, name)
-        if has_reference_columns(dataset):
+        if has_reference_columns(dataset) and not self.settings.has_images:
             return
         if not hasattr(self, "stored"):
             args = self.settings.args

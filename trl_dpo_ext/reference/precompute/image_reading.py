@@ -113,11 +113,7 @@ class _Reading:
 
     def raise_problems(self, name: str) -> None:
         """Raise one `InputError` for all problems, if there are any."""
-        lines = []
-        for text, rows in self.problems.items():
-            what, _, remedy = text.partition(". ")
-            shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (" ..." if len(rows) > _ROWS_SHOWN else "")
-            lines.append(f"{name}: {what}; in {len(rows)} of {len(self.dataset)} rows ({shown}). {remedy}")
+        lines = row_problems(self.problems, name, len(self.dataset))
         if lines:
             raise InputError(*lines)
 
@@ -176,6 +172,22 @@ class _Reading:
         except Exception:
             return False
         return True
+
+
+def row_problems(problems: Mapping[str, list[int]], name: str, total: int) -> list[str]:
+    """Say what is wrong with rows, in one line for each kind.
+
+    Args:
+        problems: the numbers of the rows with each problem, which says behind a full stop how to fix it.
+        name: of the dataset.
+        total: number of its rows.
+    """
+    lines = []
+    for text, rows in problems.items():
+        what, _, remedy = text.partition(". ")
+        shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (" ..." if len(rows) > _ROWS_SHOWN else "")
+        lines.append(f"{name}: {what}; in {len(rows)} of {total} rows ({shown}). {remedy}")
+    return lines
 
 
 def _images(row: Mapping[str, Any]) -> list[Any] | str:

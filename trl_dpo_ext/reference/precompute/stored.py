@@ -108,6 +108,8 @@ class StoredLogps:
             running: gives the reference, if anything is missing.
             streams: whether to read a streamed dataset to its end, too; otherwise batches are looked up one by one.
         """
+        if isinstance(dataset, IterableDataset) and self.host.has_images:
+            raise InputError(_trl.STREAMED_IMAGES)
         if isinstance(dataset, IterableDataset) and not streams:
             self._keys = None  # load all: which sequences the stream holds is only known batch by batch
         elif self.host.has_images:

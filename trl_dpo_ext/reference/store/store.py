@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from ...errors import InputError
 from ..identity.identity import Identity
+from .another_reference import AnotherReferenceError
 from .atomic import remove_stale_temporaries
 from .keys import KeyIndex, pack_keys
 from .manifest import MANIFEST, PARTS, Manifest, check_folder, create_store, read_manifest, write_error
@@ -34,21 +35,6 @@ from .shared_memory import Allocate, private
 from .table import LogpTable, described, load_arrays
 from .verify import VerifyReport, verify
 from .writer import PartWriter
-
-
-class AnotherReferenceError(InputError):
-    """A store was computed with another reference than the one that it is opened for.
-
-    Attributes:
-        differences: fields of the identities that differ, in words.
-    """
-
-    def __init__(self, folder: Path, differences: list[str]) -> None:
-        super().__init__(
-            f"The reference store {folder} was computed with another reference: {'; '.join(differences)}. Choose "
-            "another --ref_store directory, or use the settings that the store was computed with."
-        )
-        self.differences = differences
 
 
 @dataclass(frozen=True)
