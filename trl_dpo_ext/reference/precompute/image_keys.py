@@ -121,10 +121,9 @@ def images_of(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _stand_in(row: Mapping[str, Any], contents: Sequence[ImageContent]) -> dict[str, Any]:
-    """A row whose images are stood in for by their hashes, which no template prints."""
+    """A row with words in the place of its images, which templates count and do not print."""
     column = _trl.image_columns(row)[0]
-    digests = [image.digest for image in contents]
-    return {**row, column: digests[0] if column == "image" else digests}
+    return {**row, column: "image" if column == "image" else ["image"] * len(contents)}
 
 
 def _positions(processor: Any, images: Sequence[ImageContent]) -> int:
