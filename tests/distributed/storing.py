@@ -15,7 +15,7 @@ from tests.distributed import launched
 from tests.support import runs, tiny
 from tests.support.processes import mapped_memory
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.precompute import stored, wanted
+from trl_dpo_ext.reference.precompute import filling, wanted
 from trl_dpo_ext.reference.store import store, table
 
 STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "max_steps": 2}
@@ -75,7 +75,7 @@ def fill_without_reader(folder: Path, settings: dict[str, Any]) -> dict[str, Any
         yield  # so that it dies when the first row is asked for
 
     if os.environ["RANK"] == "0":
-        stored.portions = killed
+        filling.portions = killed
     try:
         train(folder, settings)
     except InputError as error:
