@@ -123,8 +123,12 @@ class BatchSeams(ModelSeams):
         return problems + self.compilation_problems()
 
     def batch_of(self, rows: list[Any]) -> dict[str, Any]:
-        """Collate rows of the training dataset and move them to this process's device.
+        """Collate rows of the training dataset and move them to this process's device."""
+        return self.on_device(self.trainer.data_collator(rows))
+
+    def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a collated batch to this process's device, in the dtype of an engine that has one.
 
         Seam: `_prepare_inputs(batch)` of transformers' `Trainer`.
         """
-        return self.trainer._prepare_inputs(self.trainer.data_collator(rows))
+        return self.trainer._prepare_inputs(batch)

@@ -89,7 +89,9 @@ class ReferencePass:
 _FILLER = Batch((TokenSequence(np.zeros(1, np.int32), np.zeros(1, np.int32), 0),), (b"",), shared=False)
 
 
-def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, longest: int = 0) -> int:
+def default_max_tokens(
+    device: torch.device, config: Any, dtype: torch.dtype, longest: int = 0, at_least: int = 0
+) -> int:
     """Return the token positions per batch that fit well: by a GPU's free memory, or a size that suits CPU caches.
 
     A forward without gradients holds, per position of a packed row, about ten vectors of the hidden size and three of
@@ -102,6 +104,7 @@ def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, lo
         config: of the model's text part.
         dtype: of the model.
         longest: tokens of the longest sequence.
+        at_least: bytes per position that another part of the model holds before.
     """
     if device.type != "cuda":
         return 2048
@@ -117,6 +120,7 @@ def default_max_tokens(device: torch.device, config: Any, dtype: torch.dtype, lo
     per_position = dtype.itemsize * (10 * hidden + 3 * mlp + MOST_KEYS * keys)
     if config._attn_implementation == "eager":
         per_position += heads * longest * (2 * dtype.itemsize + 4)
+    per_position = max(per_position, at_least)
     return int(min(max(free / 2 / per_position, 4096), 131072))
 
 

@@ -1,0 +1,132 @@
+"""Prepare batches of rows with images in worker processes, while the model runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from ... import _trl
+from ...errors import InputError
+from .image_batching import ImageBatch
+from .wanted import Collator
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How worker processes prepare batches; the defaults are no workers."""
+
+    count: int = 0
+    prefetch: int | None = None
+    """Batches that each prepares ahead; None for PyTorch's default."""
+    pin_memory: bool = False
+
+
+class Preparation(torch.utils.data.Dataset[Any]):
+    """Collates rows of a dataset, by their places: what is indexed by several rows is their batch.
+
+    Args:
+        dataset: as `collator` takes it.
+        columns: what the collator reads; None for all.
+        collator: that training uses.
+        images_once: whether the images of both sides are to stand in a batch once, where they are the same.
+    """
+
+    def __init__(self, dataset: Any, columns: list[str] | None, collator: Collator, images_once: bool) -> None:
+        if isinstance(dataset, Dataset) and columns is not None:
+            dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
+        self._dataset, self._collator, self._images_once = dataset, collator, images_once
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, Any] | InputError:
+        """Collate rows; an error is returned, for a worker would hide it in its traceback."""
+        try:
+            return self._collated(rows)
+        except Exception as error:
+            return self._described(rows, error)
+
+    def collated(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Collate rows.
+
+        Raises:
+            InputError: the collator fails.
+        """
+        return _raised(self[rows])
+
+    def _collated(self, rows: Sequence[int]) -> dict[str, Any]:
+        batch = self._collator([dict(self._dataset[row]) for row in rows])
+        return _trl.with_images_once(batch) if self._images_once else dict(batch)
+
+    def _described(self, rows: Sequence[int], error: Exception) -> InputError:
+        """The error, with the first row that fails alone."""
+        for row in rows if len(rows) > 1 else ():
+            try:
+                self._collated([row])
+            except Exception as of_row:
+                rows, error = [row], of_row
+                break
+        which = f"Row {rows[0]} of the dataset" if len(rows) == 1 else f"Rows {', '.join(map(str, rows))} together"
+        problems = error.problems if isinstance(error, InputError) else [f"{type(error).__name__}: {error}"]
+        return InputError(f"{which} cannot be prepared for the model; correct or remove it. ({'; '.join(problems)})")
+
+
+def prepared(
+    preparation: Preparation, batches: Iterable[ImageBatch], workers: Workers, most: int
+) -> Iterator[ImageBatch]:
+    """Yield batches with what the collator made of them, in their order.
+
+    Args:
+        preparation: of the dataset.
+        batches: that are taken up as workers become free, so that they may depend on what memory has allowed so far.
+        workers: that prepare batches; without them this process does.
+        most: number of batches at most, which more workers would not serve.
+
+    Raises:
+        InputError: the collator fails, or a worker has ended.
+    """
+    taken: deque[ImageBatch] = deque()
+
+    def places() -> Iterator[list[int]]:
+        for batch in batches:
+            taken.append(batch)
+            yield batch.part.rows.tolist()
+
+    count = min(workers.count, most)
+    loader = DataLoader(
+        preparation,
+        batch_size=None,
+        sampler=places(),
+        num_workers=count,
+        prefetch_factor=workers.prefetch if count else None,
+        pin_memory=workers.pin_memory,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # the global one is left as it is: training draws from it
+    )
+    for batch in _unless_ended(loader):
+        yield replace(taken.popleft(), collated=_raised(batch))
+
+
+def _unless_ended(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "A process that prepares images has ended, probably for lack of memory. Lower --dataloader_num_workers or "
+            f"--precompute_ref_max_tokens, or give the machine more shared memory. ({error})"
+        ) from error
+
+
+def _raised(batch: Mapping[str, Any] | InputError) -> dict[str, Any]:
+    if isinstance(batch, InputError):
+        raise batch
+    return dict(batch)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
