@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import image_utils
 from trl.trainer import dpo_trainer
 
@@ -124,6 +125,16 @@ def load_image(source: str) -> Any:
     Seam: `fetch_images` of image processors calls `transformers.image_utils.load_image`.
     """
     return image_utils.load_image(source)
+
+
+def is_picture(image: Any) -> bool:
+    """Whether a value is an image of PIL, which text runs may lack."""
+    return image_utils.is_pil_image(image)
+
+
+def hashed(value: Any) -> str:
+    """Hash Python values as `datasets` hashes what is computed of a dataset."""
+    return Hasher.hash(value)
 
 
 def cache_file(dataset: Dataset, fingerprint: str) -> Path:

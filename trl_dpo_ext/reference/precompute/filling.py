@@ -8,7 +8,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 
 from ... import _trl
 from ..identity.processor import processor_settings
@@ -98,7 +97,7 @@ class ImageSource:
     def content(self) -> Hashable:
         """See `Source.content`."""
         settings = processor_settings(self._collator.processor)
-        return Hasher.hash((_trl.fingerprint(self._dataset), self._collator.max_length, settings))
+        return _trl.hashed((_trl.fingerprint(self._dataset), self._collator.max_length, settings))
 
     def next(self, store: Store) -> Portion[ImageRows]:
         """See `Source.next`."""

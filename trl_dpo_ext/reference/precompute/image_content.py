@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 
 from ... import _trl
 from ...errors import InputError
@@ -44,7 +43,7 @@ def image_content(image: Any) -> ImageContent:
     try:
         if isinstance(image, str):
             image = _trl.load_image(image)
-        if isinstance(image, Image.Image):
+        if _trl.is_picture(image):
             return _of_picture(image)
     except Exception as error:  # decoders raise errors of many kinds
         raise InputError(UNREADABLE.format(type(error).__name__)) from error

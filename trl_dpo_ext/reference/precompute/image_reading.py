@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
-from datasets.fingerprint import Hasher
 from tqdm import tqdm
 
 from ... import _trl
@@ -224,14 +224,14 @@ def _kept_in(dataset: Dataset, collator: Any) -> Path | None:
         _VERSION, _trl.fingerprint(dataset), state, template, tokenizer.chat_template, tokenizer.special_tokens_map,
         collator.max_length, processor_settings(collator.processor),
     )  # fmt: skip
-    return _trl.cache_file(dataset, Hasher.hash(facts)).with_suffix(".images.npz")
+    return _trl.cache_file(dataset, _trl.hashed(facts)).with_suffix(".images.npz")
 
 
 def _kept(file: Path, rows: int) -> ImageKeys | None:
     try:
         with np.load(file) as arrays:
             known = ImageKeys(**arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     return known if len(known.keys) == rows else None
 
