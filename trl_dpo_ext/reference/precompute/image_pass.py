@@ -15,7 +15,7 @@ from ... import _trl
 from ..store.keys import unpack_keys
 from ..store.store import Store
 from .image_batching import ImageBatch, chosen_rows, make_image_batches
-from .image_preparation import Preparation, Workers, prepared
+from .image_preparation import Preparation, Workers, explaining_workers, prepared
 from .image_rows import ImageRows
 from .pass_run import Computed, Fetch, PrecomputeStats, compute_all, peers_of
 from .processes import Communicator
@@ -70,13 +70,14 @@ class ImagePass:
         self.max_tokens = min(self.communicator.gather(self.max_tokens))
         own = self._own_batches(missing)
         fillers = self._fillers(own, missing) if self.synchronous_forward else [[] for _ in own]
-        return compute_all(
-            self,
-            self._prepared(list(zip(own, fillers, strict=True))),
-            self._start,
-            tokens=sum(batch.tokens for batches in own for batch in batches),
-            expected_sequences=sum(batch.sides for batches in own for batch in batches),
-        )
+        with explaining_workers():
+            return compute_all(
+                self,
+                self._prepared(list(zip(own, fillers, strict=True))),
+                self._start,
+                tokens=sum(batch.tokens for batches in own for batch in batches),
+                expected_sequences=sum(batch.sides for batches in own for batch in batches),
+            )
 
     @property
     def _preparation(self) -> Preparation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ def prepared(
         most: number of batches at most, which more workers would not serve.
 
     Raises:
-        InputError: the collator fails, or a worker has ended.
+        InputError: the collator fails.
     """
     taken: deque[ImageBatch] = deque()
 
@@ -106,19 +107,25 @@ def prepared(
         collate_fn=_unchanged,
         generator=torch.Generator(),  # the global one is left as it is: training draws from it
     )
-    for batch in _unless_ended(loader):
+    for batch in loader:
         yield replace(taken.popleft(), collated=_raised(batch))
 
 
-def _unless_ended(loader: DataLoader[Any]) -> Iterator[Any]:
+@contextlib.contextmanager
+def explaining_workers() -> Iterator[None]:
+    """Say what to do where a worker ends inside: PyTorch interrupts whatever this process is doing.
+
+    Raises:
+        InputError: a worker has ended.
+    """
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(
             "A process that prepares images has ended, probably for lack of memory. Lower --dataloader_num_workers or "
-            f"--precompute_ref_max_tokens, or give the machine more shared memory. ({error})"
+            f"--precompute_ref_max_tokens, or give the machine more shared memory. ({error or type(error).__name__})"
         ) from error
 
 
