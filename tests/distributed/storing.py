@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import launched
-from tests.support import runs, tiny
+from tests.support import runs, tiny, vision_families
 from tests.support.processes import mapped_memory
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.precompute import filling, wanted
@@ -82,3 +82,19 @@ def fill_without_reader(folder: Path, settings: dict[str, Any]) -> dict[str, Any
         (folder / f"raised-{os.environ['RANK']}.txt").write_text(str(error))
         raise
     return {}
+
+
+def fill_with_images(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Fill a store from rows with images and rows without; train nothing."""
+    family = settings.pop("family")
+    run = runs.trainer(
+        folder / "out",
+        model=vision_families.saved_model(family, str(folder / f"model-{os.environ.get('RANK', '0')}")),
+        train_dataset=vision_families.preferences(7, mixed=True),
+        processing_class=vision_families.FAMILIES[family].processor(),
+        use_cpu=False,
+        **{**STORED, "ref_store": str(folder / "refs"), "max_length": None, **settings},
+    )
+    report = vars(run.reference.stored.stats).copy()
+    run.model_wrapped = run.accelerator.prepare(run.model)  # as training would, so that the engine can be told
+    return {"report": report}

@@ -192,3 +192,19 @@ def test_of_a_killed_reader_the_others_tell_and_end(tmp_path, files):
     said = [file.read_text() for file in sorted(folder.glob("raised-*.txt"))]
     assert said
     assert all("Process 0 ended while reading the train dataset" in each for each in said)
+
+
+@pytest.mark.parametrize("engine", engines.engines("multi_gpu", "fsdp1", "fsdp2", "zero3"))
+def test_rows_with_and_without_images_are_stored_by_two_processes_of_every_engine(engine, tmp_path):
+    """Processes that gather weights for each module would wait forever if one alone ran the vision tower."""
+    stores = []
+    for name, processes in (("single_gpu", 1), (engine, 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {"family": "qwen2.5-vl", "precompute_ref_max_tokens": 60}
+        record = engines.launch(
+            folder, name, "tests.distributed.storing:fill_with_images", settings, processes=processes, flags=FLAGS
+        )
+        assert record["report"]["images"] == 7  # each once for both sides
+        stores.append(stored(folder / "refs"))
+    assert_equal(stores[1], stores[0])
