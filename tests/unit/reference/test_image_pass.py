@@ -114,8 +114,8 @@ def test_batches_hold_rows_of_like_length_within_the_limit_and_no_row_without_im
 
 def test_a_row_longer_than_the_limit_is_a_batch_alone() -> None:
     rows = rows_of(DATA)
-    assert [batch.size for batch in make_image_batches(rows, 1)] == [1] * len(rows)
-    assert sum(batch.size for batch in make_image_batches(rows, 50)) == len(rows)
+    assert [batch.size for batch in make_image_batches(rows, 1)] == [1] * len(rows.rows)
+    assert sum(batch.size for batch in make_image_batches(rows, 50)) == len(rows.rows)
 
 
 def test_only_what_is_lacking_is_written(tmp_path) -> None:

@@ -23,7 +23,7 @@ class ImageBatch:
     @property
     def size(self) -> int:
         """Number of rows of the dataset."""
-        return len(self.part)
+        return len(self.part.rows)
 
     @property
     def images(self) -> int:
@@ -72,7 +72,7 @@ def make_image_batches(rows: ImageRows, max_tokens: int) -> list[ImageBatch]:
     """Make batches of at most `max_tokens` positions (or of one longer row), the longest rows first."""
     ordered = chosen_rows(rows, np.argsort(-rows.tokens, kind="stable"))
     batches, start = [], 0
-    while start < len(ordered):  # the first of a batch is its longest
+    while start < len(ordered.rows):  # the first of a batch is its longest
         end = start + max(max_tokens // (2 * max(int(ordered.tokens[start]), 1)), 1)
         batches.append(ImageBatch(chosen_rows(ordered, slice(start, end))))
         start = end
