@@ -242,7 +242,10 @@ def model(options: argparse.Namespace, known: Any, seed: int) -> Any:
             **vision, "out_hidden_size": text["hidden_size"], "patch_size": PATCH, "window_size": 8 * PATCH,
             "fullatt_block_indexes": whole,
         },
-        text_config={**text, "rope_parameters": rope, "tie_word_embeddings": True},
+        text_config={
+            **text, "rope_parameters": rope, "tie_word_embeddings": True, "bos_token_id": None,
+            "eos_token_id": known.tokenizer.eos_token_id,
+        },
         **ids,
     )  # fmt: skip
     torch.manual_seed(seed)

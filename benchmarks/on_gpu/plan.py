@@ -30,6 +30,7 @@ STAGES = {
     "pass": Stage("passes", 110, 50, "How fast is the reference pass?"),
     "memory": Stage("memory", 120, 40, "How good are the peaks that `estimate` gives?"),
     "reference-memory": Stage("reference_memory", 60, 20, "What does each kind of reference cost?"),
+    "images": Stage("images", 120, 60, "What do steps and the reference pass cost on data with images?"),
     "step-8b": Stage("step", 200, 80, "How fast is a training step of an 8B model?"),
     "probe": Stage("probe", 60, 30, "What does this GPU give, and which kernels does `sdpa` take?"),
     "layers": Stage("varlen", 40, 15, "What does attention of one layer take?"),
