@@ -12,10 +12,10 @@ import peft
 import torch
 import yaml
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlavaConfig
 
-from tests.support import lists, tiny
-from tests.support.published_models import MODELS
+from tests.support import tiny, vision_families
+from tests.support.published_models import MODELS, VISION_LANGUAGE
 from trl_dpo_ext.recipe_registry import Recipe
 
 SHAPES = {
@@ -35,12 +35,16 @@ SHAPES = {
 def published_config(recipe: Recipe) -> Any:
     """The configuration of the model that the recipe is for."""
     folder = recipe.path.parent.name
-    return MODELS[SHAPES.get(folder, folder)][0]()
+    return {**MODELS, **VISION_LANGUAGE}[SHAPES.get(folder, folder)][0]()
 
 
 def small_model(recipe: Recipe, folder: Path, seed: int = 0) -> str:
     """A model of the recipe's architecture with two narrow layers, and a tokenizer, as a folder that loads."""
     config = published_config(recipe)
+    if isinstance(config, LlavaConfig):
+        vision_families.saved_model("llava", str(folder))
+        vision_families.llava_processor().save_pretrained(folder)
+        return str(folder)
     common = {"vocab_size": len(tiny.tokenizer()), "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 2}
     if isinstance(config, (GPT2Config, GPTJConfig)):
         sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
@@ -140,6 +144,17 @@ def _dialogues(rows: int) -> list[dict[str, Any]]:
     ]
 
 
+def _pictured(rows: int) -> list[dict[str, Any]]:
+    """Messages in parts, the image first."""
+    data = []
+    for row in vision_families.preferences(rows):
+        parts = {side: [{"type": "text", "text": row[side][0]["content"]}] for side in ("prompt", "chosen", "rejected")}
+        parts["prompt"] = [{"type": "image", "text": None}, *parts["prompt"]]
+        sides = {side: [{"role": row[side][0]["role"], "content": content}] for side, content in parts.items()}
+        data.append({**sides, "images": row["images"]})
+    return data
+
+
 def _strings(rows: int) -> list[dict[str, Any]]:
     return list(tiny.preferences(rows))  # type: ignore[arg-type]
 
@@ -160,6 +175,7 @@ LAYOUTS = {
     "trl-lib/ultrafeedback_binarized": (_implicit, ("train", "test")),
     "trl-lib/tldr-preference": (_strings, ("train", "validation")),
     "argilla/distilabel-capybara-dpo-7k-binarized": (_capybara, ("train",)),
+    "HuggingFaceH4/rlaif-v_formatted": (_pictured, ("train", "test")),
     "HuggingFaceTB/smoltalk2": (_thinking, ()),
     "Anthropic/hh-rlhf": (_dialogues, ("train", "test")),
     "imdb_pairs.jsonl": (_strings, ("train",)),
