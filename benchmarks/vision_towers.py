@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.published_models import VISION_LANGUAGE
 from trl_dpo_ext.estimate.model_size import compute_model_size
 
-SIDE, PATCH, PLACES, COLORS, SHADES = 48, 8, 9, 8, 4
+SIDE, PATCH, PLACES, COLORS, SHADES = 36, 6, 9, 8, 4
 IMAGE, BOS = 0, 1
 FIRST = (2, 2 + COLORS, 2 + COLORS + PLACES)
 """The tokens of colors, places, and shades begin here."""
@@ -33,9 +33,9 @@ COUNTS = (COLORS, PLACES, SHADES)
 TOKENS = (SIDE // PATCH) ** 2
 
 
-def small_llava(seed: int, width: int = 128) -> Any:
+def small_llava(seed: int, width: int = 64) -> Any:
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3}
     vision = CLIPVisionConfig(**sizes, num_attention_heads=4, image_size=SIDE, patch_size=PATCH)
     text = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4, vocab_size=FIRST[2] + SHADES)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1)
@@ -45,11 +45,11 @@ def small_llava(seed: int, width: int = 128) -> Any:
 def images(count: int, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (count, 3, side, side), and color, place, and shade of their squares (count, 3)."""
     facts = torch.stack([torch.randint(0, most, (count,), generator=draw) for most in COUNTS], dim=1)
-    pixels = 0.7 * torch.randn(count, 3, SIDE, SIDE, generator=draw)
+    pixels = 0.5 * torch.randn(count, 3, SIDE, SIDE, generator=draw)
     for image, (color, place, shade) in zip(pixels, facts.tolist(), strict=True):
         row, column = SIDE // 3 * (place // 3), SIDE // 3 * (place % 3)
         sign = torch.tensor([1.0 if color >> bit & 1 else -1.0 for bit in range(3)])
-        image[:, row : row + 12, column : column + 12] += (0.5 + 0.25 * shade) * sign[:, None, None]
+        image[:, row : row + SIDE // 4, column : column + SIDE // 4] += (0.5 + 0.25 * shade) * sign[:, None, None]
     return pixels, facts
 
 
@@ -63,10 +63,10 @@ def answer_logps(model: Any, pixels: torch.Tensor, facts: torch.Tensor) -> torch
 
 def train(model: Any, steps: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(1000 + seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for step in range(steps):
-        loss = -answer_logps(model, *images(64, draw)).mean()
+        loss = -answer_logps(model, *images(32, draw)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -136,8 +136,8 @@ def print_sizes() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--images", type=int, default=192)
     args = parser.parse_args()
     print_sizes()
     untrained, trained = [], []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.docs.blocks import Block
-from tests.docs.stand_ins import FILES, OWNERS, StandIns, prepare
+from tests.docs.stand_ins import FILES, IMAGES, OWNERS, StandIns, prepare
 
 PROMISE = re.compile(r"#\s*(?:->\s*(.+)|(tensor\(.+))$")
 LONGEST = 300
@@ -49,7 +49,8 @@ def _in_child(blocks: Sequence[Block], folder: Path) -> str:
     at = None
     try:
         loads = any(name in block.text for block in blocks for name in (*OWNERS, *FILES))
-        model = prepare(folder) if loads else ""
+        images = any(name in block.text for block in blocks for name in IMAGES)
+        model = prepare(folder, images) if loads or images else ""
         for block in blocks:
             at = block
             problem = _doctest(block, namespace) if block.language == "pycon" else _run(block, namespace, model)
