@@ -109,6 +109,7 @@ from .reference import free_memory
 from .refusals import STREAMED_IMAGES, late_refusals
 from .renamed import rename_checkpointing, renamed_in_peft
 from .reporting import tensorboard_writer, trackers
+from .saved_names import loading_saved_names
 from .second_adapter import SecondAdapter, SyncRefModelCallback, without_sync
 
 __all__ = [
@@ -176,6 +177,7 @@ __all__ = [
     "load_image",
     "loaded_from_top",
     "loading_policy",
+    "loading_saved_names",
     "merged_adapters",
     "missing_targets",
     "no_model_hash",

@@ -136,7 +136,8 @@ class DistributedTrainerMixin(Trainer):
         """
         model = self.model if model is None else model
         loaded = _trl.loaded_from_top(self.host.unwrapped(model), resume_from_checkpoint)
-        with checkpoints.names_without_wrappers(model), loaded:
+        names = _trl.loading_saved_names(model, resume_from_checkpoint)
+        with checkpoints.names_without_wrappers(model), loaded, names:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoints.load_wrapped_adapter(model, Path(resume_from_checkpoint))
 
@@ -145,5 +146,6 @@ class DistributedTrainerMixin(Trainer):
 
         Seam: transformers calls this at the end of training, with `load_best_model_at_end`.
         """
-        with checkpoints.names_without_wrappers(self.model):
+        names = _trl.loading_saved_names(self.model, self.state.best_model_checkpoint)
+        with checkpoints.names_without_wrappers(self.model), names:
             super()._load_best_model()
