@@ -113,9 +113,6 @@ DATA = [
         lambda _: {"processing_class": vision.processor(), "train_dataset": vision.preferences(), **_IMAGES},
         policy=vision.saved_model,
         share_prompt=_IN_WHOLE_ROWS,
-        store=Refused(
-            "TRL processes images batch by batch", "precompute_ref_log_probs=True cannot be used with images"
-        ),
         padding_free=_IN_WHOLE_ROWS,
     ),
     Feature(
