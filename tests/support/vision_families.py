@@ -141,16 +141,20 @@ def gemma3_config() -> Any:
     return t.Gemma3Config(vision_config=vision, text_config=text, mm_tokens_per_image=4, **tokens)
 
 
-def idefics3_processor() -> Any:
-    """Of images in tiles of 8 x 8 pixels, a token each."""
-    images = t.Idefics3ImageProcessorPil(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
+def _idefics3_tokenizer() -> PreTrainedTokenizerFast:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     named = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles)
-    return _processor(t.Idefics3Processor, images, _tokenizer(*named, template="<image>"), image_seq_len=1)
+    return _tokenizer(*named, template="<image>")
+
+
+def idefics3_processor() -> Any:
+    """Of images in tiles of 8 x 8 pixels, a token each. With transformers 5.17, it needs torchvision."""
+    images = t.Idefics3ImageProcessorPil(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
+    return _processor(t.Idefics3Processor, images, _idefics3_tokenizer(), image_seq_len=1)
 
 
 def idefics3_config() -> Any:
-    tokenizer = idefics3_processor().tokenizer
+    tokenizer = _idefics3_tokenizer()
     vision = {**_TOWER, "image_size": 8, "patch_size": 4}
     text = t.LlamaConfig(**SIZES, vocab_size=len(tokenizer))
     image = tokenizer.convert_tokens_to_ids("<image>")
