@@ -66,7 +66,9 @@ TOWERS = {
 }
 
 
-@pytest.mark.parametrize("name", VISION_LANGUAGE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "qwen2.5-vl-7b" else pytest.mark.slow) for name in VISION_LANGUAGE]
+)
 def test_a_published_vision_language_model_has_its_size_and_tower(name: str) -> None:
     config, published = VISION_LANGUAGE[name]
     size = compute_model_size(config())
@@ -85,6 +87,7 @@ def test_a_tower_is_trained_where_the_adapter_reaches_it(targets: str, trained: 
     assert size.trainable > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", vision_families.FAMILIES)
 def test_what_is_outside_the_language_model_is_counted_in_every_family(name: str) -> None:
     model = vision_families.model(name)

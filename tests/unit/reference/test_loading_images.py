@@ -24,6 +24,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", vision_families.FAMILIES)
 def test_head_and_all_outside_the_language_model_stay_as_they_are(name: str) -> None:
     policy = vision_families.model(name)
