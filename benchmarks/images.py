@@ -361,7 +361,8 @@ def main() -> None:
     options = parse()
     where = machine(options.device)
     show(options, where)
-    bench, written = Bench(options), {"machine": where, "commit": commit(), "options": vars(options).copy()}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "json")}
+    bench, written = Bench(options), {"machine": where, "commit": commit(), "options": settings}
     about = f"{options.model_shape}, {options.rows} rows, images of {', '.join(options.sizes)}"
     if not options.no_step:
         found = steps(options, bench)
@@ -377,7 +378,7 @@ def main() -> None:
         written |= {"finding": asdict(finding)}
     show(options, f"\nAt the end: {machine(options.device)}")
     if options.json:
-        options.json.write_text(json.dumps(written, indent=1, default=str) + "\n")
+        options.json.write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":
