@@ -96,5 +96,6 @@ def fill_with_images(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         **{**STORED, "ref_store": str(folder / "refs"), "max_length": None, **settings},
     )
     report = vars(run.reference.stored.stats).copy()
-    run.model_wrapped = run.accelerator.prepare(run.model)  # as training would, so that the engine can be told
+    run.create_optimizer()
+    run.model_wrapped, _ = run.accelerator.prepare(run.model, run.optimizer)  # so that the engine can be told
     return {"report": report}
