@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import launched
-from tests.support import runs, tiny, vision_families
+from tests.features import vision
+from tests.support import pictures, runs, tiny, vision_families
 from tests.support.processes import mapped_memory
 from trl_dpo_ext.errors import InputError
-from trl_dpo_ext.reference.precompute import filling, wanted
+from trl_dpo_ext.reference.precompute import filling, image_reading, wanted
 from trl_dpo_ext.reference.store import store, table
 
 STORED = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "max_steps": 2}
@@ -99,3 +100,20 @@ def fill_with_images(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     run.create_optimizer()
     run.model_wrapped, _ = run.accelerator.prepare(run.model, run.optimizer)  # so that the engine can be told
     return {"report": report}
+
+
+def train_images(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, as above, on the images of the job's folder, and count those that this process has decoded to find rows."""
+    decoded: list[Any] = []
+    read = image_reading.image_content
+    image_reading.image_content = lambda image: (decoded.append(None), read(image))[1]
+    settings = {**STORED, "ref_store": str(folder / "refs"), "use_cpu": False, "max_length": None, **settings}
+    data = pictures.on_disk(pictures.pictured(0), folder)
+    given = {"train_dataset": data, "processing_class": vision.processor()}
+    if settings.pop("lora", False):
+        given["peft_config"] = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        settings["verify_reference"] = False
+    run = runs.trainer(folder / "out", model=str(folder / "model"), **given, **settings)
+    report = vars(run.reference.stored.stats).copy()
+    run.train()
+    return {"report": report, "decoded": len(decoded)}

@@ -76,7 +76,7 @@ def test_rows_of_one_text_and_different_images_never_meet(tmp_path, model) -> No
     close(found, live_sums(pictures.trainer(tmp_path / "live", model, train_dataset=data)))
     assert len(set(np.round(found, 6))) == 8
     changed = [{**row, "images": [picture(9)]} for row in crossed]
-    assert counts(stored(tmp_path / "other", model, train_dataset=data.from_list(changed))) == (0, 8)
+    assert counts(stored(tmp_path / "other", model, train_dataset=data.from_list(changed))) == (0, 4)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_another_reference_and_another_processor_are_refused_by_name(tmp_path, m
     other = LlavaForConditionalGeneration.from_pretrained(model)
     with torch.no_grad():
         other.lm_head.weight[0, 0] += 1
-    with pytest.raises(InputError, match="weights is files:.* in the store and memory:"):
+    with pytest.raises(InputError, match="weights is files:"):
         stored(tmp_path / "weights", other)
     assert len(Store.read_only(tmp_path / "refs")) == 12
 
@@ -136,15 +136,16 @@ def test_a_quantized_reference_is_stored_as_it_is_live(tmp_path, model, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["sampo", "tis_dpo", "unlikelihood", "cal_dpo"])
-def test_losses_that_read_single_tokens(tmp_path, model, loss: str) -> None:
+def test_losses_that_read_single_tokens(tmp_path, model) -> None:
     data = pictured(6, each=[1, 0, 1, 2, 1, 1])
-    if loss == "tis_dpo":
-        for side in ("chosen", "rejected"):
-            data = data.add_column(f"{side}_token_weights", [[1.0] * 0 for _ in range(6)])
-    live = pictures.trainer(tmp_path / "live", model, loss_type=loss, train_dataset=data)
+    first = pictures.trainer(tmp_path / "first", model, train_dataset=data)
+    scored = first.data_collator([data[row] for row in range(6)])["completion_mask"].sum(dim=1).view(2, 6).tolist()
+    for side, lengths in zip(("chosen", "rejected"), scored, strict=True):
+        data = data.add_column(f"{side}_token_weights", [[1.0 / (1 + at) for at in range(each)] for each in lengths])
+    settings = {"loss_type": ["sampo", "tis_dpo"], "loss_weights": [1.0, 0.5], "train_dataset": data}
+    live = pictures.trainer(tmp_path / "live", model, **settings)
     live.train()
-    run = stored(tmp_path / "out", model, loss_type=loss, train_dataset=data)
+    run = stored(tmp_path / "out", model, **settings)
     run.train()
     for ours, theirs in zip(runs.logs(run), runs.logs(live), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
@@ -153,8 +154,11 @@ def test_losses_that_read_single_tokens(tmp_path, model, loss: str) -> None:
 @pytest.mark.slow
 def test_evaluation_sets_given_at_the_start_and_later(tmp_path, model) -> None:
     sets = {"near": pictured(3, start=50), "text": pictured(2, each=0)}
-    live = pictures.trainer(tmp_path / "live", model, eval_dataset=sets)
-    run = stored(tmp_path / "out", model, eval_dataset=sets)
+    settings = {"eval_dataset": sets, "peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}
+    torch.manual_seed(0)
+    live = pictures.trainer(tmp_path / "live", model, **settings)
+    torch.manual_seed(0)
+    run = stored(tmp_path / "out", model, **settings)
     assert counts(run) == (0, 22)
     for trainer in (live, run):
         trainer.train()
@@ -196,12 +200,13 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(tmp_path, model) -> None:
 def test_max_length_cuts_rows_behind_their_images(tmp_path, model) -> None:
     """Of some completions nothing is left to score; they are found again, with no log-probs."""
     data = pictured(6)
-    for most in (14, 16):
-        run = stored(tmp_path / f"out{most}", model, train_dataset=data, max_length=most)
-        assert counts(run)[1] == 12
-        live = pictures.trainer(tmp_path / f"live{most}", model, train_dataset=data, max_length=most)
-        close(sums(run), live_sums(live))
-        assert counts(stored(tmp_path / f"again{most}", model, train_dataset=data, max_length=most)) == (12, 0)
+    settings = {"train_dataset": data, "max_length": 14}
+    run = stored(tmp_path / "out", model, **settings)
+    assert counts(run) == (0, 12)
+    expected = live_sums(pictures.trainer(tmp_path / "live", model, **settings))
+    assert 0.0 in expected
+    close(sums(run), expected)
+    assert counts(stored(tmp_path / "again", model, **settings)) == (12, 0)
 
 
 @pytest.mark.slow
@@ -219,8 +224,8 @@ from trl_dpo_ext.reference.precompute import pass_run
 pass_run._FLUSH_SHARE = 0.0
 from trl_dpo_ext.reference.precompute.image_pass import ImageScorer
 score = ImageScorer.__call__
-ImageScorer.__call__ = lambda self, batch: (time.sleep(0.3), score(self, batch))[1]
-run = stored(Path(sys.argv[1]), sys.argv[2], train_dataset=pictured(40), precompute_ref_max_tokens=40)
+ImageScorer.__call__ = lambda self, batch: (time.sleep(0.1), score(self, batch))[1]
+run = stored(Path(sys.argv[1]), sys.argv[2], train_dataset=pictured(30), precompute_ref_max_tokens=40)
 """
 
 
@@ -238,8 +243,8 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, model) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = len(Store.read_only(tmp_path / "refs"))
-    assert 0 < kept < 80
-    resumed = stored(tmp_path / "again", model, train_dataset=pictured(40))
-    assert counts(resumed) == (kept, 80 - kept)
-    whole = stored(tmp_path / "whole", model, train_dataset=pictured(40), ref_store=str(tmp_path / "others"))
+    assert 0 < kept < 60
+    resumed = stored(tmp_path / "again", model, train_dataset=pictured(30))
+    assert counts(resumed) == (kept, 60 - kept)
+    whole = stored(tmp_path / "whole", model, train_dataset=pictured(30), ref_store=str(tmp_path / "others"))
     close(sums(resumed), sums(whole))
