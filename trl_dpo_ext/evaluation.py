@@ -18,7 +18,7 @@ from .core.lists import Order
 from .core.pairs import Pairs
 from .core.registry import get_loss
 from .data.evaluation_sets import is_unwatched, watching_problems
-from .data.images import image_problems
+from .data.images import image_problems, refuse_unreadable_start
 from .data.lists.collator import as_pairs
 from .data.prepare import checked_datasets, named_parts
 from .distributed.eval_padding import EvalPadding, RealRows
@@ -159,6 +159,7 @@ class EvaluationMixin(DistributedTrainerMixin):
     def _evaluate_checked(self, eval_dataset: Any, *positional: Any, **keywords: Any) -> dict[str, float]:
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *positional, **keywords)  # type: ignore[arg-type]
+        refuse_unreadable_start(named_parts({"eval_dataset": eval_dataset}))
         given: dict[str, Any] = {"of_lists": bool(self.of_lists), "eval_dataset": eval_dataset}
         eval_dataset = checked_datasets(self.extra_columns, self.args, **given)["eval_dataset"]
         self._check_images(eval_dataset=eval_dataset)

@@ -25,7 +25,7 @@ from .core.mixture import LossMixture, Term
 from .core.pairs import Need
 from .data.columns import loss_columns
 from .data.evaluation_sets import evaluation_problems
-from .data.images import image_problems, read_images
+from .data.images import image_problems, read_images, refuse_unreadable_start
 from .data.lists.pair_rows import examples
 from .data.lists.refusals import list_columns, list_run_problems, without_scores
 from .data.prepare import Kept, are_lists, checked_datasets, named_parts, with_fitting_tool_calls
@@ -100,6 +100,7 @@ class RunSpec:
         """
         mixture = args.loss_mixture()
         datasets: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        refuse_unreadable_start(named_parts(datasets))
         columns = (list_columns if are_lists(args, datasets) else loss_columns)(args, mixture)
         pair_forward = PairForward(args.share_prompt, args.padding_free, args.verify_share_prompt)
         problems = evaluation_problems(args, eval_dataset, is_loaded=train_dataset is not None)

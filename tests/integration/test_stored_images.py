@@ -200,7 +200,7 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(tmp_path, model) -> None:
 def test_max_length_cuts_rows_behind_their_images(tmp_path, model) -> None:
     """Of some completions nothing is left to score; they are found again, with no log-probs."""
     data = pictured(6)
-    settings = {"train_dataset": data, "max_length": 14}
+    settings = {"train_dataset": data, "max_length": 10}
     run = stored(tmp_path / "out", model, **settings)
     assert counts(run) == (0, 12)
     expected = live_sums(pictures.trainer(tmp_path / "live", model, **settings))
@@ -235,7 +235,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, model) -> None:
     command = [sys.executable, "-c", PASS, str(tmp_path / "out"), model]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts = tmp_path / "refs" / "parts"
-    for _ in range(1200):
+    for _ in range(4800):
         if process.poll() is not None or (parts.is_dir() and any(parts.glob("*.parquet"))):
             break
         time.sleep(0.05)

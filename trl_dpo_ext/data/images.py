@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from .. import _trl
 from ..errors import InputError, collecting
 from ..reference.precompute.image_content import described_type
 from ..reference.precompute.image_keys import ImageKeys
-from ..reference.precompute.image_reading import raw_rows, read_keys, row_problems
+from ..reference.precompute.image_reading import raw_rows, read_keys, row_problems, unreadable_rows
 from .batches import on_main_process
 from .findings import EVERY_ROW
 
@@ -58,6 +59,36 @@ def image_problems(
         return [each for name, data in whole.items() for each in _problems(data, name, numbers.get(name, EVERY_ROW))]
 
     return on_main_process(found)
+
+
+def refuse_unreadable_start(datasets: Mapping[str, Any]) -> None:
+    """Refuse datasets if the first image of one cannot be decoded, for nothing else can be told of it then.
+
+    Args:
+        datasets: as given, by the names that messages call them.
+
+    Raises:
+        InputError: listing all rows whose images cannot be decoded.
+    """
+    pictured = {
+        name: data
+        for name, data in datasets.items()
+        if isinstance(data, Dataset) and len(data) and _trl.image_columns(data.column_names)
+    }
+    if not any(_fails(data) for data in pictured.values()):
+        return
+    problems: list[str] = []
+    for name, data in pictured.items():
+        problems += row_problems(on_main_process(functools.partial(unreadable_rows, data)), name, len(data))
+    raise InputError(*problems)
+
+
+def _fails(dataset: Dataset) -> bool:
+    try:
+        dataset.select_columns(_trl.image_columns(dataset.column_names))[0]
+    except Exception:  # of any decoder
+        return True
+    return False
 
 
 def read_images(

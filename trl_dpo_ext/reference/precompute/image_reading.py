@@ -61,6 +61,17 @@ def read_keys(
     return found
 
 
+def unreadable_rows(dataset: Dataset) -> dict[str, list[int]]:
+    """Decode every image, and return the places of the rows with each problem; texts are not read."""
+    reading, problems = _Reading(dataset, None, range(len(dataset))), {}
+    with hashing_threads() as pool:
+        for start in range(0, len(dataset), _ROWS_AT_ONCE):
+            for place, (_, found) in enumerate(reading.contents(pool, start), start):
+                if isinstance(found, str):
+                    problems.setdefault(found, []).append(place)
+    return problems
+
+
 def raw_rows(dataset: Dataset, start: int, stop: int) -> list[dict[str, Any]]:
     """Some rows with what the collator reads of them; images that `datasets` decodes are left as they are stored."""
     column = _trl.image_columns(dataset.column_names)[0]
@@ -102,14 +113,17 @@ class _Reading:
     def parts(self, pool: ThreadPoolExecutor) -> Iterator[ImageKeys]:
         """Yield the keys of some rows after the others; those of rows with problems are zeros."""
         for start in range(0, len(self.dataset), _ROWS_AT_ONCE):
-            rows = raw_rows(self.dataset, start, min(start + _ROWS_AT_ONCE, len(self.dataset)))
-            images = [_images(row) for row in rows]
-            values = [image for each in images if not isinstance(each, str) for image in each]
-            contents = pool.map(self._content, values)
-            found = [
-                each if isinstance(each, str) else _first_problem([next(contents) for _ in each]) for each in images
-            ]
-            yield self._keys(rows, found, start)
+            rows, found = zip(*self.contents(pool, start), strict=True)
+            yield self._keys(list(rows), found, start)
+
+    def contents(self, pool: ThreadPoolExecutor, start: int) -> list[tuple[dict[str, Any], Found]]:
+        """Some rows from `start` on, each with the content of its images."""
+        rows = raw_rows(self.dataset, start, min(start + _ROWS_AT_ONCE, len(self.dataset)))
+        images = [_images(row) for row in rows]
+        values = [image for each in images if not isinstance(each, str) for image in each]
+        contents = pool.map(self._content, values)
+        found = [each if isinstance(each, str) else [next(contents) for _ in each] for each in images]
+        return [(row, _first_problem(each)) for row, each in zip(rows, found, strict=True)]
 
     def raise_problems(self, name: str) -> None:
         """Raise one `InputError` for all problems, if there are any."""
