@@ -9,8 +9,9 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference
 
-from tests.support import runs, tiny
+from tests.support import runs, tiny, vision_language
 from trl_dpo_ext._trl.refusals import late_refusals
 from trl_dpo_ext.errors import InputError
 
@@ -87,7 +88,7 @@ def _compiled_in_place(model: Any) -> Any:
 
 @pytest.mark.parametrize(
     "option",
-    [{"precompute_ref_log_probs": True}, {"pad_to_multiple_of": 8}, {"truncation_mode": "keep_end", "max_length": 9}],
+    [{"pad_to_multiple_of": 8}, {"truncation_mode": "keep_end", "max_length": 9}],
     ids=lambda option: next(iter(option)),
 )
 def test_images_refuse_what_their_collator_cannot_do(option: dict[str, Any], tmp_path) -> None:
@@ -98,14 +99,16 @@ def test_images_refuse_what_their_collator_cannot_do(option: dict[str, Any], tmp
     assert problems(tmp_path, **option) == []
 
 
-@pytest.mark.parametrize("options", [["share_prompt"], ["padding_free"], ["share_prompt", "padding_free"]])
-def test_packed_rows_of_images_are_refused_with_what_works_instead(options: list[str], tmp_path) -> None:
-    for data in (images(), images().rename_column("images", "image"), images().to_iterable_dataset()):
-        (problem,) = problems(tmp_path, data=data, **dict.fromkeys(options, True))
-        assert problem.startswith(f"{' and '.join(options)} cannot be used with images")
-        assert f"Remove {' and '.join(options)}." in problem
-        assert "set precompute_ref_log_probs" in problem
-    assert problems(tmp_path, **dict.fromkeys(options, True)) == []
+def test_images_are_precomputed_from_datasets_and_by_trls_collator_alone(tmp_path) -> None:
+    option = {"precompute_ref_log_probs": True}
+    assert problems(tmp_path, data=images(), **option) == []
+    (problem,) = problems(tmp_path, data=images().to_iterable_dataset(), **option)
+    assert "without streaming" in problem
+    given = (runs.config(tmp_path, **option), ["some/model", None], [images()], None)
+    assert late_refusals(*given, DataCollatorForVisionPreference(vision_language.processor())) == []
+    (problem,) = late_refusals(*given, DataCollatorForPreference(pad_token_id=0))
+    assert "Leave data_collator out" in problem
+    assert late_refusals(*given[:2], [tiny.preferences(2)], None, DataCollatorForPreference(pad_token_id=0)) == []
 
 
 def test_all_are_reported_together_before_a_model_is_loaded(tmp_path) -> None:
@@ -115,7 +118,8 @@ def test_all_are_reported_together_before_a_model_is_loaded(tmp_path) -> None:
             model="no/such-model",
             train_dataset=images(),
             pad_to_multiple_of=8,
-            precompute_ref_log_probs=True,
+            truncation_mode="keep_end",
+            max_length=9,
             peft_config=peft.LoraConfig(target_modules=["lm_head"]),
         )
     assert sum("no/such-model" in problem for problem in caught.value.problems) == 1
