@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from tests.features import vision
 from tests.support import pictures, tiny
 from tests.support.pictures import picture, pictured
+from trl_dpo_ext import score_preferences
 from trl_dpo_ext.errors import InputError
 
 
@@ -164,3 +165,9 @@ def test_a_trainer_with_images_and_one_without_evaluate_their_own_kind(tmp_path,
         pictures.trainer(tmp_path / "images", model).evaluate(texts)
     with pytest.raises(InputError, match="the trainer was created without"):
         pictures.trainer(tmp_path / "texts", model, train_dataset=texts).evaluate(pictured(2))
+
+
+def test_scores_are_of_texts(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)
+    with pytest.raises(InputError, match="score reads texts alone"):
+        score_preferences(model, pictured(2), work_dir=tmp_path / "work")

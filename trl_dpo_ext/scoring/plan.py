@@ -198,6 +198,12 @@ def _split(dataset: Any) -> Dataset:
         raise InputError(f"The dataset has several splits ({', '.join(map(str, dataset))}). Pass one of them.")
     if isinstance(dataset, Dataset) and not len(dataset):
         raise InputError("The dataset has no rows, so that there is nothing to score. Choose another split.")
+    pictures = _trl.image_columns(_trl.column_names(dataset))
+    if pictures:
+        raise InputError(
+            f"The dataset has images (column {pictures[0]}), and score reads texts alone. To compare a policy with its "
+            "reference on images, call evaluate of a trainer; to score the texts, remove the column."
+        )
     return dataset
 
 
