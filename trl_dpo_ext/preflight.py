@@ -40,6 +40,7 @@ from .reference.columns import has_reference_columns, ignored_columns, refuse_su
 from .reference.corrected import correction_problems, run_correction
 from .reference.dataset_source import DatasetReference
 from .reference.drift.monitor import monitor_drift
+from .reference.identity.processor import processor_settings
 from .reference.model.resolve import resolve_reference
 from .reference.moving.config import unused_options
 from .reference.moving.problems import moving_reference_problems
@@ -145,7 +146,7 @@ class RunSpec:
         settings = ReferenceSettings(args, mixture.needs, pair_forward, by_name, has_images, known_images)
         if has_images and args.precompute_ref_log_probs and args.ref_store and processing_class is not None:
             with _collecting(problems):
-                check_processor(Path(args.ref_store), processing_class)
+                check_processor(Path(args.ref_store), processor_settings(processing_class))
         reference: ReferenceSource = NoReference(settings)
         if mixture.needs_reference and (is_readable or isinstance(model, str)):
             with _collecting(problems), policy.described_args():

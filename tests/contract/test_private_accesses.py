@@ -93,6 +93,7 @@ OVERRIDES = {
 """Method of a foreign base class that a class of ours overrides -> the test of who calls it, and with what."""
 
 DEEP_IMPORTS = {
+    "datasets.fingerprint": "test_images.py::test_values_are_hashed_alike_in_every_process",
     "accelerate.state": "test_accelerate.py::test_the_state_of_a_process_is_shared_and_says_whether_it_was_made",
     "accelerate.utils.fsdp_utils": "test_accelerate.py::test_the_wrapping_policy_of_fsdp2_picks_the_decoder_layers",
     "accelerate.utils.memory": "test_accelerate.py::test_clearing_the_devices_cache_collects_garbage_first",

@@ -19,7 +19,7 @@ from .batches import on_main_process
 from .findings import EVERY_ROW
 
 _ROWS_AT_ONCE = 1000
-_CAST = "Cast it with dataset.cast_column({!r}, datasets.{})."
+_CAST = "Convert it with dataset.cast_column({!r}, datasets.{})."
 
 
 _ALONE = (
@@ -154,7 +154,7 @@ def _feature_problem(feature: Any, column: str) -> str | None:
         return "the column 'image' holds lists. Rename it with dataset.rename_column('image', 'images')."
     if column == "images" and inner is None and _is_one_image(feature):
         return "the column 'images' holds one image per row. Rename it with dataset.rename_column('images', 'image')."
-    one = feature if inner is None else inner
+    one: Any = feature if inner is None else inner
     if isinstance(one, Image) and not one.decode:
         return f"the column {column!r} is not decoded (datasets.Image(decode=False)). {_CAST.format(column, whole)}"
     kind = getattr(one, "dtype", None)
@@ -194,9 +194,10 @@ def _nulls(chunk: Any) -> np.ndarray:
 
 def _miscounted(dataset: Dataset, column: str) -> Iterator[tuple[int, str]]:
     """The places of rows with another number of images than of placeholders in their messages, and the problem."""
-    if not isinstance(next(iter(dataset.select_columns(["chosen"])))["chosen"], list):
+    first: Any = next(iter(dataset.select_columns(["chosen"])))
+    if not isinstance(first["chosen"], list):
         return
-    prompts = dataset.select_columns(["prompt"]).with_format(None)
+    prompts: Any = dataset.select_columns(["prompt"]).with_format(None)
     counts = np.concatenate([np.empty(0, np.int64), *(_counts(chunk) for chunk in dataset.data.column(column).chunks)])
     counts = counts[_trl.kept_rows(dataset)]
     for start in range(0, len(dataset), _ROWS_AT_ONCE):

@@ -96,5 +96,5 @@ def test_a_store_of_texts_is_not_one_of_images(tmp_path) -> None:
     assert difference.startswith("the store is of data with images and this run reads data without images")
     Store.open(tmp_path / "refs", TEXT)
     with pytest.raises(InputError, match="data without images"):
-        check_processor(tmp_path / "refs", vision.processor())
-    check_processor(tmp_path / "absent", vision.processor())
+        check_processor(tmp_path / "refs", ours.processor)
+    check_processor(tmp_path / "absent", ours.processor)

@@ -83,10 +83,11 @@ def _of_values(kind: str, shape: tuple[int, ...], values: np.ndarray) -> ImageCo
             "(channels, height, width)."
         )
     first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
-    return ImageContent(_hashed(f"{kind} {shape}", memoryview(values).cast("B")), shape[1:] if first else shape[:2])
+    height, width = shape[1:] if first else shape[:2]
+    return ImageContent(_hashed(f"{kind} {shape}", values.tobytes()), (height, width))
 
 
-def _hashed(facts: str, content: bytes | memoryview) -> bytes:
+def _hashed(facts: str, content: bytes) -> bytes:
     hashed = hashlib.blake2b(digest_size=HASH_BYTES, person=_PERSON)
     hashed.update(len(facts).to_bytes(8, "little") + facts.encode())
     hashed.update(content)

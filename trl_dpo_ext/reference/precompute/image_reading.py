@@ -78,9 +78,10 @@ def raw_rows(dataset: Dataset, start: int, stop: int) -> list[dict[str, Any]]:
     names = [name for name in _trl.IMAGE_ROW_COLUMNS if name in dataset.column_names]
     stored = image_feature(dataset.features[column]) is not None
     read = [name for name in names if name not in _trl.IMAGE_COLUMNS or (name == column and not stored)]
-    batch = dataset.select_columns(read).with_format(None)[start:stop]
+    batch: dict[str, Any] = dataset.select_columns(read).with_format(None)[start:stop]
     if stored:
-        batch[column] = dataset.select_columns([column]).with_format("arrow")[start:stop].column(column).to_pylist()
+        files: Any = dataset.select_columns([column]).with_format("arrow")
+        batch[column] = files[start:stop].column(column).to_pylist()
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 

@@ -114,8 +114,9 @@ class StoredLogps:
             self._keys = None  # load all: which sequences the stream holds is only known batch by batch
         elif self.host.has_images:
             known = next((keys for other, keys in self._known if other is dataset), None)
-            images = ImageSource(dataset, collator, name, self.host.trainer.args.disable_tqdm, known)
-            self._fill_from(images, name, lambda rows: self._compute_images(dataset, collator, rows, name, running))
+            rows: Any = dataset
+            images = ImageSource(rows, collator, name, self.host.trainer.args.disable_tqdm, known)
+            self._fill_from(images, name, lambda lacking: self._compute_images(rows, collator, lacking, name, running))
         else:
             source = TextSource(dataset, self.host.collated_columns(), collator)
             self._fill_from(source, name, lambda missing: self._compute(missing, name, running))

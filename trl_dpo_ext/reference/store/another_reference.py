@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ...errors import InputError
-from ..identity.processor import processor_settings
 from .manifest import read_manifest
 
 
@@ -26,12 +24,12 @@ class AnotherReferenceError(InputError):
         self.differences = differences
 
 
-def check_processor(folder: Path, processor: Any) -> None:
+def check_processor(folder: Path, processor: str) -> None:
     """Compare the processor of a run with that of a store, before the run's reference is known.
 
     Args:
         folder: of the store; it may be absent.
-        processor: that the run reads images with.
+        processor: settings of the processor that the run reads images with, from `processor_settings`.
 
     Raises:
         AnotherReferenceError: naming the settings that differ.
@@ -39,7 +37,7 @@ def check_processor(folder: Path, processor: Any) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    ours = dataclasses.replace(manifest.identity, processor=processor_settings(processor))
+    ours = dataclasses.replace(manifest.identity, processor=processor)
     differences = ours.processor_differences(manifest.identity)
     if differences:
         raise AnotherReferenceError(folder, differences)
