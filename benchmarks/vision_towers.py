@@ -93,7 +93,7 @@ def margins(model: Any, count: int) -> torch.Tensor:
 
 def quantized(model: Any, kind: str, parts: str) -> Any:
     """A copy whose language model (`text`), whatever else (`tower`), or both (`all`) is quantized."""
-    kept = skipped_layers(type(model), model.config, ())
+    kept = skipped_layers(type(model), model.config, (), "ref_skip_modules")
     skipped = {"text": kept, "all": kept[:1], "tower": [kept[0], "model.language_model"]}[parts]
     plan = bnb_config(kind, False, torch.float32, skipped)
     copied = type(model).from_pretrained(

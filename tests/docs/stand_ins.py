@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny, vision_families
+from tests.support import lists, tiny, vision_families
 
 OWNERS = {
     *("HuggingFaceH4", "HuggingFaceTB", "Qwen", "allenai", "alignment-handbook", "argilla", "google", "meta-llama"),
@@ -17,6 +17,8 @@ IMAGES = ("llava-hf/llava-1.5-7b-hf", "HuggingFaceH4/rlaif-v_formatted")
 """A model of images and pairs about images, for which a tiny Llava and its data stand."""
 FILES = ("pairs.jsonl", "train.jsonl", "test.jsonl")
 """Files of preference pairs that a block may load."""
+LISTS = "openbmb/UltraFeedback"
+"""A dataset of the Hub whose stand-in has its columns."""
 _OF_IMAGES = "_of_images"
 SHORT = {"max_steps": 1, "bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
 """Settings of every run, whatever the block says."""
@@ -77,6 +79,8 @@ def prepare(folder: Path, images: bool = False) -> str:
     load: Any = datasets.load_dataset
 
     def load_dataset(path: str, *args: Any, split: str | None = None, **kwargs: Any) -> Any:
+        if path == LISTS:
+            return lists.ultrafeedback()
         if path == f"{model}{_OF_IMAGES}":
             return vision_families.preferences(4)
         if path != model:

@@ -112,8 +112,8 @@ DATA = [
         "columns `image`, `images`",
         lambda _: {"processing_class": vision.processor(), "train_dataset": vision.preferences(), **_IMAGES},
         policy=vision.saved_model,
-        share_prompt=_STAND_IN_PROMPTS,
-        padding_free=_STAND_IN_PROMPTS,
+        share_prompt=_IN_WHOLE_ROWS,
+        padding_free=_IN_WHOLE_ROWS,
     ),
     Feature(
         "streamed datasets",

@@ -14,7 +14,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlavaConfig
 
-from tests.support import tiny, vision_families
+from tests.support import lists, tiny, vision_families
 from tests.support.published_models import MODELS, VISION_LANGUAGE
 from trl_dpo_ext.recipe_registry import Recipe
 

@@ -124,6 +124,7 @@ __all__ = [
     "NOT_THE_FORWARD",
     "PAIR_METRICS",
     "REFERENCE_COLUMNS",
+    "STREAMED_IMAGES",
     "TEXT_KEYS",
     "TOKEN_IDS",
     "TOKEN_METRICS",

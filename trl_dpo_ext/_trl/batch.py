@@ -116,7 +116,6 @@ class BatchSeams(ModelSeams):
         Seam: context and sequence parallelism cut the batch before the loss sees it; hooks on compiled models are
         ignored.
         """
-        problems = ["the dataset has images, which stand in the prompt"] if self.has_images else []
         parallel = self.trainer.accelerator.parallelism_config
         split = [name for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
         problems = [f"{name}={getattr(parallel, name)} splits sequences" for name in split]

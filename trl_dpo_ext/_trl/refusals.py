@@ -165,6 +165,13 @@ def _image_problems(args: Any, datasets: list[Any], data_collator: Any) -> list[
         for option, chosen in wrong.items()
         if chosen
     ]
+    packing = [name for name in ("share_prompt", "padding_free") if getattr(args, name)]
+    if packing:
+        problems.append(
+            f"{' and '.join(packing)} cannot be used with images (dataset column image or images): the model looks for "
+            f"image tokens in whole rows. Remove {' and '.join(packing)}. To compute less, set "
+            "precompute_ref_log_probs, which runs the reference once; a live reference works, too."
+        )
     if args.precompute_ref_log_probs and not all(isinstance(dataset, Dataset) for dataset in pictured):
         problems.append(STREAMED_IMAGES)
     if args.precompute_ref_log_probs and data_collator is not None and not collates_images(data_collator):

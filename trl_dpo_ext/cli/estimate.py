@@ -76,9 +76,8 @@ def describe(report: EstimateReport) -> str:
     return "\n".join(
         [
             f"{size.name}, {size.parameters / 1e9:.2f} billion parameters, {trained}; {report.losses}",
-            *_of_images(size, training),
-            f"{training.pairs} pairs of up to 2 x {training.tokens} tokens per GPU, {report.pairs_per_step} pairs per "
-            f"step; reference: {training.reference.kind}",
+            *_of_images(size, report.training),
+            _batch(report),
             "",
             format_table([header, *rows], "<" + ">" * len(PARTS)),
             "",
@@ -87,6 +86,17 @@ def describe(report: EstimateReport) -> str:
             *(f"Warning: {warning}" for warning in report.warnings),
         ]
     )
+
+
+def _batch(report: EstimateReport) -> str:
+    training, reference = report.training, report.training.reference
+    noun = "pairs" if training.completions == 2 else "lists"
+    batch = (
+        f"{training.pairs} {noun} of up to {training.completions} x {training.tokens} tokens per GPU, "
+        f"{report.pairs_per_step} {noun} per step"
+    )
+    corrected = f", corrected at rank {reference.correction_rank}" if reference.correction_rank else ""
+    return f"{batch}; reference: {reference.kind}{corrected}"
 
 
 def _of_images(size: ModelSize, training: Training) -> list[str]:

@@ -220,7 +220,8 @@ def reference_model(size: ModelSize, t: Training, strategy: ParallelStrategy) ->
         return 0.0
     if ref.quantized:
         linear = size.linear - size.linear_beside_text  # a vision tower is never quantized
-        return ref.quantized.bytes * linear + BYTES[ref.dtype] * (size.parameters - linear)
+        base = ref.quantized.bytes * linear + BYTES[ref.dtype] * (size.parameters - linear)
+        return base + low_rank_terms(size, ref.correction_rank)
     if strategy.offload:
         return 0.0
     per_weight = 2 if strategy.is_zero and strategy.half_precision else BYTES[ref.dtype]
@@ -235,17 +236,17 @@ def low_rank_terms(size: ModelSize, rank: int) -> int:
 def activations(size: ModelSize, t: Training, strategy: ParallelStrategy) -> tuple[float, float]:
     """Bytes kept for the backward pass, and the extra bytes that the largest layer needs while it runs. Source H."""
     tokens, hidden = t.batch_tokens, size.hidden
-    # Attention scores in float32 and half precision, each twice.
-    eager = 8.0 * 2 * t.pairs * size.heads * t.tokens**2 if t.eager_attention else 0.0
-    # In half precision, for all heads; kept for the backward pass.
-    mask = 2.0 * 2 * t.pairs * t.tokens**2 if t.masked_attention else 0.0
+    # Attention scores in float32 and in half precision, each twice.
+    eager = 8.0 * t.rows * size.heads * t.tokens**2 if t.eager_attention else 0.0
+    # In half precision, for all heads; the kernel keeps it for the backward pass.
+    mask = 2.0 * t.rows * t.tokens**2 if t.masked_attention else 0.0
     layer = _layer_bytes(t, strategy, hidden, size.mlp) * tokens + eager + mask
     kept = _residual_bytes(t, strategy) * tokens * hidden if t.checkpointing else layer
     saved, working = size.layers * kept, (1.25 if t.checkpointing else 0.25) * layer
     if size.tower is None:
         return saved, working
     images, tower = size.tower.activations(
-        2 * t.pairs * t.image_tokens * size.tower.patches_per_token,
+        t.rows * t.image_tokens * size.tower.patches_per_token,
         _residual_bytes(t, strategy),
         half=strategy.half_precision,
         trained=size.tower_trained,

@@ -12,7 +12,9 @@ from .strategy import ParallelStrategy
 DEFAULT_TOKENS = 2048
 
 
-def training_from_args(args: Any, model: Any, mixture: Any, config: Any, image_tokens: int = 0) -> Training:
+def training_from_args(
+    args: Any, model: Any, mixture: Any, config: Any, completions: int | None = None, image_tokens: int = 0
+) -> Training:
     """Return how the flags say the model is trained.
 
     Args:
@@ -20,6 +22,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any, image_t
         model: TRL's `ModelConfig`.
         mixture: the losses.
         config: the model's transformers configuration, for a `dtype` of "auto" and a `max_length` of None.
+        completions: of a prompt of the data, at most; None for what `max_completions` keeps, or pairs.
         image_tokens: tokens of a row that stand for images.
     """
     longest = getattr(config.get_text_config(), "max_position_embeddings", DEFAULT_TOKENS)
@@ -33,6 +36,7 @@ def training_from_args(args: Any, model: Any, mixture: Any, config: Any, image_t
         quantized=_quantized_policy(model),
         optimizer=str(getattr(args.optim, "value", args.optim)),
         pairs=args.per_device_train_batch_size,
+        completions=min(filter(None, (completions, args.max_completions)), default=2),
         tokens=args.max_length or longest,
         image_tokens=min(image_tokens, args.max_length or longest),
         accumulates=args.gradient_accumulation_steps > 1,

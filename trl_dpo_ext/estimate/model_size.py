@@ -37,6 +37,10 @@ class ModelSize:
     """Weights outside the language model, such as a vision tower's; counted in `parameters`."""
     linear_beside_text: int = 0
     """Those of them in linear layers; counted in `linear`, and not quantized in a reference."""
+    linear_layers: int = 0
+    """Number of the linear layers that a reference quantizes."""
+    linear_sides: int = 0
+    """Inputs and outputs of these layers, added up."""
     tower: VisionTower | None = None
     tower_trained: bool = False
     """Whether weights outside the language model are trained, so that activations of the tower are kept."""
@@ -73,12 +77,12 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
     with torch.device("meta"), unsharded_loading():
         model = _build(config)
     output = model.get_output_embeddings()
-    linear = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    linear = [layer.weight.numel() for layer in layers]
     outside = outside_language_model(model).values()
     beside_text = sum(_count(part) for part in outside)
-    linear_beside_text = sum(
-        m.weight.numel() for part in outside for m in part.modules() if isinstance(m, torch.nn.Linear)
-    )
+    tower_layers = [m for part in outside for m in part.modules() if isinstance(m, torch.nn.Linear)]
+    quantized = [layer for layer in layers if all(layer is not other for other in tower_layers)]
     tower = vision_tower(model)
     embedding = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     parameters = _count(model)
@@ -98,7 +102,9 @@ def compute_model_size(config: Any, peft_config: Any = None) -> ModelSize:
         vocabulary=text.vocab_size,
         trainable=adapted[0],
         beside_text=beside_text,
-        linear_beside_text=linear_beside_text,
+        linear_beside_text=sum(layer.weight.numel() for layer in tower_layers),
+        linear_layers=len(quantized),
+        linear_sides=sum(sum(layer.weight.shape) for layer in quantized),
         tower=tower,
         tower_trained=adapted[1] > 0,
     )

@@ -107,7 +107,7 @@ def estimate_run(
     """
     problems: list[str] = []
     with collecting(problems):
-        _check_numbers(gpu_memory, gpus, image_tokens)
+        _check_numbers(gpu_memory, gpus, completions, image_tokens)
     accelerate_config = accelerate_config or (recipe.accelerate if recipe else None)
     if recipe and accelerate_config and accelerate_config == recipe.accelerate:
         gpus = gpus or recipe.processes
@@ -123,7 +123,7 @@ def estimate_run(
     size = _compute_size(model.model_name_or_path, config, peft_config)
     if image_tokens is None:
         image_tokens = size.tower.image_tokens if size.tower else 0
-    training = training_from_args(args, model, mixture, config, image_tokens)
+    training = training_from_args(args, model, mixture, config, completions, image_tokens)
     strategies = _strategies(args, training, accelerate_config, chosen, gpus)
     published = recipe.pairs_per_step if recipe else None
     contexts = [context_from_args(args, mixture, training, strategy, published) for _, strategy in strategies]
@@ -168,9 +168,11 @@ def _strategies(
     return first + [(name, strategy) for strategy, name in suitable.items() if strategy != chosen]
 
 
-def _check_numbers(gpu_memory: float, gpus: int | None, image_tokens: int | None) -> None:
+def _check_numbers(gpu_memory: float, gpus: int | None, completions: int | None, image_tokens: int | None) -> None:
     problems = [f"--gpu_memory must be above 0; got {gpu_memory:g}."] if not gpu_memory > 0 else []
     problems += [f"--gpus must be 1 or more; got {gpus}."] if gpus is not None and gpus < 1 else []
+    if completions is not None and completions < 2:
+        problems.append(f"--completions must be 2 or more; got {completions}.")
     if image_tokens is not None and image_tokens < 0:
         problems.append(f"--image_tokens must be 0 (text alone) or more; got {image_tokens}.")
     if problems:

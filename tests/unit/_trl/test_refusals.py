@@ -99,6 +99,16 @@ def test_images_refuse_what_their_collator_cannot_do(option: dict[str, Any], tmp
     assert problems(tmp_path, **option) == []
 
 
+@pytest.mark.parametrize("options", [["share_prompt"], ["padding_free"], ["share_prompt", "padding_free"]])
+def test_packed_rows_of_images_are_refused_with_what_works_instead(options: list[str], tmp_path) -> None:
+    for data in (images(), images().rename_column("images", "image"), images().to_iterable_dataset()):
+        (problem,) = problems(tmp_path, data=data, **dict.fromkeys(options, True))
+        assert problem.startswith(f"{' and '.join(options)} cannot be used with images")
+        assert f"Remove {' and '.join(options)}." in problem
+        assert "set precompute_ref_log_probs" in problem
+    assert problems(tmp_path, **dict.fromkeys(options, True)) == []
+
+
 def test_images_are_precomputed_from_datasets_and_by_trls_collator_alone(tmp_path) -> None:
     option = {"precompute_ref_log_probs": True}
     assert problems(tmp_path, data=images(), **option) == []

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisi
 from trl import ModelConfig
 
 from tests.support import runs, tiny, vision_families
+from tests.support.lists import lists
 from tests.support.published_models import MODELS
 from trl_dpo_ext import load_reference
 from trl_dpo_ext.estimate import formulas
@@ -19,6 +20,7 @@ from trl_dpo_ext.estimate.from_args import training_from_args
 from trl_dpo_ext.estimate.model_size import compute_model_size
 from trl_dpo_ext.estimate.strategy import ParallelStrategy
 from trl_dpo_ext.estimate.vision_tower import VisionTower
+from trl_dpo_ext.reference.correction.layers import terms
 from trl_dpo_ext.reference.model.memory import weight_bytes
 
 SINGLE = ParallelStrategy("single", 1)
@@ -247,5 +249,7 @@ def test_without_a_max_length_rows_of_images_are_not_as_long_as_the_model_allows
     config = vision_families.FAMILIES["qwen2.5-vl"].config()
     config.text_config.max_position_embeddings = 128_000
     args = runs.config(tmp_path, max_length=None)
-    tokens = {n: training_from_args(args, ModelConfig(), args.loss_mixture(), config, n).tokens for n in (0, 986)}
+    tokens = {
+        n: training_from_args(args, ModelConfig(), args.loss_mixture(), config, image_tokens=n).tokens for n in (0, 986)
+    }
     assert tokens == {0: 128_000, 986: 2048 + 986}

@@ -28,8 +28,12 @@ OUTSIDE = {
 @pytest.mark.parametrize("name", vision_families.FAMILIES)
 def test_head_and_all_outside_the_language_model_stay_as_they_are(name: str) -> None:
     policy = vision_families.model(name)
-    assert skipped_layers(type(policy), policy.config, ()) == ["lm_head", *OUTSIDE[name]]
-    assert skipped_layers(type(policy), policy.config, ("q_proj",)) == ["lm_head", *OUTSIDE[name], "q_proj"]
+    assert skipped_layers(type(policy), policy.config, (), "ref_skip_modules") == ["lm_head", *OUTSIDE[name]]
+    assert skipped_layers(type(policy), policy.config, ("q_proj",), "ref_skip_modules") == [
+        "lm_head",
+        *OUTSIDE[name],
+        "q_proj",
+    ]
     in_language = [
         tuple(module.weight.shape)
         for key, module in policy.get_decoder().named_modules()

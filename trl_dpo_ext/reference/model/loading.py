@@ -156,8 +156,8 @@ def _warn_of_the_rest(reference: Any, quantization: str) -> None:
         warnings.warn(
             f"{quantization} leaves {rest / (rest + layers):.0%} of the weights unquantized, besides embeddings: "
             f"bitsandbytes quantizes linear layers only, and {type(reference).__name__} keeps most weights elsewhere, "
-            "outside its language model, or ref_skip_modules names most of them. This saves little memory; a stored "
-            "reference (precompute_ref_log_probs) needs none.",
+            "outside its language model, or in modules that are skipped. This saves little memory; a stored reference "
+            "(precompute_ref_log_probs) needs none.",
             stacklevel=3,
         )
 

@@ -34,7 +34,7 @@ def bnb_config(quantization: str, double_quant: bool, compute_dtype: torch.dtype
     )
 
 
-def skipped_layers(kind: Any, config: Any, wanted: Sequence[str]) -> list[str]:
+def skipped_layers(kind: Any, config: Any, wanted: Sequence[str], option: str) -> list[str]:
     """Return what is not quantized, in the form that transformers takes.
 
     The output layer, because TRL scores tokens with its plain weights; what stands outside the language model of a

@@ -20,6 +20,9 @@ UNREADABLE = "an image cannot be decoded ({}). Remove the row, or replace the im
 _PERSON = b"trl_dpo_ext.pic1"  # another meaning of the hash needs another name here
 
 
+_ORIENTATION = 0x0112  # the tag of EXIF
+
+
 @dataclass(frozen=True, slots=True)
 class ImageContent:
     """What a key needs to know of an image."""
@@ -64,16 +67,16 @@ def described_type(image: Any) -> str:
     return f"{named} Cast the column to datasets.Image(), or give PIL images."
 
 
-def _of_picture(image: Image.Image) -> ImageContent:
+def _of_picture(image: Any) -> ImageContent:
     image.load()
     palette = image.getpalette() if image.mode in ("P", "PA") else None
     facts = (image.mode, image.size, palette, image.info.get("transparency"), _orientation(image))
     return ImageContent(_hashed(repr(facts), image.tobytes()), (image.height, image.width))
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Any) -> int:
     """The orientation that is left to whoever reads the image; `datasets` applies it."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+    return image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
 
 
 def _of_values(kind: str, shape: tuple[int, ...], values: np.ndarray) -> ImageContent:
