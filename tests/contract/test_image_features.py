@@ -14,6 +14,7 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from tests.support import vision_families
 from tests.support.seams import moved
 from trl_dpo_ext import _trl
+from trl_dpo_ext.forward.tree_attention import TreeAttention
 
 # In transformers 5.17 the image processor of Idefics3 needs torchvision.
 NEEDS_TORCHVISION = (
@@ -101,3 +102,20 @@ def test_the_configuration_tells_the_patches_and_the_sizes_of_the_tower(family: 
     hidden, mlp = _trl.tower_sizes(config)
     shapes = [tuple(each.shape) for name, each in tower.named_parameters() if "merger" not in name]
     assert (mlp, hidden) in shapes, seam("hidden size and MLP of the vision tower")
+
+
+def test_a_model_says_that_image_tokens_are_missing() -> None:
+    model, batch = vision_families.model("llava"), batch_of("llava", mixed=False)
+    short = {**batch, **{name: batch[name][:, 3:] for name in ("input_ids", "attention_mask")}}
+    with pytest.raises(Exception, match="image") as caught:
+        logits(model, short)
+    assert _trl.lacks_image_tokens(caught.value), moved("transformers", "the words of the error", "_trl/images.py")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tower_attends_after_the_attention_of_packed_rows_is_registered(family: str) -> None:
+    """Some towers give the mask by name, and the registered function stays for the process."""
+    model, batch = vision_families.model(family), batch_of(family)
+    expected = logits(model, batch)
+    _trl.replace_attention(model, TreeAttention)
+    assert torch.equal(logits(model, batch), expected)

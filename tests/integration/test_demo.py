@@ -19,7 +19,7 @@ from demo.facts import ADDITIONS, PRODUCTS, SUBTRACTIONS, TOPICS
 from demo.launch import _HIDDEN
 from tests.support import scoring, tiny
 from trl_dpo_ext.cli import main as cli
-from trl_dpo_ext.data.lists.layouts import read_completions
+from trl_dpo_ext.data.lists.reading import read_completions
 from trl_dpo_ext.reports.run_log import read_run
 from trl_dpo_ext.run_files import LOG_FILE, append_lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,10 @@ def test_what_is_wrong_with_one_of_two_policies_names_it(folder: Path, capsys: A
     flags = ["--ref_model_name_or_path", "base", "--dataset_streaming", "true"]
     assert score("--compare", "adapter", *flags, policy="policy") == 2
     assert "error: The dataset is streamed" in capsys.readouterr().err
-    Path("policy/model.safetensors").write_bytes(b"{")
-    assert score("--compare", "policy", "--ref_model_name_or_path", "base", policy="adapter") == 2
-    assert "error: --compare policy: Checkpoint policy is incomplete" in capsys.readouterr().err
+    shutil.copytree("policy", "broken")
+    Path("broken/model.safetensors").write_bytes(b"{")
+    assert score("--compare", "broken", "--ref_model_name_or_path", "base", policy="adapter") == 2
+    assert "error: --compare broken: Checkpoint broken is incomplete" in capsys.readouterr().err
 
 
 def test_scores_without_a_reference_name_what_they_are(folder: Path, capsys: Any) -> None:

@@ -15,13 +15,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration
+from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from tests.features import vision
 from tests.support import pictures, runs
 from tests.support.pictures import counts, live_sums, picture, pictured, stored, sums
 from tests.support.stored import corrupt_values
 from trl_dpo_ext.cli import store as show_store
+from trl_dpo_ext.data import images
 from trl_dpo_ext.errors import InputError
+from trl_dpo_ext.reference.precompute.image_reading import read_keys
 from trl_dpo_ext.reference.store.store import Store
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -77,6 +80,31 @@ def test_rows_of_one_text_and_different_images_never_meet(tmp_path, model) -> No
     assert len(set(np.round(found, 6))) == 8
     changed = [{**row, "images": [picture(9)]} for row in crossed]
     assert counts(stored(tmp_path / "other", model, train_dataset=data.from_list(changed))) == (0, 4)
+
+
+def test_a_row_that_changes_between_reading_and_pass_is_refused(tmp_path, model, monkeypatch) -> None:
+    """Its numbers would get the key of the old image."""
+    data = pictured(3)
+    known = read_keys(data, DataCollatorForVisionPreference(vision.processor()), "data", disable_tqdm=True)
+    other = data.select([0, 2, 2])
+    monkeypatch.setattr(images, "read_keys", lambda *_, **__: known)
+    with pytest.raises(InputError, match="Row 1 of the dataset has changed since its images were read"):
+        stored(tmp_path / "out", model, train_dataset=other)
+    assert len(Store.read_only(tmp_path / "refs")) < 6
+
+
+def test_a_processor_that_changes_after_the_start_is_refused(tmp_path, model) -> None:
+    run = stored(tmp_path / "out", model, train_dataset=pictured(2))
+    run.processing_class.image_processor.image_mean = [0.1, 0.1, 0.1]
+    with pytest.raises(InputError, match="processor.image_processor.image_mean"):
+        run.evaluate(pictured(3))
+    with pytest.raises(InputError, match="processor.image_processor.image_mean"):
+        run.train()
+
+
+def test_images_that_max_length_cuts_are_named(tmp_path, model) -> None:
+    with pytest.raises(InputError, match=r"Rows .* another number of image tokens .* Set max_length=None"):
+        stored(tmp_path / "out", model, max_length=3)
 
 
 @pytest.mark.slow

@@ -25,6 +25,14 @@ def collates_images(collator: Any) -> bool:
     return type(collator) is dpo_trainer.DataCollatorForVisionPreference
 
 
+def lacks_image_tokens(error: BaseException) -> bool:
+    """Whether a model was given more or fewer images than image tokens.
+
+    Seam: models of transformers say so in an error of these words, which TRL's `compute_loss` looks for, too.
+    """
+    return "Image features and image tokens do not match" in str(error)
+
+
 @dataclass(frozen=True)
 class ImageTexts:
     """The texts that a processor is given of some rows, before it puts image tokens into them."""

@@ -238,7 +238,7 @@ def _without_format(dataset: Any, name: str) -> Any:
     kind = dataset.format["type"] if isinstance(dataset, Dataset) else None
     if kind == "custom":
         raise InputError(
-            f"{name} has a transform (set_transform or with_transform), which is not applied to tokenized rows. Apply "
-            "it with dataset.map, and pass the result."
+            f"{name} has a transform (set_transform or with_transform), which would change rows after they were "
+            "checked. Apply it with dataset.map, and pass the result."
         )
     return dataset.with_format(None) if kind is not None else dataset

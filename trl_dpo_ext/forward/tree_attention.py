@@ -78,9 +78,20 @@ class TreeAttention:
         self.name, self.inner = name, inner
 
     def __call__(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *args: Any, **kw: Any
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        *args: Any,
+        **kw: Any,
     ) -> Any:
-        """Attend; query, key and value are (rows, heads, tokens, size), the output is (rows, tokens, heads, size)."""
+        """Attend; query, key and value are (rows, heads, tokens, size), the output is (rows, tokens, heads, size).
+
+        Seam: vision towers give the mask by the name `attention_mask`.
+        """
+        mask = attention_mask
         if not isinstance(mask, TreeMask):
             return self.inner(module, query, key, value, mask, *args, **kw)
         trees = mask.trees

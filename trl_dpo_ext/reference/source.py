@@ -34,6 +34,7 @@ from .model.memory import describe_weights
 from .precompute.image_keys import ImageKeys
 from .precompute.stored import StoredLogps
 from .producer import Producer
+from .store.another_reference import check_processor
 from .store.store import Store
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -252,8 +253,14 @@ class StoredReference(ProducedReference):
             settings = self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
             known = self.settings.known_images
             self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings, known)
+        self._check_processor()
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
+
+    def _check_processor(self) -> None:
+        """Check that the processor is still the one that the store was opened with."""
+        if hasattr(self, "stored") and self.host.has_images:
+            check_processor(self.stored.store.folder, processor_settings(self.host.trainer.processing_class))
 
     def _identity(self) -> Identity:
         """The identity of the reference, with the processor where rows have images."""
@@ -280,6 +287,7 @@ class StoredReference(ProducedReference):
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""
+        self._check_processor()
         self.producer.training_begins()
         _trl.free_memory()
 

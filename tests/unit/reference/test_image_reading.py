@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.features import vision
 from tests.support.pictures import on_disk, picture, pictured
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.precompute import image_reading
+from trl_dpo_ext.reference.precompute.image_content import ImageContent
 from trl_dpo_ext.reference.precompute.image_reading import read_keys
 
 
@@ -120,3 +122,33 @@ def test_images_are_read_as_the_dataset_decodes_them() -> None:
     keys = [read_keys(each, collator(), "data", disable_tqdm=True).keys for each in (data, plain, gray)]
     np.testing.assert_array_equal(keys[0], keys[1])
     assert (keys[2] != keys[1]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("keeps_time", [True, False])
+def test_a_replaced_image_file_is_read_again(tmp_path, nested: bool, keeps_time: bool) -> None:
+    """The fingerprint of a dataset of paths does not tell of it."""
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        picture(number).save(file)
+    stored = on_disk(pictured(3).remove_columns("images"), tmp_path)
+    paths: list[Any] = [[str(file)] if nested else str(file) for file in files]
+    column = "images" if nested else "image"
+    feature = [ImageFeature()] if nested else ImageFeature()
+    data = on_disk(stored.add_column(column, paths).cast_column(column, feature), tmp_path / "paths")
+    first = read_keys(data, collator(), "data", disable_tqdm=True)
+    np.testing.assert_array_equal(read_keys(data, collator(), "data", disable_tqdm=True).keys, first.keys)
+    assert len([*tmp_path.rglob("*.images.npz")]) == 1
+    before = files[1].stat()
+    picture(7).save(files[1])
+    if keeps_time:
+        os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = read_keys(data, collator(), "data", disable_tqdm=True)
+    assert (again.keys != first.keys).any(axis=(1, 2)).tolist() == [False, True, False]
+
+
+def test_keys_of_images_that_are_no_local_files_are_not_kept(tmp_path, monkeypatch) -> None:
+    data = on_disk(pictured(2).remove_columns("images").add_column("image", ["a", "b"]), tmp_path)
+    monkeypatch.setattr(image_reading, "image_content", lambda image: ImageContent(image.encode() * 16, (8, 8)))
+    read_keys(data, collator(), "data", disable_tqdm=True)
+    assert not [*tmp_path.rglob("*.images.npz")]

@@ -10,6 +10,7 @@ import pytest
 from transformers import CLIPImageProcessorPil
 
 from tests.features import vision
+from tests.support import vision_families
 from trl_dpo_ext.errors import InputError
 from trl_dpo_ext.reference.identity.identity import Identity
 from trl_dpo_ext.reference.identity.processor import processor_settings
@@ -76,8 +77,28 @@ def test_tokens_of_images_and_classes_are_named() -> None:
     other.image_processor.__class__ = Another
     (difference,) = of(other).differences(of(vision.processor()))
     assert difference.startswith(
-        'processor.image_processor.class is "CLIPImageProcessorPil" in the store and "Another"'
+        f'processor.image_processor.class is "CLIPImageProcessorPil" in the store and "{__name__}.Another"'
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("gemma3", "full_image_sequence"), ("idefics3", "fake_image_token"), ("idefics3", "global_image_tag")],
+)
+def test_texts_that_a_processor_puts_around_images_are_named(family: str, name: str) -> None:
+    """No file of the processor holds them."""
+    plain, changed = (vision_families.FAMILIES[family].processor() for _ in range(2))
+    assert name not in changed.to_dict()
+    setattr(changed, name, "<another>")
+    (difference,) = of(changed).differences(of(plain))
+    assert difference.startswith(f"processor.{name}")
+
+
+def test_what_a_tokenizer_cuts_is_named() -> None:
+    cut = vision.processor()
+    cut.tokenizer.init_kwargs["max_length"] = 9
+    (difference,) = of(cut).differences(of(vision.processor()))
+    assert difference == "processor.max_length is not set in the store and 9 in this run"
 
 
 @pytest.mark.parametrize("name", ["device", "data_format", "return_tensors", "disable_grouping", "_processor_class"])

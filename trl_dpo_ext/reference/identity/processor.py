@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import AddedToken
+
 from .identity import canonical
 
 # Settings that do not change pixels, their number, or their tokens: names, devices, what is returned, other modalities.
@@ -16,22 +18,40 @@ _NOT_THE_PIXELS = {
     "processor_class", "return_tensors", "tokenizer", "transformers_version", "video_processor", "video_token",
 }  # fmt: skip
 
+_CUTS = ("max_length", "truncation", "truncation_side", "stride")
+"""Settings of a tokenizer with which a processor cuts texts."""
+
 
 def processor_settings(processor: Any) -> str:
     """Return the settings of a processor and of its image processor as JSON, the same for equal settings.
 
     Sizes, patches, tiling, mean and deviation, resampling, tokens of images, and the classes, as images are resized
-    otherwise with torchvision than with PIL. A setting of None counts as not set.
+    otherwise with torchvision than with PIL; also attributes that only the object has, such as the text that stands for
+    an image, and how the tokenizer cuts texts. A setting of None counts as not set.
 
     Args:
         processor: of a vision-language model.
     """
-    settings = _counted(processor.to_dict())
-    settings["class"] = type(processor).__name__
+    settings = _counted({**_attributes(processor), **processor.to_dict()})
+    settings["class"] = _class(processor)
     images = getattr(processor, "image_processor", None)
     if images is not None:
-        settings["image_processor"] = {**_counted(images.to_dict()), "class": type(images).__name__}
-    return canonical(settings)
+        settings["image_processor"] = {**_counted(images.to_dict()), "class": _class(images)}
+    cuts = getattr(getattr(processor, "tokenizer", None), "init_kwargs", {})
+    return canonical({**settings, **_counted({name: cuts.get(name) for name in _CUTS})})
+
+
+def _attributes(processor: Any) -> dict[str, Any]:
+    """The plain values that an object holds, whatever its class writes to a file."""
+    plain = (str, int, float, AddedToken)
+    found = {name: value for name, value in vars(processor).items() if isinstance(value, plain)}
+    return {name: str(value) if isinstance(value, AddedToken) else value for name, value in found.items()}
+
+
+def _class(part: Any) -> str:
+    """The name of a class; of one that transformers does not have, with the module that it was loaded from."""
+    kind = type(part)
+    return kind.__name__ if kind.__module__.startswith("transformers.") else f"{kind.__module__}.{kind.__name__}"
 
 
 def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:

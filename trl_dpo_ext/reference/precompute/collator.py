@@ -63,14 +63,14 @@ class ReferenceCollator:
             raise InputError(
                 f"No log-probs in {self.logps.where} for {len(error.keys)} completions of this batch, whose "
                 f"{len(keys.images)} rows have {keys.images.sum()} images. Run `trl-dpo-ext precompute` with the same "
-                "model, data and max_length; if image files were replaced, load the dataset again."
+                "model, data and max_length; if image files were replaced, start the run again."
             ) from error
         for row, (places, logps) in enumerate(zip(scored, values, strict=True)):
             if places.sum() != len(logps):
                 raise InputError(
                     f"{self.logps.where} has {len(logps)} log-probs for a completion with {places.sum()} scored tokens "
-                    f"(row {row} of this batch): the processor has made another number of tokens of its images than in "
-                    "the reference pass. Set another --ref_store."
+                    f"(row {row} of this batch): the processor has made another number of tokens than in the "
+                    "reference pass. Set another --ref_store."
                 )
             placed[row, places] = logps
         return placed

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ... import _trl
+from ...errors import InputError
 from ..store.keys import unpack_keys
 from ..store.store import Store
 from .image_batching import ImageBatch, chosen_rows, make_image_batches
@@ -61,11 +62,14 @@ class ImagePass:
     """Where the keys of sequences go whose log-probs are not finite; None makes the first of them an error. After `run`
     it holds those of all processes."""
 
+    _missing: ImageRows | None = field(default=None, init=False)
+
     def run(self, missing: ImageRows) -> PrecomputeStats:
         """Compute rows that the store lacks; every process calls this with its own.
 
         Afterwards `max_tokens` is a size that fits in memory, for use in the next pass.
         """
+        self._missing = missing
         # Free memory differs between devices, but processes that share batches must make the same ones.
         self.max_tokens = min(self.communicator.gather(self.max_tokens))
         own = self._own_batches(missing)
@@ -81,7 +85,7 @@ class ImagePass:
 
     @property
     def _preparation(self) -> Preparation:
-        return Preparation(self.dataset, self.columns, self.collator, self.images_once)
+        return Preparation(self.dataset, self.columns, self.collator, self.images_once, self._missing)
 
     def _own_batches(self, missing: ImageRows) -> list[list[ImageBatch]]:
         """This process's batches of rows with images, and of rows without; see `peers_of`."""
@@ -125,8 +129,17 @@ class ImagePass:
             yield from self._fitting(batch.halves()) if halved else (batch,)
 
     def _start(self, batch: ImageBatch) -> Callable[[], Computed]:
-        collated = batch.collated or self._preparation.collated(batch.part.rows.tolist())
-        fetch = self.score(dict(collated))
+        rows = batch.part.rows.tolist()
+        collated = batch.collated or self._preparation.collated(rows)
+        try:
+            fetch = self.score(dict(collated))
+        except (RuntimeError, ValueError) as error:
+            if not _trl.lacks_image_tokens(error):
+                raise
+            raise InputError(
+                f"Rows {', '.join(map(str, rows))} of the dataset have another number of image tokens than of "
+                f"features, probably because max_length cuts images. Set max_length=None, or a larger one. ({error})"
+            ) from error
 
         def computed() -> Computed:
             logps = fetch()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -15,7 +16,13 @@ from torch.utils.data import DataLoader
 from ... import _trl
 from ...errors import InputError
 from .image_batching import ImageBatch
+from .image_keys import keys_of
+from .image_rows import ImageRows
 from .wanted import Collator
+
+
+class ChangedRowError(InputError):
+    """A row is not the one any more whose keys were read."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,27 @@ class Preparation(torch.utils.data.Dataset[Any]):
         columns: what the collator reads; None for all.
         collator: that training uses.
         images_once: whether the images of both sides are to stand in a batch once, where they are the same.
+        expected: the keys of the rows, which a row must still have when it is collated; None for no check.
     """
 
-    def __init__(self, dataset: Any, columns: list[str] | None, collator: Collator, images_once: bool) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        columns: list[str] | None,
+        collator: Collator,
+        images_once: bool,
+        expected: ImageRows | None = None,
+    ) -> None:
         if isinstance(dataset, Dataset) and columns is not None:
             dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
-        self._dataset, self._collator, self._images_once = dataset, collator, images_once
+        self._dataset, self._collator, self._images_once, self._expected = dataset, collator, images_once, expected
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Any] | InputError:
         """Collate rows; an error is returned, for a worker would hide it in its traceback."""
         try:
             return self._collated(rows)
+        except ChangedRowError as error:
+            return error
         except Exception as error:
             return self._described(rows, error)
 
@@ -59,8 +76,23 @@ class Preparation(torch.utils.data.Dataset[Any]):
         return _raised(self[rows])
 
     def _collated(self, rows: Sequence[int]) -> dict[str, Any]:
-        batch = self._collator([dict(self._dataset[row]) for row in rows])
+        examples = [dict(self._dataset[row]) for row in rows]
+        self._check_unchanged(rows, examples)
+        batch = self._collator(examples)
         return _trl.with_images_once(batch) if self._images_once else dict(batch)
+
+    def _check_unchanged(self, rows: Sequence[int], examples: list[dict[str, Any]]) -> None:
+        """Check that rows are still those that were read to find what is missing: their keys get the results."""
+        if self._expected is None or not _trl.collates_images(self._collator):
+            return
+        found = keys_of(examples, self._collator).keys
+        expected = self._expected.keys[np.searchsorted(self._expected.rows, rows)]
+        changed = [row for row, same in zip(rows, (found == expected).all(axis=(1, 2)), strict=True) if not same]
+        if changed:
+            raise ChangedRowError(
+                f"Row {changed[0]} of the dataset has changed since its images were read. Start again, and leave image "
+                "files as they are while a run reads them. Change images at random by dataset.map, before the run."
+            )
 
     def _described(self, rows: Sequence[int], error: Exception) -> InputError:
         """The error, with the first row that fails alone."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Image
 from tqdm import tqdm
 
@@ -227,19 +231,51 @@ def _described(error: Exception) -> str:
 
 
 def _kept_in(dataset: Dataset, collator: Any) -> Path | None:
-    """The file that keeps the keys of a dataset; None where no later run could tell that they are the same."""
+    """The file that keeps the keys of a dataset; None where no later run could tell that they are the same.
+
+    A fingerprint stays the same where files are replaced, which their size and times tell.
+    """
     tokenizer, template = _trl.tokenizer_of(collator.processor), str(collator.processor.chat_template)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not dataset.cache_files or backend is None or "strftime_now" in template:
+    files = None if not dataset.cache_files or backend is None or "strftime_now" in template else _files(dataset)
+    if files is None:
         return None
     state = {
         name: value for name, value in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")
     }
     facts = (
-        _VERSION, _trl.fingerprint(dataset), state, template, tokenizer.chat_template, tokenizer.special_tokens_map,
-        collator.max_length, processor_settings(collator.processor),
+        _VERSION, version("pillow"), files, _trl.fingerprint(dataset), state, template, tokenizer.chat_template,
+        tokenizer.special_tokens_map, collator.max_length, processor_settings(collator.processor),
     )  # fmt: skip
     return _trl.cache_file(dataset, _trl.hashed(facts)).with_suffix(".images.npz")
+
+
+def _files(dataset: Dataset) -> list[tuple[str, int, int, int]] | None:
+    """The files that hold a dataset and its images, each with size and times; None if one is not a local file.
+
+    The time of a change of status is one that copying tools cannot keep.
+    """
+    column = dataset.data.column(_trl.image_columns(dataset.column_names)[0])
+    paths = [file["filename"] for file in dataset.cache_files]
+    for chunk in column.chunks:
+        paths += _outside(chunk)
+    try:
+        found = [(path, os.stat(path)) for path in sorted({*paths})]
+    except (OSError, ValueError):
+        return None
+    return [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found]
+
+
+def _outside(values: Any) -> list[str]:
+    """The files that the images of a column are in, where it does not hold them itself."""
+    while (
+        pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
+    ):
+        values = values.flatten()
+    if pa.types.is_struct(values.type) and {"bytes", "path"} <= {field.name for field in values.type}:
+        values = pc.struct_field(values, "path").filter(pc.struct_field(values, "bytes").is_null())
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return values.drop_null().to_pylist() if is_text else []
 
 
 def _kept(file: Path, rows: int) -> ImageKeys | None:
