@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,8 +15,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from .. import _trl
-from ..data.dataset_columns import map_columns
+from ..data.dataset_columns import map_columns, sample_mapped
 from ..data.findings import ties, told
+from ..data.lists.choice import holds_lists
 from ..data.lists.groups import Groups
 from ..data.lists.layouts import Completions
 from ..data.lists.reading import read_completions
@@ -32,6 +34,10 @@ Protocol = Literal["train", "rewardbench"]
 _NAME = "the dataset"
 _NOTHING = (
     "The dataset has no completions, so that there is nothing to score. Name their columns with --dataset_columns."
+)
+_LISTS = (
+    "The dataset holds lists of completions, not pairs. Set --rank to score and rank them (in Python, call "
+    "rank_completions)."
 )
 
 
@@ -72,9 +78,12 @@ class Arrangement:
         Raises:
             InputError: the rows have another layout, or the tokenizer does not suffice.
         """
-        if protocol == "train" and not rank:
-            return cls(plan, plan.rows)
         mapping = plan.args.dataset_columns or {}
+        if protocol == "train" and not rank:
+            # Of the options, the names of columns alone choose between lists and pairs here: no loss is trained.
+            if holds_lists(sample_mapped(plan.rows, mapping), SimpleNamespace(dataset_columns=mapping)):
+                raise InputError(_LISTS)
+            return cls(plan, plan.rows)
         mapped = map_columns(numbered(plan.rows.with_format(None)), _NAME, mapping)
         kept, mapped = np.array(mapped[ROW][:], np.int64), mapped.remove_columns(ROW)
         if rank and len(mapped) < len(plan.rows):

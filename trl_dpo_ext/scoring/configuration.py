@@ -12,6 +12,7 @@ from .. import _trl
 from ..config import DPOExtConfig
 from ..core.hyperparameters import SHARED
 from ..data.findings import NAMES
+from ..data.lists.choice import LIST_OPTIONS
 from ..hyperparameter_fields import owned_hyperparameters
 from ..reference.config import ReferenceModelOptions, StoreOptions
 from ..reference.moving.config import MovingReferenceOptions
@@ -75,7 +76,7 @@ def scoring_config(args: DPOExtConfig, folder: Path, **reference: Any) -> DPOExt
     """
     made = copy.copy(args)
     defaults = {name: field.default for name, field in DPOExtConfig.__dataclass_fields__.items()}
-    off: dict[str, Any] = {name: defaults[name] for name in (*SHARED, *owned_hyperparameters(), *_ALPHA)}
+    off: dict[str, Any] = {name: defaults[name] for name in (*SHARED, *owned_hyperparameters(), *_ALPHA, *_OF_LISTS)}
     off |= {field.name: field.default for field in _REFERENCE_OPTIONS if field.name != "precompute_ref_max_tokens"}
     off |= {"ref_drift_num_pairs": 0, "verify_reference": False, **_WITHOUT_TRAINING}
     ignored = [name for name in NAMES if name not in _OF_THE_TEXT or name in args.ignore_findings]
@@ -89,6 +90,7 @@ def scoring_config(args: DPOExtConfig, folder: Path, **reference: Any) -> DPOExt
 
 
 _ALPHA = ("f_alpha_divergence_coef",)
+_OF_LISTS = ("gather_lists", *LIST_OPTIONS)
 
 
 def _columns(args: DPOExtConfig) -> Mapping[str, str] | None:
