@@ -34,7 +34,7 @@ def plan(tmp_path: Any, rows: list[dict[str, Any]], **settings: Any) -> ScorePla
 @pytest.mark.parametrize("rows", LISTS.values(), ids=LISTS)
 @pytest.mark.parametrize("settings", [{}, {"gather_lists": True}])
 def test_lists_need_rank(tmp_path, rows, settings) -> None:
-    with pytest.raises(InputError, match="holds lists of completions, not pairs. Set --rank"):
+    with pytest.raises(InputError, match=r"holds lists of completions, not pairs\. Set --rank"):
         Arrangement.of(plan(tmp_path, rows, **settings))
     assert Arrangement.of(plan(tmp_path, rows), rank=True).groups is not None
 
