@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,14 @@ Doubt = tuple[str, str]
 """What a loss makes of a column's values that is hardly meant, without a period at its end, and what to do."""
 RangeCheck = Callable[[float, float, Mapping[str, Any]], Doubt | None]
 """`check(lowest, highest, hyperparameters)`, given the range of a whole dataset's values."""
+
+
+def as_float32(value: float) -> float:
+    """Return a number as batches hold it: infinite if float32 has none so large, and 0 if none so small."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except (OverflowError, struct.error):  # the latter of a whole number beyond float64
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +48,10 @@ class Column:
 
     def broken_bound(self, value: float) -> str | None:
         """Return the first bound that `value` breaks, such as `">= 0"`, or None."""
-        if not math.isfinite(value):
-            return "finite"
-        if self.gt is not None and value <= self.gt:
+        held = as_float32(value)
+        if not math.isfinite(held):
+            return "finite" if value != value or abs(value) == math.inf else "finite in float32"
+        if self.gt is not None and min(value, held) <= self.gt:
             return f"> {self.gt:g}"
         if self.ge is not None and value < self.ge:
             return f">= {self.ge:g}"

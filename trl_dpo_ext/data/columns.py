@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +47,7 @@ def column_problem(value: Any, meaning: Column) -> str | None:
 def _value_problem(value: Any, meaning: Column) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "a number"
-    return meaning.broken_bound(float(value)) if math.isfinite(value) else "finite"
+    return meaning.broken_bound(value)
 
 
 def token_column_problems(dataset: Any, name: str, columns: Mapping[str, Column]) -> list[str]:

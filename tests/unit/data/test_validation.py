@@ -65,6 +65,8 @@ def test_wrong_rows_are_named_with_count_and_place(data: dict, expected: str) ->
             "column 'margin' must be finite (By how much the chosen side is better); wrong in 1 of 3 rows",
         ),
         ([1.0, float("inf"), 2.0], "column 'margin' must be finite"),
+        ([1.0, 1e39, 2.0], "column 'margin' must be finite in float32 (By how much the chosen side is better); wrong"),
+        ([1.0, 3.4028236e38, 2.0], "column 'margin' must be finite in float32"),
         ([1.0, None, 2.0], "column 'margin' must be a number"),
         (["1", "2", "3"], "column 'margin' must be a number"),
         ([1.0, 2.0, -0.5], "column 'margin' must be >= 0"),
@@ -166,3 +168,29 @@ def test_a_prompt_string_beside_answers_becomes_a_user_message() -> None:
 def test_layouts_that_trl_takes_are_left_alone(conversational: bool) -> None:
     data = tiny.preferences(4, conversational=conversational)
     assert one_layout(data) is data
+
+
+def test_numbers_are_checked_as_batches_hold_them() -> None:
+    """As float32, which is infinite from 2**128 - 2**103 on, and 0 below 2**-150."""
+    greatest = 3.4028234663852886e38
+    assert MARGIN["margin"].broken_bound(greatest) is None
+    assert Column("A score.").broken_bound(-greatest) is None
+    for value in (2.0**128 - 2.0**103, -1e39, 1e308, 10**400, -(10**400)):
+        assert Column("A score.").broken_bound(value) == "finite in float32"
+    assert Column("A weight.", gt=0).broken_bound(1e-46) == "> 0"
+    assert Column("A weight.", gt=0).broken_bound(1e-45) is None
+    assert Column("A chance.", le=1, ge=0).broken_bound(0.1) is None
+
+
+@pytest.mark.parametrize("values", [[[1.0], [1e39], [1.0]], [[1.0], [-1e39], [float("nan")]]])
+def test_numbers_per_token_are_checked_as_batches_hold_them(values: Any) -> None:
+    column = {"margin": Column("A weight.", per_token="chosen")}
+    problems = check({**GOOD, "margin": values}, column).problems
+    assert "must be finite in float32 at every token" in problems[0]
+
+
+def test_streamed_numbers_are_checked_as_batches_hold_them() -> None:
+    collator = ColumnCollator(lambda examples: {}, {"w": Column("A weight.")})
+    for value in (1e39, 10**400):
+        with pytest.raises(ValueError, match="column 'w' must be finite in float32 in every row"):
+            collator([{"w": 1.0}, {"w": value}])

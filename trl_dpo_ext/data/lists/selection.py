@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.columns import Column
+from ...core.columns import Column, as_float32
 from ...core.lists import ORDERS, Order
 from ...errors import InputError
 from ..findings import EVERY_ROW, NOTE, WARNING, Finding
@@ -115,7 +116,7 @@ class ListSelection:
             self._note(_NO_ORDER, one.row)
             return None
         self._check_bounds(one)
-        known = [place for place, score in enumerate(one.scores) if np.isfinite(score)]
+        known = [place for place, score in enumerate(one.scores) if math.isfinite(as_float32(score))]
         self._note(_UNSCORED, one.row, len(one.scores) - len(known))
         places = self._different(one, known)
         # As batches hold them, where close scores may be equal.
@@ -135,7 +136,9 @@ class ListSelection:
     def _check_bounds(self, one: CompletionList) -> None:
         if self.order != "scores" or self.bounds is None:
             return
-        broken = filter(None, (self.bounds.broken_bound(score) for score in one.scores if np.isfinite(score)))
+        broken = filter(
+            None, (self.bounds.broken_bound(score) for score in one.scores if math.isfinite(as_float32(score)))
+        )
         bound = next(broken, None)
         if bound is not None:
             self._note(f"scores must be {bound} ({self.bounds.help.rstrip('.')})", one.row)

@@ -146,3 +146,22 @@ def test_missing_completions_are_counted(tmp_path, row) -> None:
         match=r"a completion is missing \(None\), neither a text nor messages; wrong in 2 of 2 rows.* Filter these",
     ):
         construct(tmp_path, [row, row])
+
+
+@pytest.mark.parametrize("huge", [1e39, -1e39, 1e308, float("inf")])
+@pytest.mark.parametrize("layout", ["completions", "UltraFeedback", "HelpSteer"])
+def test_scores_that_are_infinite_in_batches_count_as_none(tmp_path, layout, huge) -> None:
+    """Batches hold float32."""
+    rows = [{**GOOD, "scores": [1.0, 2.0, huge]}] if layout == "completions" else in_layout(layout, A, B, C)
+    if layout == "UltraFeedback":
+        rows[0]["completions"][2]["overall_score"] = huge
+    elif layout == "HelpSteer":
+        rows[2]["helpfulness"] = huge
+    rows = [{**row, "weight": 1.0} for row in rows]
+    (told,) = [each for each in checked(tmp_path, rows) if each.name == "answers_unscored"]
+    assert "completions without a usable score are left out: 1 in 1 of 1 lists" in told.sentence
+
+
+def test_weights_of_lists_that_are_infinite_in_batches_are_counted(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"must be finite in float32.*; wrong in 2 of 3 rows, first in row 1"):
+        checked(tmp_path, [{**GOOD, "weight": each} for each in (1.0, 1e39, 1e50)])
