@@ -15,12 +15,13 @@ from ..batches import read_batches
 from ..config import DataOptions
 from ..findings import WARNING, Finding
 from ..rows import SIDES
-from .layouts import SINGLE, ListLayout, are_completions, list_layout
+from .layouts import LISTS, SINGLE, ListLayout, are_completions, list_layout, orders_itself
 
 LIST_OPTIONS = ("max_completions", "list_pairs", "list_reduction")
 """Options that lists alone read."""
 DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataOptions)}
-_TELLING = (*SIDES, "answers")
+_ORDERING = (*LISTS, *SINGLE, "best", "helpfulness")
+_TELLING = (*SIDES, "answers", "completions", "completion", "response", *_ORDERING)
 """Columns whose values tell a layout, and not their names alone."""
 _LIST_NAMES = {"completions", "scores", "ranks", "best", "completion", "score", "rank"}
 _PAIR_NAMES = {*SIDES, "a", "b"}
@@ -29,7 +30,7 @@ _PAIR_NAMES = {*SIDES, "a", "b"}
 def telling_row(dataset: Any) -> Mapping[str, Any] | None:
     """Return the first row, in which a value that tells no layout is replaced by that of a later row.
 
-    An empty list is no sign of anything, and a list of one rejected text is one of lists if a later row has several.
+    An empty list is no sign of anything, and a list of one text in a side is one of lists if a later row has several.
     Of a stream, this is the first row; None where a dataset has none.
     """
     dataset = dataset.with_format(None) if isinstance(dataset, Dataset) else dataset
@@ -41,7 +42,7 @@ def telling_row(dataset: Any) -> Mapping[str, Any] | None:
 
 def _telling(dataset: Dataset, column: str, value: Any) -> Any:
     for longer in _longer_and_longer(dataset, column, value):
-        if not _tells_nothing(longer) and (column != "rejected" or not _may_be_one_of_several(longer)):
+        if not _tells_nothing(longer) and (column not in SIDES or not _may_be_one_of_several(longer)):
             return longer
         value = longer
     return value
@@ -63,13 +64,18 @@ def _longer_and_longer(dataset: Dataset, column: str, value: Any) -> Iterator[An
             lengths = columnar.list_lengths(batch.column(column))
         except columnar.UnknownLayoutError:
             rows = [row[column] for row in batch.rows(column)]
-            lengths = np.array([len(row) if isinstance(row, list) else 0 for row in rows])
-        longer = np.flatnonzero(lengths > len(value or ()))
+            lengths = np.array([_size(row) for row in rows])
+        longer = np.flatnonzero(lengths > _size(value))
         if len(longer):
             most = int(longer[lengths[longer].argmax()])
             (row,) = batch.rows_at([most], [column])
             value = row[column]
             yield value
+
+
+def _size(value: Any) -> int:
+    """The length of a list; of another value, whether there is one."""
+    return len(value) if isinstance(value, list) else int(value is not None)
 
 
 def layout_of(dataset: Any) -> ListLayout | None:
@@ -88,19 +94,44 @@ def holds_lists(dataset: Any, args: Any = None) -> bool:
     if _trl.is_tokenized(dataset):
         return False  # before a row is read, which would count as a row of a stream
     first = telling_row(dataset)
-    return first is not None and _is_of_lists(first, wants_lists(args))
+    named = bool(_LIST_NAMES & set(getattr(args, "dataset_columns", None) or {}))
+    return first is not None and _is_of_lists(first, wants_lists(args), named)
 
 
-def _is_of_lists(first: Any, wanted: bool | None) -> bool:
+def _is_of_lists(first: Any, wanted: bool | None, named: bool = False) -> bool:
+    """Whether rows are lists.
+
+    Args:
+        first: their first one, of `telling_row`.
+        wanted: of `wants_lists`.
+        named: whether the options name a column of lists, so that its values, if wrong, are an error.
+    """
     layout = list_layout(first) if isinstance(first, Mapping) else None
     if layout is None:
         return False
     if set(SIDES) <= set(first):
         if are_completions(first["rejected"]):
             return not all(isinstance(first[side], list) and len(first[side]) == 1 for side in SIDES)
-        if not wanted:
+        if not wanted or not (named or _can_be_lists(first, layout)):
             return False
     return layout.completion != "completion" or layout.read is not None or bool(set(SINGLE) & set(first))
+
+
+def _can_be_lists(first: Mapping[str, Any], layout: ListLayout) -> bool:
+    """Whether the values of a row beside pairs are completions with something that orders them, and not a bare name."""
+    if layout.read is None:
+        said, orders = first[layout.completion], layout.single
+        return _is_completion(said) and any(first.get(name) is not None for name in orders)
+    said = first.get("completions")
+    if "completions" not in first:
+        return True  # told by its values already
+    if not isinstance(said, list) or not said or not all(_is_completion(each) for each in said if each is not None):
+        return False
+    return any(first.get(name) is not None for name in (*LISTS, *SINGLE, "best")) or any(map(orders_itself, said))
+
+
+def _is_completion(value: Any) -> bool:
+    return isinstance(value, (str, list, Mapping))
 
 
 def wants_lists(args: Any) -> bool | None:

@@ -242,6 +242,12 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     return texts, given
 
 
+def orders_itself(item: Any) -> bool:
+    """Whether an item of `completions` has a score or a rank inside."""
+    inside = item if isinstance(item, Mapping) else {}
+    return any(inside.get(name) is not None for name in (*SINGLE, "overall_score"))
+
+
 def are_completions(value: Any) -> bool:
     """Whether a value is a list of texts or of message lists, and not one message list; some may be missing."""
     items = [item for item in value if item is not None] if isinstance(value, list) else []

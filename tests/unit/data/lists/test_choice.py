@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from tests.support import runs
-from trl_dpo_ext.data.lists.choice import holds_lists
+from trl_dpo_ext.data.lists.choice import holds_lists, lists_unread
 from trl_dpo_ext.data.prepare import checked_datasets
 from trl_dpo_ext.errors import InputError
 
@@ -155,3 +155,66 @@ def test_pairs_of_a_late_row_stay_pairs() -> None:
     rows = [{**PAIR, "rejected": None}, PAIR]
     assert not holds_lists(Dataset.from_list(rows))
     assert not holds_lists(Dataset.from_list([{"prompt": "p", "chosen": [A], "rejected": [B]}] * 3))
+
+
+@pytest.mark.parametrize("first", [[A], [[{"role": "assistant", "content": A}]]])
+@pytest.mark.parametrize("late", ["chosen", "rejected"])
+@pytest.mark.parametrize("last", [True, False])
+def test_lists_of_one_on_each_side_are_lists_if_any_row_has_several(tmp_path, first, late, last) -> None:
+    say = (lambda text: text) if first == [A] else (lambda text: [{"role": "assistant", "content": text}])
+    prompt = "say " if first == [A] else [{"role": "user", "content": "say"}]
+    one = {"prompt": prompt, "chosen": [say(A)], "rejected": [say(B)]}
+    rows = [one, one, {**one, late: [*one[late], say(C)]}]
+    assert checked(tmp_path, *(rows if last else reversed(rows)))[:2] == ("lists", 3)
+
+
+NO_LISTS: dict[str, dict[str, Any]] = {
+    "null": {"completions": None, "scores": None},
+    "null, with scores": {"completions": None, "scores": [1.0, 2.0]},
+    "text": {"completions": "two"},
+    "text, with scores": {"completions": "two", "scores": [1.0, 2.0]},
+    "a number": {"completions": 2, "score": 1.0},
+    "numbers": {"completions": [1, 2], "scores": [1.0, 2.0]},
+    "no order": {"completions": [A, B]},
+    "no order, beside scores of pairs": {"completions": [A, B], "score_chosen": 2.0, "score_rejected": 1.0},
+    "an order that is null": {"completions": [A, B], "scores": None},
+    "items without an order": {"completions": [{"response": A}, {"response": B}]},
+    "a completion": {"completion": A},
+    "a completion without its score": {"completion": A, "score": None},
+    "a completion that is null": {"completion": None, "score": 1.0},
+    "a number of completions": {"completion": 3, "score": 1.0},
+    "a response that is null": {"response": None, "helpfulness": 1},
+}
+
+
+@pytest.mark.parametrize("beside", NO_LISTS.values(), ids=NO_LISTS)
+@pytest.mark.parametrize("settings", [{}, {"loss_type": ["sigmoid", "pl"]}, {"list_pairs": "best"}], ids=str)
+def test_pairs_beside_a_column_that_cannot_be_lists_are_pairs(beside, settings, tmp_path) -> None:
+    data = Dataset.from_list([{**PAIR, **beside}] * 2)
+    args = runs.config(tmp_path, **settings)
+    assert not holds_lists(data, args)
+    assert lists_unread(data, args) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        LIST,
+        {**LIST, "completions": [A, None, B]},
+        {"prompt": "p", "completions": [A, B], "best": 0},
+        {"prompt": "p", "completions": [A, B], "ranks": [1, 2]},
+        {"prompt": "p", "completions": [{"response": A, "overall_score": 1.0}, {"response": B, "overall_score": None}]},
+        {"prompt": "p", "completion": A, "score": 1.0},
+        {"prompt": "p", "response": A, "helpfulness": 2},
+    ],
+)
+def test_pairs_beside_lists_are_told_by_any_row(row, tmp_path) -> None:
+    args = runs.config(tmp_path, loss_type="pl")
+    rows = [{**PAIR, **row}, {**PAIR, **dict.fromkeys(row), "prompt": "p"}]
+    assert holds_lists(Dataset.from_list(rows), args)
+    assert holds_lists(Dataset.from_list(rows[::-1]), args)
+
+
+def test_a_column_that_is_named_as_lists_must_hold_them(tmp_path) -> None:
+    with pytest.raises(InputError, match="nothing orders the completions"):
+        checked(tmp_path, {**PAIR, "mine": [A, B]}, dataset_columns={"completions": "mine"})
