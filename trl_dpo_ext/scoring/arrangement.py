@@ -21,6 +21,7 @@ from ..data.lists.choice import holds_lists
 from ..data.lists.groups import Groups
 from ..data.lists.layouts import Completions
 from ..data.lists.reading import read_completions
+from ..data.lists.selection import empty_completions
 from ..errors import InputError
 from ..reference.precompute.wanted import RowKeys
 from .pair_scores import PairScores, SideScores, status_of
@@ -118,6 +119,9 @@ class Arrangement:
     @classmethod
     def _of_texts(cls, plan: ScorePlan, read: Completions) -> Arrangement:
         """Two completions of a prompt make a row, so that each is tokenized once."""
+        problems = empty_completions(read, _NAME)
+        if problems:
+            raise InputError(*problems)
         rows, places = {"prompt": list[Any](), "chosen": list[Any](), "rejected": list[Any]()}, list[tuple[int, int]]()
         for prompt, where in zip(read.prompts, read.groups, strict=True):
             texts = read.texts[where]

@@ -63,3 +63,37 @@ def test_options_of_lists_do_not_reach_the_passes(tmp_path) -> None:
         "all",
         "mean",
     )
+
+
+SAID = [[{"role": "assistant", "content": text}] for text in (A, B, "")]
+EMPTY: dict[str, tuple[list[dict[str, Any]], int, int]] = {
+    "a list": (
+        [{"prompt": "p", "completions": [A, B, C]}] * 4 + [{"prompt": "p", "completions": [A, B, "", ""]}],
+        5,
+        4,
+    ),
+    "messages": ([{"prompt": [{"role": "user", "content": "p"}], "completions": SAID}] * 2, 2, 0),
+    "nectar": (
+        [{"prompt": "p", "answers": [{"answer": text, "rank": 1.0} for text in each]} for each in ([A, B, C], [A, ""])],
+        2,
+        1,
+    ),
+    "several rows": (
+        [{"prompt": p, "completion": t, "score": 1.0} for p in "pq" for t in (A, B, "" if p == "q" else C)],
+        2,
+        3,
+    ),
+    "several rejected": (
+        [{"prompt": "p", "chosen": A, "rejected": [B, C]}, {"prompt": "p", "chosen": A, "rejected": [""]}],
+        2,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "total", "first"), EMPTY.values(), ids=EMPTY)
+def test_empty_completions_are_counted_by_lists(tmp_path, rows, total, first) -> None:
+    wrong = 2 if first == 0 else 1
+    words = f"the dataset: a completion is empty; wrong in {wrong} of {total} rows, first in row {first}. Filter these"
+    with pytest.raises(InputError, match=words):
+        Arrangement.of(plan(tmp_path, rows), rank=True)

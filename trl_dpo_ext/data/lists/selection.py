@@ -168,8 +168,7 @@ class ListSelection:
         total = len(self.read.prompts)
         problems = _PROBLEMS | {words: "Scale them." for words in self.found if words.startswith("scores must be ")}
         return [
-            f"{self.name}: {words}; wrong in {len(set(rows))} of {total} rows, first in row "
-            f"{self.numbers[min(rows)]}. {remedy}"
+            _problem(self.name, words, [self.numbers[row] for row in rows], total, remedy)
             for words, remedy in problems.items()
             if (rows := self.found.get(words))
         ]
@@ -192,6 +191,17 @@ _TOLD = (
 
 def _sentence(left_out: dict[str, int]) -> str:
     return ", ".join(f"{count} {words}" for words, count in left_out.items())
+
+
+def empty_completions(read: Completions, name: str) -> list[str]:
+    """Return that completions are empty, in how many rows and in which first, as it stops a run that trains on them."""
+    where = zip(read.rows.tolist(), read.groups, strict=True)
+    rows = [row for row, places in where if any(map(says_nothing, read.texts[places]))]
+    return [_problem(name, _EMPTY, rows, len(read.prompts), _PROBLEMS[_EMPTY])] if rows else []
+
+
+def _problem(name: str, words: str, rows: Sequence[int], total: int, remedy: str) -> str:
+    return f"{name}: {words}; wrong in {len(set(rows))} of {total} rows, first in row {min(rows)}. {remedy}"
 
 
 def says_nothing(completion: Any) -> bool:
