@@ -11,9 +11,9 @@ recipe trains on them with ``--loss_type pl --loss_weights 1``.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,5 +76,13 @@ def write(folder: Path) -> tuple[int, int]:
     return len(made[0]), len(made[1])
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the files into the folder that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m demo.lists", description="Write the lists of the demo.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="gets train.jsonl and test.jsonl")
+    folder = parser.parse_args(argv).folder
+    print("wrote {} training lists and {} held-out lists to {}".format(*write(folder), folder))
+
+
 if __name__ == "__main__":
-    print("wrote {} training lists and {} held-out lists to {}".format(*write(Path(sys.argv[1])), sys.argv[1]))
+    main()

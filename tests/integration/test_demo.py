@@ -76,6 +76,14 @@ def test_a_list_is_scored_by_right_before_short_and_tells_nothing_by_its_order()
     assert lists.make_lists() == (train, held_out)
 
 
+@pytest.mark.parametrize("argv", [[], ["a", "b"], ["--unknown"]])
+def test_a_wrong_command_line_for_lists_is_answered_with_its_usage(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        lists.main(argv)
+    assert left.value.code == 2
+    assert "usage: python -m demo.lists" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_lists_are_written_as_rows_that_the_package_trains_on(tmp_path) -> None:
     assert lists.write(tmp_path / "data") == (285, 65)

@@ -37,21 +37,26 @@ PAIR_CHOICES: dict[PairChoice, str] = {
 }
 """The choices by name; answers of one score share their place."""
 
+MOST_PAIRS = 2**31 - 1
+"""More than any list has, and a number that tensors can hold."""
+
 
 def parse_list_pairs(value: Any) -> ListPairs:
     """Return the choice that a flag's text or number names.
 
     Raises:
-        ValueError: no choice has that name, or the number is below 1.
+        ValueError: no choice has that name, or the number is not from 1 to `MOST_PAIRS`.
     """
     if value in get_args(PairChoice):
         return value
     text = str(value)
-    if text.isdecimal() and int(text) > 0 and not isinstance(value, bool):
+    # The length is checked first: Python refuses to read more than 4300 digits.
+    if text.isdecimal() and not isinstance(value, bool) and len(text) <= 10 and 0 < int(text) <= MOST_PAIRS:
         return int(text)
     raise ValueError(
-        f"list_pairs must be one of {', '.join(PAIR_CHOICES)}, or a number of pairs to draw per prompt, 1 or more; got "
-        f"{value!r}."
+        f"list_pairs must be one of {', '.join(PAIR_CHOICES)}, or a number of pairs to draw per prompt, from 1 to "
+        f"{MOST_PAIRS}; got "
+        f"{repr(value)[:40]}."
     )
 
 

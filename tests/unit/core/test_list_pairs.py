@@ -156,12 +156,14 @@ def test_a_prompt_without_pairs_has_the_value_zero_and_no_gradient() -> None:
     assert slopes(values, lists)[:3].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("text", "choice"), [("all", "all"), ("best_worst", "best_worst"), ("3", 3), (1, 1)])
+@pytest.mark.parametrize(
+    ("text", "choice"), [("all", "all"), ("best_worst", "best_worst"), ("3", 3), (1, 1), (2**31 - 1, 2**31 - 1)]
+)
 def test_a_choice_is_read_from_text(text: object, choice: ListPairs) -> None:
     assert parse_list_pairs(text) == choice
 
 
-@pytest.mark.parametrize("text", ["0", "most", "-1", 0, True, 1.5, "", None])
+@pytest.mark.parametrize("text", ["0", "most", "-1", 0, True, 1.5, "", None, 2**31, str(2**63), 2**64, "9" * 5000])
 def test_what_is_no_choice_is_refused_with_the_choices(text: object) -> None:
     with pytest.raises(ValueError, match=r"^list_pairs must be one of all, best, best_worst, neighbors, or a number"):
         parse_list_pairs(text)
