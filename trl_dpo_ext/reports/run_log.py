@@ -60,11 +60,14 @@ def read_log(folder: Path) -> tuple[Sequence[LogEntry], LogEntry]:
     package writes while a run goes on. A state that a later run in the same folder has not reached yet is passed over.
 
     Raises:
-        InputError: the folder has neither.
+        InputError: the folder has neither, or a state alone that cannot be read.
     """
     written = read_lines(folder / LOG_FILE)
     file = _state_file(folder)
     if file is None and not written:
+        damaged = next((state for state in _states(folder) if state.exists()), None)
+        if damaged is not None:
+            raise InputError(f"{damaged} cannot be read as JSON. Copy it again, or pass the output_dir of another run.")
         raise InputError(
             f"Neither {folder} nor a checkpoint in it has a {TRAINER_STATE_FILE}, and it has no {LOG_FILE}. Pass the "
             "output_dir of a run that has logged a step."
@@ -94,5 +97,8 @@ def _is_of_earlier_run(saved: list[LogEntry], file: Path, written: list[Any], fo
 
 def _state_file(folder: Path) -> Path | None:
     """The state beside the model, or else that of the newest complete checkpoint."""
-    states = (each / TRAINER_STATE_FILE for each in (folder, *list_checkpoints(folder)) if is_complete(each))
-    return next(states, None)
+    return next((state for state in _states(folder) if is_complete(state.parent)), None)
+
+
+def _states(folder: Path) -> list[Path]:
+    return [each / TRAINER_STATE_FILE for each in (folder, *list_checkpoints(folder))]

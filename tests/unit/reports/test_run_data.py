@@ -150,3 +150,13 @@ def test_a_log_that_another_program_has_written_to_is_read_as_far_as_it_goes(tmp
     assert read_run(tmp_path).training_series("loss") == ([1], [0.5])
     assert "training, loss" in summarize_folder(tmp_path)
     assert report_of(read_runs([str(tmp_path)]), "1")["runs"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"log_history": [{"loss": 1', b"[]", b"null", b"\xff\xfe\x00bad"])
+@pytest.mark.parametrize("place", [".", "checkpoint-5"])
+def test_a_damaged_state_is_not_said_to_be_absent(tmp_path: Path, content: bytes, place: str) -> None:
+    file = tmp_path / place / "trainer_state.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"trainer_state\.json cannot be read as JSON\. Copy it again"):
+        read_run(tmp_path)
