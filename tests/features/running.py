@@ -40,10 +40,11 @@ def run(feature: Feature, kind: type, options: dict[str, Any], model: Path, fold
 @contextlib.contextmanager
 def _environment_restored() -> Iterator[None]:
     """Undo what a configuration does to the process: `torch_compile` and `full_determinism` stay on otherwise."""
-    before = dict(os.environ)
+    environment, before = os.environ, dict(os.environ)
     try:
         yield
     finally:
+        os.environ = environment  # noqa: B003 (with processes, `map` of datasets leaves a copy in its place)
         os.environ.clear()
         os.environ.update(before)
         torch.use_deterministic_algorithms(False)
