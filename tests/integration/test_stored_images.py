@@ -96,9 +96,9 @@ def test_a_row_that_changes_between_reading_and_pass_is_refused(tmp_path, model,
 def test_a_processor_that_changes_after_the_start_is_refused(tmp_path, model) -> None:
     run = stored(tmp_path / "out", model, train_dataset=pictured(2))
     run.processing_class.image_processor.image_mean = [0.1, 0.1, 0.1]
-    with pytest.raises(InputError, match="processor.image_processor.image_mean"):
+    with pytest.raises(InputError, match=r"processor\.image_processor\.image_mean"):
         run.evaluate(pictured(3))
-    with pytest.raises(InputError, match="processor.image_processor.image_mean"):
+    with pytest.raises(InputError, match=r"processor\.image_processor\.image_mean"):
         run.train()
 
 
