@@ -159,7 +159,7 @@ def _feature_problem(feature: Any, column: str) -> str | None:
         return f"the column {column!r} is not decoded (datasets.Image(decode=False)). {_CAST.format(column, whole)}"
     kind = getattr(one, "dtype", None)
     if isinstance(one, dict) or kind in ("binary", "large_binary"):
-        what = "files as bytes" if kind else f"dictionaries of {', '.join(one)}"
+        what = f"dictionaries of {', '.join(one)}" if isinstance(one, dict) else "files as bytes"
         return f"the column {column!r} holds {what}, and not images. {_CAST.format(column, whole)}"
     return None
 

@@ -146,6 +146,6 @@ class DistributedTrainerMixin(Trainer):
 
         Seam: transformers calls this at the end of training, with `load_best_model_at_end`.
         """
-        names = _trl.loading_saved_names(self.model, self.state.best_model_checkpoint)
+        names = _trl.loading_saved_names(self.model, self.state.best_model_checkpoint or "")
         with checkpoints.names_without_wrappers(self.model), names:
             super()._load_best_model()

@@ -89,7 +89,7 @@ def _limit(table: PairTable) -> dict[str, Any] | None:
     return {
         "value": limit,
         "truncation_mode": "keep_end" if table.truncation.keeps_end else "keep_start",
-        "uncut_share": float(1 - table.examples.any((rows.cut > 0).any(axis=1)).mean()),
+        "uncut_share": float(1 - table.examples.any(np.any(rows.cut > 0, axis=1)).mean()),
         "suggested": {"value": suggested, **positions_at(every, suggested)},
         "keeps_all": {"value": whole, **positions_at(every, whole)},
     }

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Image
 from tqdm import tqdm
 
@@ -237,7 +236,9 @@ def _kept_in(dataset: Dataset, collator: Any) -> Path | None:
     """
     tokenizer, template = _trl.tokenizer_of(collator.processor), str(collator.processor.chat_template)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    files = None if not dataset.cache_files or backend is None or "strftime_now" in template else _files(dataset)
+    if not dataset.cache_files or backend is None or "strftime_now" in template:
+        return None
+    files = _files(dataset)
     if files is None:
         return None
     state = {
@@ -268,13 +269,15 @@ def _files(dataset: Dataset) -> list[tuple[str, int, int, int]] | None:
 
 def _outside(values: Any) -> list[str]:
     """The files that the images of a column are in, where it does not hold them itself."""
-    while (
-        pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
-    ):
+    kinds = pa.types
+    while kinds.is_list(values.type) or kinds.is_large_list(values.type) or kinds.is_fixed_size_list(values.type):
         values = values.flatten()
-    if pa.types.is_struct(values.type) and {"bytes", "path"} <= {field.name for field in values.type}:
-        values = pc.struct_field(values, "path").filter(pc.struct_field(values, "bytes").is_null())
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if kinds.is_struct(values.type):
+        fields = dict(zip((each.name for each in values.type), values.flatten(), strict=True))
+        if not {"bytes", "path"} <= {*fields}:
+            return []
+        values = fields["path"].filter(fields["bytes"].is_null())
+    is_text = kinds.is_string(values.type) or kinds.is_large_string(values.type)
     return values.drop_null().to_pylist() if is_text else []
 
 
