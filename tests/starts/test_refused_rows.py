@@ -16,8 +16,8 @@ REFUSED = [
         "several answers on one side",
         "error: one row per pair",
         [
-            TEXTS | {"chosen": ["yes"], "rejected": ["no"]},
-            TEXTS | {"chosen": ["yes", "yes please"], "rejected": ["no"]},
+            TEXTS | {"chosen": ["yes"], "rejected": "no"},
+            TEXTS | {"chosen": ["yes", "yes please"], "rejected": "no"},
         ],
         "chosen is a list of several answers; wrong in 1 of 2 rows, first in row 1 (2 answers there). Give one row per",
     ),

@@ -112,7 +112,7 @@ def test_rows_that_are_asked_for_are_in_the_json_too(folder: Path, capsys: Any) 
 
 
 def test_rows_of_a_split_that_train_refuses_show_why(folder: Path, capsys: Any) -> None:
-    several = {"prompt": "say", "chosen": ["yes", "no"], "rejected": ["so"]}
+    several = {"prompt": "say", "chosen": ["yes", "no"], "rejected": "so"}
     write("wrong.jsonl", [{**several, "chosen": ["yes"]}, several])
     for flags in (["--row", "0"], ["--problem", "layout"], []):
         assert inspect(*flags, data="wrong.jsonl") == 2
