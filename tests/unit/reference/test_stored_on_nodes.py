@@ -88,6 +88,7 @@ def opened(folder: Path, communicator: Communicator, local_rank: int | None = No
         trainer=SimpleNamespace(accelerator=accelerator, args=SimpleNamespace(disable_tqdm=True)),
         collated_columns=lambda: None,
         is_sharded=False,
+        has_images=False,
     )
     made = StoredLogps(host, Store.open(folder, REFERENCE, read_index=False), max_tokens=20)  # type: ignore[arg-type]
     made.communicator = communicator
