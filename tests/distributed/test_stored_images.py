@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def test_two_processes_share_a_store_and_decode_each_image_once(tmp_path, files,
 
 def test_an_image_that_cannot_be_decoded_ends_every_process(tmp_path) -> None:
     data = pictures.pictured(4)
-    images = data.with_format("arrow")[:].column("images").to_pylist()
+    arrow: Any = data.with_format("arrow")[:]
+    images = arrow.column("images").to_pylist()
     images[2][0]["bytes"] = images[2][0]["bytes"][:40]
     data = data.remove_columns("images").add_column("images", images, feature=data.features["images"])
     pictures.on_disk(data, tmp_path)
