@@ -55,8 +55,7 @@ def parse_list_pairs(value: Any) -> ListPairs:
         return int(text)
     raise ValueError(
         f"list_pairs must be one of {', '.join(PAIR_CHOICES)}, or a number of pairs to draw per prompt, from 1 to "
-        f"{MOST_PAIRS}; got "
-        f"{repr(value)[:40]}."
+        f"{MOST_PAIRS}; got {repr(value)[:40]}."
     )
 
 

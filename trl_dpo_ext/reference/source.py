@@ -246,14 +246,15 @@ class StoredReference(ProducedReference):
         refuse_sums(self.settings.needs, dataset, name)
         if has_reference_columns(dataset) and not self.settings.has_images:
             return
-        if not hasattr(self, "stored"):
+        if hasattr(self, "stored"):
+            self._check_processor()
+        else:
             args = self.settings.args
             identity = self._identity()
             store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
             settings = self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
             known = self.settings.known_images
             self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings, known)
-        self._check_processor()
         self._streams |= isinstance(dataset, IterableDataset)
         self.stored.fill(dataset, name, self._plain_collator, self.producer.running)
 

@@ -116,7 +116,7 @@ class ListSelection:
             self._note(_NO_ORDER, one.row)
             return None
         self._check_bounds(one)
-        known = [place for place, score in enumerate(one.scores) if math.isfinite(as_float32(score))]
+        known = [place for place, score in enumerate(one.scores) if _is_usable(score)]
         self._note(_UNSCORED, one.row, len(one.scores) - len(known))
         places = self._different(one, known)
         # As batches hold them, where close scores may be equal.
@@ -136,9 +136,7 @@ class ListSelection:
     def _check_bounds(self, one: CompletionList) -> None:
         if self.order != "scores" or self.bounds is None:
             return
-        broken = filter(
-            None, (self.bounds.broken_bound(score) for score in one.scores if math.isfinite(as_float32(score)))
-        )
+        broken = filter(None, (self.bounds.broken_bound(score) for score in one.scores if _is_usable(score)))
         bound = next(broken, None)
         if bound is not None:
             self._note(f"scores must be {bound} ({self.bounds.help.rstrip('.')})", one.row)
@@ -202,6 +200,11 @@ def empty_completions(read: Completions, name: str) -> list[str]:
 
 def _problem(name: str, words: str, rows: Sequence[int], total: int, remedy: str) -> str:
     return f"{name}: {words}; wrong in {len(set(rows))} of {total} rows, first in row {min(rows)}. {remedy}"
+
+
+def _is_usable(score: float) -> bool:
+    """Whether a score is a number as batches hold it."""
+    return math.isfinite(as_float32(score))
 
 
 def says_nothing(completion: Any) -> bool:
