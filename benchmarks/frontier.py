@@ -36,6 +36,7 @@ from on_sentiment import records, report
 from on_sentiment.cells import Cell, grid
 from on_sentiment.language_model import loaded
 from on_sentiment.measure import Judge
+from on_sentiment.options import add_options
 from on_sentiment.statistics_of_runs import best_of_n
 from on_sentiment.task import Settings, Task, fingerprint, prepare
 from on_sentiment.training import Plan, run
@@ -46,14 +47,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("frontier-runs"), help="folder of the task and the records")
     parser.add_argument("--only", nargs="+", default=[], metavar="LOSS", help="only these losses")
-    parser.add_argument("--budget_minutes", type=float, help="start no run later than this")
     parser.add_argument("--list", action="store_true", help="list the runs, and which are done")
-    parser.add_argument("--records", type=Path, help="records to report of; default: those in --out")
-    parser.add_argument("--report", type=Path, metavar="MD", help="write the tables; trains nothing")
-    parser.add_argument("--figure", type=Path, metavar="SVG", help="draw the figure; trains nothing")
-    for kind in (Settings, Plan):
-        for field in dataclasses.fields(kind):
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    add_options(parser, Settings, Plan)
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - {cell.loss for cell in grid()}:
         parser.error(f"--only: not in the grid: {', '.join(sorted(unknown))}")

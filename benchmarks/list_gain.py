@@ -31,6 +31,7 @@ from on_facts.task import Settings, Task, prepare
 from on_facts.training import Plan, run
 from on_sentiment import records
 from on_sentiment.language_model import loaded
+from on_sentiment.options import add_options
 from on_sentiment.task import fingerprint
 
 
@@ -40,13 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("list-gain-runs"), help="folder of the start and the records")
     names = [way.name for way in WAYS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="WAY", help=f"of {', '.join(names)}")
-    parser.add_argument("--budget_minutes", type=float, help="start no run later than this")
-    parser.add_argument("--records", type=Path, help="records to report of; default: those in --out")
-    parser.add_argument("--report", type=Path, metavar="MD", help="write the tables; trains nothing")
-    parser.add_argument("--figure", type=Path, metavar="SVG", help="draw the figure; trains nothing")
-    for kind in (Settings, Plan):
-        for field in dataclasses.fields(kind):
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    add_options(parser, Settings, Plan)
     return parser.parse_args(arguments)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from on_sentiment.records import Record
+from on_sentiment.report import table
 from on_sentiment.statistics_of_runs import Estimate, estimate
 
 from .cells import SEEDS, WAYS, grid
@@ -46,10 +47,6 @@ def _facts(task: Record, runs: Sequence[Record]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
 def of_way(runs: Sequence[Record], way: str) -> list[Record]:
     """The runs of a way, by seed."""
     return sorted((run for run in runs if run["way"] == way), key=lambda run: run["seed"])
@@ -87,7 +84,7 @@ def _results(runs: Sequence[Record], place: int) -> str:
         rows.append(cells)
     head = ("trained on", "seeds", *MEASURES.values())
     budget = runs[0]["points"][place]["budget"]
-    return f"## After {budget:,} positions\n\n" + _table(head, rows)
+    return f"## After {budget:,} positions\n\n" + table(head, rows)
 
 
 def _cost(runs: Sequence[Record]) -> str:
@@ -106,7 +103,7 @@ def _cost(runs: Sequence[Record]) -> str:
         "trained on", "positions fed (seed 0)", "steps", "positions per step", "processor seconds, measuring included",
         "log-ratio of the best answer (nats)", *(f"own answers: {title}" for title in OWN.values()),
     )  # fmt: skip
-    return "## Cost, and own answers\n\n" + _table(head, rows)
+    return "## Cost, and own answers\n\n" + table(head, rows)
 
 
 def _missing(runs: Sequence[Record]) -> str:

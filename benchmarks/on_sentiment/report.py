@@ -51,13 +51,14 @@ def _facts(task: Record, runs: Sequence[Record]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _best_of_n(task: Record) -> str:
     rows = [[str(point["n"]), f"{point['kl']:.2f}", f"{point['reward']:.3f}"] for point in task["best_of_n"]]
-    return "## Best of n\n\n" + _table(("n", "KL, at most (nats)", "expected reward"), rows)
+    return "## Best of n\n\n" + table(("n", "KL, at most (nats)", "expected reward"), rows)
 
 
 def _last(runs: Sequence[Record], name: str) -> Estimate:
@@ -97,7 +98,7 @@ def _losses(task: Record, runs: Sequence[Record]) -> str:
         "loss", "strengths", "runs on DPO's curve", "above DPO's curve, mean of strengths", "p", "p, Holm",
         "chosen log-ratio, range", "tokens, range",
     )  # fmt: skip
-    return "## Losses\n\n" + _table(head, rows) if rows else ""
+    return "## Losses\n\n" + table(head, rows) if rows else ""
 
 
 def _mean(found: Estimate | None) -> float:
@@ -126,7 +127,7 @@ def _frontier(task: Record, runs: Sequence[Record]) -> str:
         "loss", "setting", "seeds", "KL (nats)", "expected reward", "above DPO's curve at that KL",
         "held-out accuracy", "chosen log-ratio", "rejected log-ratio", "tokens",
     )  # fmt: skip
-    return "## Frontier\n\n" + _table(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
+    return "## Frontier\n\n" + table(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
 
 
 def _is_costed_only(record: Record) -> bool:
@@ -173,7 +174,7 @@ def _flips(task: Record, runs: Sequence[Record]) -> str:
         "loss", "setting", "flipped", "seeds", "KL (nats)", "expected reward", "change through flips",
         "above DPO's curve with the same flips", "held-out accuracy", "chosen log-ratio",
     )  # fmt: skip
-    return "## Flipped labels\n\n" + _table(head, rows)
+    return "## Flipped labels\n\n" + table(head, rows)
 
 
 def _store(runs: Sequence[Record]) -> str:
@@ -199,7 +200,7 @@ def _store(runs: Sequence[Record]) -> str:
         f"The {swept} runs of the sweep that read the reference fed {fed} positions to it in all; with a store of its "
         f"own each, they would feed {alone}."
     )
-    return "\n\n".join(("## One store for the sweep", _table(head, [row for row in rows if row]), text))
+    return "\n\n".join(("## One store for the sweep", table(head, [row for row in rows if row]), text))
 
 
 def _reads_reference(run: Record) -> bool:
