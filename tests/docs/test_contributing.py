@@ -105,7 +105,8 @@ def test_every_folder_of_tests_is_described() -> None:
 
 
 def test_the_tests_that_are_run_by_ci_are_named() -> None:
-    run = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    lines = re.findall(r"^make (.+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    run = [word for line in lines for word in line.split() if re.fullmatch(r"[a-z][a-z-]+", word)]
     sentence = TEXT.partition("\n`.ci/run` runs")[2].partition(";")[0]
     assert re.findall(r"`make ([\w-]+)`", sentence) == run
 
