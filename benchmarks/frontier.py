@@ -8,6 +8,7 @@ reference log-probs.
 Run: python benchmarks/frontier.py                                   # goes on where it was interrupted
      python benchmarks/frontier.py --budget_minutes 30 --only sigmoid dpop
      python benchmarks/frontier.py --list
+     python benchmarks/frontier.py --match "*flips=0 *"                   # runs whose line in --list fits
      python benchmarks/frontier.py --report frontier.md --figure frontier.svg
      python benchmarks/frontier.py --hidden 384 --layers 5 --vocabulary 4096 --rate 1e-3 --rate_factor 0.4  # 10 million
      python benchmarks/frontier.py --device cuda --model HuggingFaceTB/SmolLM2-135M --rate 5e-5 --epochs 1 \
@@ -27,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("frontier-runs"), help="folder of the task and the records")
     parser.add_argument("--only", nargs="+", default=[], metavar="LOSS", help="only these losses")
+    parser.add_argument("--match", default="*", metavar="PATTERN", help="only runs that fit, by * and ?")
     parser.add_argument("--list", action="store_true", help="list the runs, and which are done")
     add_options(parser, Settings, Plan)
     options = parser.parse_args(arguments)
     if unknown := set(options.only) - {cell.loss for cell in grid()}:
         parser.error(f"--only: not in the grid: {', '.join(sorted(unknown))}")
+    if not wanted(options):
+        parser.error(f"--match {options.match}: no run of the grid fits; --list shows them")
     return options
+
+
+def wanted(options: argparse.Namespace) -> list[Cell]:
+    """The runs of the grid that the command line names."""
+    return [
+        cell
+        for cell in grid()
+        if (not options.only or cell.loss in options.only) and fnmatchcase(cell.record["key"], options.match)
+    ]
 
 
 def chosen(kind: Any, options: argparse.Namespace) -> Any:
@@ -60,10 +74,10 @@ def chosen(kind: Any, options: argparse.Namespace) -> Any:
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
 
 
-def pending(only: Sequence[str], done: Sequence[records.Record]) -> list[Cell]:
-    """The runs that are wanted and have no record."""
+def pending(cells: Sequence[Cell], done: Sequence[records.Record]) -> list[Cell]:
+    """Those runs that have no record."""
     keys = {record["key"] for record in done}
-    return [cell for cell in grid() if (not only or cell.loss in only) and cell.record["key"] not in keys]
+    return [cell for cell in cells if cell.record["key"] not in keys]
 
 
 def run_all(
@@ -110,10 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = options.records or options.out / f"task-{settings.fingerprint}" / f"runs-{fingerprint(plan)}.jsonl"
     done = records.read(file)
     if options.list:
-        waiting = {cell.record["key"] for cell in pending(options.only, done)}
-        for cell in grid():
-            if not options.only or cell.loss in options.only:
-                print(f"{'missing' if cell.record['key'] in waiting else 'done   '} {cell.record['key']}")
+        waiting = pending(wanted(options), done)
+        for cell in wanted(options):
+            print(f"{'missing' if cell in waiting else 'done   '} {cell.record['key']}")
         return 0
     if options.report or options.figure:
         if options.report:
@@ -127,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference, tokenizer = loaded(task.reference, plan.device)
     judge = Judge(task, reference, tokenizer)
     gc.freeze()  # each trainer collects garbage, and would look through all modules
-    well = run_all(pending(options.only, done), file, lambda cell: run(cell, task, judge, plan), options.budget_minutes)
+    well = run_all(
+        pending(wanted(options), done), file, lambda cell: run(cell, task, judge, plan), options.budget_minutes
+    )
     return 0 if well else 1
 
 

@@ -112,7 +112,7 @@ def run_of(cell: cells.Cell, reward: float = 0.4, kl: float = 1.0, **values: Any
 
 def test_what_has_a_record_does_not_run_again_and_what_fails_does(tmp_path: Path) -> None:
     file, ran = tmp_path / "runs.jsonl", []
-    wanted = frontier.pending(["hinge"], [])[:3]
+    wanted = frontier.wanted(frontier.parse(["--only", "hinge"]))[:3]
 
     def train(cell: cells.Cell) -> records.Record:
         ran.append(cell)
@@ -121,7 +121,7 @@ def test_what_has_a_record_does_not_run_again_and_what_fails_does(tmp_path: Path
         return run_of(cell)
 
     assert not frontier.run_all(wanted, file, train)
-    assert frontier.run_all(frontier.pending(["hinge"], records.read(file))[:1], file, train)
+    assert frontier.run_all(frontier.pending(wanted, records.read(file))[:1], file, train)
     assert [cell.seed for cell in ran] == [0, 1, 2, 1]
     assert len(records.read(file)) == 3
 
@@ -144,6 +144,21 @@ def test_every_run_of_the_grid_has_a_key_of_its_own_and_a_loss_that_can_read_its
 
 def _shared(variant: Any) -> dict[str, float]:
     return {parameter.name: 0.1 for parameter in variant.hyperparameters if parameter.shared}
+
+
+def test_runs_are_chosen_by_a_pattern_of_their_line_too() -> None:
+    found = frontier.wanted(frontier.parse(["--only", "ipo", "sigmoid", "--match", "*beta=0.1 *flips=0 *seed=2"]))
+    assert [(cell.loss, cell.value, cell.flips, cell.seed) for cell in found] == [
+        ("sigmoid", 0.1, 0.0, 2),
+        ("ipo", 0.1, 0.0, 2),
+    ]
+    assert frontier.wanted(frontier.parse([])) == list(cells.grid())
+
+
+def test_a_pattern_that_no_run_fits_is_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        frontier.parse(["--match", "flips=0"])
+    assert "--match flips=0: no run of the grid fits" in capsys.readouterr().err
 
 
 def test_an_unknown_loss_is_refused(capsys: pytest.CaptureFixture) -> None:
