@@ -10,7 +10,7 @@ Run: python benchmarks/frontier.py                                   # goes on w
      python benchmarks/frontier.py --list
      python benchmarks/frontier.py --match "*flips=0 *"                   # runs whose line in --list fits
      python benchmarks/frontier.py --report frontier.md --figure frontier.svg
-     python benchmarks/frontier.py --hidden 384 --layers 5 --vocabulary 4096 --rate 1e-3 --rate_factor 0.4  # 10 million
+     python benchmarks/frontier.py --hidden 384 --layers 5 --vocabulary 4096 --rate 1e-3 --rate_factor 0.6  # 10 million
      python benchmarks/frontier.py --device cuda --model HuggingFaceTB/SmolLM2-135M --rate 5e-5 --epochs 1 \
          --rate_factor 0.04
 
@@ -38,7 +38,7 @@ from on_sentiment import records, report
 from on_sentiment.cells import Cell, grid
 from on_sentiment.language_model import loaded
 from on_sentiment.measure import Judge
-from on_sentiment.options import add_options
+from on_sentiment.options import add_options, check_options, read_to_report
 from on_sentiment.statistics_of_runs import best_of_n
 from on_sentiment.task import Settings, Task, fingerprint, prepare
 from on_sentiment.training import Plan, run
@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the runs, and which are done")
     add_options(parser, Settings, Plan)
     options = parser.parse_args(arguments)
+    check_options(parser, options, Settings, Plan)
     if unknown := set(options.only) - {cell.loss for cell in grid()}:
         parser.error(f"--only: not in the grid: {', '.join(sorted(unknown))}")
     if not wanted(options):
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{'missing' if cell in waiting else 'done   '} {cell.record['key']}")
         return 0
     if options.report or options.figure:
+        done = read_to_report(file, report.TASK)
         if options.report:
             options.report.write_text(report.markdown(done), encoding="utf-8")
         if options.figure:

@@ -31,7 +31,7 @@ from on_facts.task import Settings, Task, prepare
 from on_facts.training import Plan, run
 from on_sentiment import records
 from on_sentiment.language_model import loaded
-from on_sentiment.options import add_options
+from on_sentiment.options import add_options, check_options, read_to_report
 from on_sentiment.task import fingerprint
 
 
@@ -42,7 +42,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [way.name for way in WAYS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="WAY", help=f"of {', '.join(names)}")
     add_options(parser, Settings, Plan)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_options(parser, options, Settings, Plan)
+    return options
 
 
 def describe(task: Task, plan: Plan) -> records.Record:
@@ -69,13 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     settings, plan = chosen(Settings), chosen(Plan)
     file = options.records or options.out / f"task-{settings.fingerprint}" / f"runs-{fingerprint(plan)}.jsonl"
-    done = {record["key"]: record for record in records.read(file)}
-    if options.report:
-        options.report.write_text(report.markdown([*done.values()]), encoding="utf-8")
-    if options.figure:
-        report.figure([*done.values()], options.figure)
     if options.report or options.figure:
+        found = read_to_report(file, report.TASK)
+        if options.report:
+            options.report.write_text(report.markdown(found), encoding="utf-8")
+        if options.figure:
+            report.figure(found, options.figure)
         return 0
+    done = {record["key"]: record for record in records.read(file)}
     begun = time.monotonic()
     for cell in grid():
         if cell.way.name in options.only and cell.key not in done:

@@ -7,13 +7,33 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from .records import Record, read
+
 
 def add_options(parser: argparse.ArgumentParser, *kinds: Any) -> None:
     """Add what to run and to write, and every field of dataclasses with its default."""
     parser.add_argument("--budget_minutes", type=float, help="start no run later than this")
-    parser.add_argument("--records", type=Path, help="records to report of; default: those in --out")
+    parser.add_argument("--records", type=Path, help="with --report or --figure: the records; default: those in --out")
     parser.add_argument("--report", type=Path, metavar="MD", help="write the tables; trains nothing")
     parser.add_argument("--figure", type=Path, metavar="SVG", help="draw the figure; trains nothing")
     for kind in kinds:
         for field in dataclasses.fields(kind):
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace, *kinds: Any) -> None:
+    """End the program with an error where records would be trained into, or a number of a dataclass is too small."""
+    if options.records and not (options.report or options.figure):
+        parser.error("--records: only --report and --figure read it; runs are kept in --out")
+    for field in (field for kind in kinds for field in dataclasses.fields(kind)):
+        value = getattr(options, field.name)
+        if isinstance(value, (int, float)) and not (value > 0 or value == field.default):
+            parser.error(f"--{field.name} {value:g}: give a number above 0")
+
+
+def read_to_report(file: Path, task: str) -> list[Record]:
+    """Return the records of a file; ends the program with an error where that of the task or all runs are missing."""
+    found = read(file)
+    if len(found) < 2 or not any(record["key"] == task for record in found):
+        raise SystemExit(f"{file} does not hold the records of a task and its runs: run the benchmark first")
+    return found

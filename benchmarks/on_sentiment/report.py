@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,10 @@ def _reads_reference(run: Record) -> bool:
 def _cost_row(name: str, runs: Sequence[Record], base: Sequence[Record]) -> list[str]:
     if not runs or not base:
         return []
-    middle: Callable[[Sequence[Record]], float] = lambda found: sorted(r["seconds"] for r in found)[len(found) // 2]  # noqa: E731
+    middle, least = (statistics.median(run["seconds"] for run in found) for found in (runs, base))
     return [
-        name, str(len(runs)), str(runs[0]["ref_positions"]), str(runs[0]["positions"]), f"{middle(runs):.1f}",
-        f"{middle(runs) / middle(base):.2f}",
+        name, str(len(runs)), str(runs[0]["ref_positions"]), str(runs[0]["positions"]), f"{middle:.1f}",
+        f"{middle / least:.2f}",
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .records import Record
 
 T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided quantiles of Student's t by degrees of freedom."""
+"""Two-sided quantiles of Student's t by degrees of freedom; the last one stands for all larger ones."""
 BASELINE = "sigmoid"
 
 
@@ -38,7 +38,7 @@ class Estimate:
         """
         if not self.half > 0:
             return math.nan
-        return _p_of_t(T_95[self.seeds - 1] * abs(self.mean) / self.half, self.seeds - 1)
+        return _p_of_t(_quantile(self.seeds) * abs(self.mean) / self.half, self.seeds - 1)
 
     def text(self, digits: int, sign: bool = False) -> str:
         """The mean and half the interval."""
@@ -55,8 +55,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     count = len(values)
     half = math.nan
     if count > 1:
-        half = T_95[min(count - 1, len(T_95) - 1)] * statistics.stdev(values) / math.sqrt(count)
+        half = _quantile(count) * statistics.stdev(values) / math.sqrt(count)
     return Estimate(statistics.fmean(values), half, count)
+
+
+def _quantile(seeds: int) -> float:
+    return T_95[min(seeds - 1, len(T_95) - 1)]
 
 
 def _p_of_t(t: float, freedom: int) -> float:

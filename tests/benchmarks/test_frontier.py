@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import frontier
+import list_gain
 from on_sentiment import cells, measure, preferences, records, report, statistics_of_runs, text
 
 from trl_dpo_ext import get_loss
@@ -167,6 +168,33 @@ def test_an_unknown_loss_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert "not in the grid: dpoo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--stops", "0"], "--stops 0: give a number above 0"),
+        (["--rate_factor", "-1"], "--rate_factor -1: give a number above 0"),
+        (["--records", "runs.jsonl"], "--records: only --report and --figure read it"),
+    ],
+)
+def test_options_that_would_make_wrong_records_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    for program in (frontier, list_gain):
+        if not (program is list_gain and "--rate_factor" in arguments):
+            with pytest.raises(SystemExit):
+                program.parse(arguments)
+            assert said in capsys.readouterr().err
+
+
+def test_no_report_is_made_without_runs(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    records.append(file, {"key": report.TASK})
+    for program in (frontier, list_gain):
+        with pytest.raises(SystemExit, match="does not hold the records of a task and its runs"):
+            program.main(["--records", str(file), "--report", str(tmp_path / "report.md")])
+    assert not (tmp_path / "report.md").exists()
+
+
 def test_best_of_n_is_the_mean_of_all_draws() -> None:
     assert statistics_of_runs.best_of([3.0, 1.0, 2.0], 2) == pytest.approx((3 + 3 + 2) / 3)
     points = statistics_of_runs.best_of_n([[0.0, 1.0], [2.0, 4.0]])
@@ -191,6 +219,7 @@ def test_p_is_one_twentieth_at_the_edge_of_the_interval_and_is_corrected_for_the
         found = statistics_of_runs.estimate([float(at) for at in range(seeds)])
         shifted = statistics_of_runs.Estimate(found.half, found.half, seeds)  # 0 is the end of the interval
         assert shifted.p == pytest.approx(0.05, abs=2e-4)
+    assert 0.03 < statistics_of_runs.Estimate(1.0, 1.0, 20).p < 0.05  # beyond the table, its last quantile is too large
     assert math.isnan(statistics_of_runs.estimate([1.0]).p)
     assert statistics_of_runs.holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert statistics_of_runs.holm([]) == []
