@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,20 +237,34 @@ def _warn_of_likely_mistakes(args: DPOExtConfig, mixture: LossMixture, ref_model
             "precompute_ref_max_tokens instead.",
             stacklevel=4,
         )
-    experimental = [term.variant.name for term in mixture.terms if term.variant.experimental]
+    experimental = list(dict.fromkeys(term.variant.name for term in mixture.terms if term.variant.experimental))
     if experimental:
         warnings.warn(
             f"{', '.join(experimental)}: experimental, because the formula was compared with neither the paper nor the "
             f"authors' code. `trl-dpo-ext losses {experimental[0]}` says what is known.",
             stacklevel=4,
         )
-    lonely = [t.variant.name for t in mixture.terms if Need.BATCH in t.variant.needs and _pairs_compared(t, args) == 1]
+    for warning in _small_batches(args, mixture):
+        warnings.warn(warning, stacklevel=4)
+
+
+def _small_batches(args: DPOExtConfig, mixture: LossMixture) -> Iterator[str]:
+    """Say which losses compare the pairs of a batch that holds one, or fewer than their statistics need."""
+    remedy = "Increase per_device_train_batch_size; gradient accumulation has no effect here."
+    found = {
+        term.variant.name: (_pairs_compared(term, args), term.variant.fewest_pairs)
+        for term in mixture.terms
+        if Need.BATCH in term.variant.needs
+    }
+    lonely = [name for name, (pairs, _) in found.items() if pairs == 1]
     if lonely:
-        warnings.warn(
+        yield (
             f"{', '.join(lonely)} uses batch statistics, but the batch holds one pair, so there is nothing to compare. "
-            "Increase per_device_train_batch_size; gradient accumulation has no effect here.",
-            stacklevel=4,
+            f"{remedy}"
         )
+    for name, (pairs, fewest) in found.items():
+        if 1 < pairs < fewest:
+            yield f"{name} uses batch statistics, and {pairs} pairs are few for them: fewer than {fewest}. {remedy}"
 
 
 def _pairs_compared(term: Term, args: DPOExtConfig) -> int:

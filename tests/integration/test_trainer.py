@@ -212,6 +212,38 @@ def test_over_two_processes_only_what_one_process_compares_alone_is_named(tmp_pa
     assert [("uses batch statistics" in str(w.message)) for w in caught] == [True] * warned
 
 
+@pytest.mark.parametrize(
+    ("loss", "pairs", "processes", "said"),
+    [
+        ("amapo", 4, 1, ["amapo uses batch statistics, and 4 pairs are few for them: fewer than 8."]),
+        ("amapo", 1, 2, ["amapo uses batch statistics, and 2 pairs are few for them: fewer than 8."]),
+        ("amapo", 4, 2, []),
+        ("amapo", 1, 1, ["amapo uses batch statistics, but the batch holds one pair"]),
+        ("dr_dpo", 2, 1, []),
+    ],
+)
+def test_a_batch_of_few_pairs_is_named_where_the_loss_takes_their_spread(
+    tmp_path, loss, pairs, processes, said
+) -> None:
+    mixture = runs.config(tmp_path, loss_type=loss).loss_mixture()
+    args = SimpleNamespace(
+        per_device_train_batch_size=pairs, world_size=processes, precompute_ref_log_probs=False
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_of_likely_mistakes(args, mixture, None)
+    assert [str(w.message)[: len(sentence)] for w, sentence in zip(caught, said, strict=True)] == said
+
+
+def test_an_experimental_loss_is_named_once(tmp_path) -> None:
+    args = runs.config(tmp_path, loss_type=["hdpo:beta=0.1", "sigmoid", "hdpo:beta=1"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_of_likely_mistakes(args, args.loss_mixture(), None)
+    (warning,) = caught
+    assert str(warning.message).startswith("hdpo: experimental")
+
+
 def test_correct_use_is_silent(tmp_path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

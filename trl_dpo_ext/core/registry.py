@@ -47,6 +47,7 @@ def register_loss(
     reads: Reads = "pairs",
     order: Order | None = None,
     score_bounds: ScoreBounds | None = None,
+    fewest_pairs: int = 2,
 ) -> Callable[[LossFunction], LossFunction]:
     """Declare the decorated function (or stateful class) as a loss variant.
 
@@ -75,6 +76,8 @@ def register_loss(
             "scores" (how far apart they are). The last one adds `score_chosen` and `score_rejected` to `columns`, from
             where the scores of pairs come.
         score_bounds: `bounds(**hyper)`, a `Column` with the values that the scores may hold, if not all are allowed.
+        fewest_pairs: pairs of a batch, over all processes, below which its statistics say so little that it is warned
+            of; for a loss that declares `Need.BATCH`.
 
     Raises:
         TypeError: the declaration is not of the expected form.
@@ -111,6 +114,7 @@ def register_loss(
                 reads=reads,
                 order=order,
                 score_bounds=score_bounds,
+                fewest_pairs=fewest_pairs,
             )
         )
         return function

@@ -20,7 +20,12 @@ def saved(**averages: torch.Tensor | float) -> RunningState:
     return {**values, "dtype": dtypes.pop()} if dtypes else values
 
 
-def restored(state: Mapping[str, float | int | str], *names: str) -> list[torch.Tensor]:
-    """Return averages that `saved` wrote, as scalar tensors; states without a dtype were written by former versions."""
+def restored(state: Mapping[str, float | int | str], *names: str) -> list[torch.Tensor] | list[float]:
+    """Return averages that `saved` wrote, as scalar tensors, or as the zeros that averages of no batch are.
+
+    States of former versions have no dtype.
+    """
+    if "dtype" not in state and not any(state[name] for name in names):
+        return [0.0] * len(names)  # in a dtype, they would lend it to the first batch
     dtype = getattr(torch, str(state.get("dtype", "float32")))
     return [torch.tensor(float(state[name]), dtype=dtype) for name in names]

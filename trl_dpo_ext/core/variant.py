@@ -72,6 +72,8 @@ class LossVariant:
     order: Order | None = None
     """What a variant that reads lists must know of the order of the answers; None for one that reads pairs."""
     score_bounds: ScoreBounds | None = None
+    fewest_pairs: int = 2
+    """Pairs of a batch below which its statistics say little, for a variant that declares `Need.BATCH`."""
 
     @property
     def stateful(self) -> bool:

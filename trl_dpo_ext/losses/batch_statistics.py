@@ -187,6 +187,7 @@ AmapoSmoothing = Annotated[float, Hyper("Probability that a preference label is 
     independent_pairs=False,
     reward=_amapo_reward,
     verification="authors",
+    fewest_pairs=8,
 )
 def amapo(p: Pairs, *, amapo_beta: AmapoBeta = 2.0, amapo_label_smoothing: AmapoSmoothing = 0.0) -> torch.Tensor:
     """AMaPO: SimPO with a target margin for the pairs below the batch's mean gap, and none for those above it.

@@ -91,18 +91,21 @@ UniDpoLambda = Annotated[float, Hyper("Weight of the likelihood of good chosen a
 UniDpoTauGood = Annotated[float, Hyper("Score from which a chosen answer is good, in units of the scores.")]
 
 
-def _none_good(lowest: float, highest: float, hyper: Mapping[str, Any]) -> Doubt | None:
+def _all_alike(lowest: float, highest: float, hyper: Mapping[str, Any]) -> Doubt | None:
     threshold = hyper["uni_dpo_tau_good"]
-    if highest >= threshold or hyper["uni_dpo_lambda"] == 0:
+    if lowest < threshold <= highest or hyper["uni_dpo_lambda"] == 0:
         return None
     sentence = (
         f"no score_chosen reaches uni_dpo_tau_good={threshold:g} (the highest is {highest:g}), so the likelihood term "
         "of uni_dpo has no effect"
+        if highest < threshold
+        else f"every score_chosen reaches uni_dpo_tau_good={threshold:g} (the lowest is {lowest:g}), so uni_dpo takes "
+        "all chosen answers for good ones"
     )
     return sentence, "Set uni_dpo_tau_good in units of the scores, or uni_dpo_lambda=0."
 
 
-UNI_DPO_COLUMNS = {**SCORE_COLUMNS, "score_chosen": replace(SCORE_COLUMNS["score_chosen"], doubts=(_none_good,))}
+UNI_DPO_COLUMNS = {**SCORE_COLUMNS, "score_chosen": replace(SCORE_COLUMNS["score_chosen"], doubts=(_all_alike,))}
 
 
 @register_loss(paper="2506.10054", needs=Need.REFERENCE | Need.LENGTHS, columns=UNI_DPO_COLUMNS, verification="authors")

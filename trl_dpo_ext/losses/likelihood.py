@@ -267,7 +267,7 @@ SlicDelta = Annotated[float, Hyper("Target log-prob margin, in nats.", gt=0)]
 SlicLambda = Annotated[float, Hyper("Weight of the likelihood term.", ge=0)]
 
 
-@register_loss(paper="2305.10425", reward=_logps_reward, verification="third_party")
+@register_loss(paper="2305.10425", reward=_logps_reward, verification="framework")
 def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLambda = 0.1) -> torch.Tensor:
     """SLiC-HF: a hinge on the log-prob margin plus a likelihood term on the chosen side.
 
@@ -282,9 +282,9 @@ def slic_hf(p: Pairs, *, slic_hf_delta: SlicDelta = 1.0, slic_hf_lambda: SlicLam
         arXiv 2305.10425.
 
     Note:
-        Checked against derivations by third parties; the defaults are those of a public framework whose own code for it
-        is broken. In the paper the likelihood is that of the fine-tuning target, here that of the chosen side. TRL's
-        `hinge` is another loss, with a reference and no likelihood.
+        Equal to the code of the first version of HALOs (December 2023), whose defaults these are; its present version
+        adds a value per pair to values per token. In the paper the likelihood is that of the fine-tuning target, here
+        and there that of the chosen side. TRL's `hinge` is another loss, with a reference and no likelihood.
 
     Example:
         >>> from trl_dpo_ext import Pairs, get_loss

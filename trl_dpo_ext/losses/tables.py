@@ -99,7 +99,7 @@ def counts_as_markdown(table: str = "#loss-variants") -> str:
     """
     counts = Counter(variant.verification for variant in list_losses())
     executed = sum(counts[grade] for grade in REPRODUCES_CODE)
-    weaker = [f"{counts[grade]} {words}" for grade, words in _WEAKER.items() if counts[grade]]
+    weaker = [f"{counts[grade]} {words} ({_MARKS[grade].strip()})" for grade, words in _WEAKER.items() if counts[grade]]
     return (
         f"Of {counts.total()} preference losses, **{executed} reproduce published code**: their values equal those of "
         f"the authors' code ({counts['authors']}) or of a framework's ({counts['framework']}), executed.\n"

@@ -29,6 +29,12 @@ def scores(*chosen: float) -> dict[str, list]:
 
 CASES = [
     ("uni_dpo", scores(1.0, 0.5), scores(1.0, 3.2), "no score_chosen reaches uni_dpo_tau_good=3.2 (the highest is 1)"),
+    (
+        "uni_dpo",
+        scores(7.0, 3.2),
+        scores(7.0, 3.1),
+        "every score_chosen reaches uni_dpo_tau_good=3.2 (the lowest is 3.2)",
+    ),
     ("margin", {"margin": [0.0, 0.0]}, {"margin": [0.0, 0.1]}, "margin is 0 in every row"),
     ("margin", {"margin": [-2.0, -1.0]}, {"margin": [-2.0, 1.0]}, "margin is at most -1"),
     ("mappo", {"delta_r": [0, 0]}, {"delta_r": [0, 1]}, "delta_r is 0 in every row"),
@@ -64,7 +70,7 @@ def test_a_loss_beside_it_that_reads_the_column_hides_nothing(losses: list[str],
 
 
 def test_two_terms_of_a_loss_are_told_by_their_own_thresholds(tmp_path: Any) -> None:
-    losses = ["uni_dpo:uni_dpo_tau_good=2", "uni_dpo:uni_dpo_tau_good=0.5", "uni_dpo:uni_dpo_lambda=0"]
+    losses = ["uni_dpo:uni_dpo_tau_good=2", "uni_dpo:uni_dpo_tau_good=0.7", "uni_dpo:uni_dpo_lambda=0"]
     (found,) = said(tmp_path, scores(1.0, 0.5), loss_type=losses)
     assert "uni_dpo_tau_good=2 " in found
 

@@ -72,6 +72,14 @@ def test_the_golden_file_is_what_the_oracle_writes(tmp_path_factory):
     assert json.loads(written_vectors(tmp_path_factory)) == GOLDEN, "run `python -m tests.golden.cases`"
 
 
+def test_slic_hf_is_what_the_first_version_of_halos_computes():
+    """Values of ContextualAI/HALOs at d49576f, `SLiCTrainer.loss`, executed with beta 4 and lambda_coef 0.25."""
+    pairs = make_pairs(PUBLISHED["inputs"], dtype=torch.float64)
+    found = get_loss("slic_hf")(pairs, slic_hf_delta=4.0, slic_hf_lambda=0.25)
+    assert get_loss("slic_hf").verification == "framework"
+    assert found.tolist() == [4.0, 11.0, 5.0, 7.5]
+
+
 def test_the_worked_example_of_introductions_to_dpo():
     intro = PUBLISHED["introductions"]
     chosen, rejected, reference = (torch.tensor(intro[name]) for name in ("chosen", "rejected", "reference"))

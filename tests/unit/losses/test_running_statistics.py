@@ -284,12 +284,14 @@ def test_a_state_that_went_through_json_goes_on_to_the_bit(variant, dtype):
 
 
 @stateful
-def test_a_fresh_state_that_went_through_json_is_a_fresh_state(variant):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_fresh_state_that_went_through_json_is_a_fresh_state(variant, dtype):
     for hyper in hypers_of(variant):
         fresh, restored = variant.make(), variant.make()
         restored.load_state_dict(json.loads(json.dumps(fresh.state_dict())))
-        pairs = make_pairs(PUBLISHED, dtype=torch.float64)
+        pairs = make_pairs(PUBLISHED, dtype=dtype)
         assert torch.equal(restored(pairs, **hyper), fresh(pairs, **hyper))
+        assert restored.state_dict() == fresh.state_dict()
 
 
 def test_states_of_former_versions_have_no_dtype():
