@@ -14,11 +14,12 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from compare_losses import rows, start, train, words_of
+from compare_losses import add_losses, rows, start, train, words_of
 
 from trl_dpo_ext import list_losses
 from trl_dpo_ext.run_files import ALARMS_FILE, METRICS_FILE, read_lines
@@ -72,16 +73,16 @@ def finished(file: Path | None) -> dict[str, Line]:
     return {line["variant"]: line for line in lines}
 
 
-def parsed() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--losses", nargs="*", help="only these")
+    add_losses(parser)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=5, help="steps between two times of watching")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--new_tokens", type=int, default=24, help="largest number of tokens of a sampled answer")
     parser.add_argument("--results", type=Path, help="a file of JSON lines, to which each variant adds one")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def main() -> None:
     print(f"| variant | alarms (first step) | {' | '.join(READ)} |")
     print("|---" * (len(READ) + 2) + "|", flush=True)
     for variant in list_losses(reads="pairs"):
-        if options.losses and variant.name not in options.losses:
+        if variant.name not in options.losses:
             continue
         result = done.get(variant.name)
         if result is None:

@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,13 +233,24 @@ def plot(results: list[Result], file: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
+def add_losses(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses losses of pairs, by the names of the registry."""
+    names = [variant.name for variant in list_losses(reads="pairs")]
+    parser.add_argument("--losses", nargs="+", default=names, choices=names, metavar="LOSS", help="only these")
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--losses", nargs="*", help="only these")
+    add_losses(parser)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--plot", metavar="PNG")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parsed()
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
     data, held_out = rows("train"), rows("test")
@@ -246,7 +258,7 @@ def main() -> None:
     begin = start(tokenizer, data + held_out, steps=100)
     results = []
     for variant in list_losses(reads="pairs"):  # on pairs, losses of lists are these
-        if options.losses and variant.name not in options.losses:
+        if variant.name not in options.losses:
             continue
         trainer = train(variant, begin, tokenizer, data, options.steps, options.learning_rate)
         results.append(measure(variant.name, trainer.model, begin, tokenizer, held_out))

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--results", default="reference_correction.jsonl", help="file that results are added to")
     parser.add_argument("--pairs", type=int, default=32, help="pairs that a correction is fitted on")
     parser.add_argument("--skip", type=int, default=16, help="training pairs before them, as a run measures on these")
-    parser.add_argument("--only", nargs="*", help="names of the references to measure")
+    parser.add_argument("--only", nargs="+", choices=[*PLAN], metavar="NAME", help="references to measure")
     parser.add_argument("--fast", action="store_true", help="score with products in bfloat16, where the CPU has them")
     options = parser.parse_args()
     print("| reference | share of bf16's bytes | per answer | margin | margin, rms | make | score |")
