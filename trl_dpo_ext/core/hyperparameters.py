@@ -30,6 +30,12 @@ class Hyper:
     None."""
 
     @property
+    def meaning(self) -> str:
+        """The help within a sentence: without its period, and with a small letter unless it begins with an acronym."""
+        text = self.help.rstrip(".")
+        return text if text[1:2].isupper() else text[0].lower() + text[1:]
+
+    @property
     def bounds(self) -> list[str]:
         """Readable bounds, such as `["> 0", "< 0.5"]`."""
         signs = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
@@ -87,8 +93,6 @@ class DeclaredHyper:
 
     def problem(self, value: Any, variant: str) -> str | None:
         """Return why `value` is not allowed, or None."""
-        meaning = self.hyper.help.rstrip(".")
-        meaning = meaning[0].lower() + meaning[1:]
         allowed = None
         if value is None:
             allowed = None if self.default is None and not self.required else "set"
@@ -104,7 +108,7 @@ class DeclaredHyper:
             allowed = self.hyper.broken_bound(float(value))
         if allowed is None:
             return None
-        return f"{self.name} must be {allowed} for loss_type {variant!r}; got {value!r} ({meaning})."
+        return f"{self.name} must be {allowed} for loss_type {variant!r}; got {value!r} ({self.hyper.meaning})."
 
 
 def read_hyperparameters(function: Callable[..., Any], prefix: str) -> tuple[DeclaredHyper, ...]:

@@ -147,7 +147,7 @@ class LossVariant:
         ]
         for name, parameter in declared.items():
             if name not in hyper:
-                meaning = "" if parameter.shared else f": {parameter.hyper.help[0].lower()}{parameter.hyper.help[1:-1]}"
+                meaning = "" if parameter.shared else f": {parameter.hyper.meaning}"
                 problems += (
                     [f"loss_type {self.name!r} needs {name}{meaning}. Pass it by keyword."]
                     if parameter.required

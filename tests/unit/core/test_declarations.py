@@ -375,3 +375,17 @@ def test_an_unknown_hyperparameter_is_named_with_those_there_are():
 def test_two_words_for_one_margin_exclude_one_another():
     with pytest.raises(ValueError, match="simpo_gamma"):
         get_loss("simpo")(make_pairs(PUBLISHED), simpo_gamma=0.5, simpo_gamma_beta_ratio=0.25)
+
+
+@pytest.mark.parametrize(
+    ("loss", "hyper", "words"),
+    [
+        ("qrpo", {"qrpo_beta": 0.0}, "(QRPO's beta"),
+        ("sppo", {"sppo_beta": 0.0}, "(SPPO's beta"),
+        ("simpo", {"simpo_beta": 0.0}, "(scale of the mean"),
+        ("bdpo", {"beta": 0.1, "bdpo_lambda": 2.0}, "(weight of the policy"),
+    ],
+)
+def test_a_meaning_within_a_sentence_keeps_its_acronyms(loss, hyper, words):
+    (problem,) = get_loss(loss).check(hyper)
+    assert words in problem
