@@ -38,7 +38,7 @@ class PairPacker:
     """Packs batches of pairs; policy and reference are given the same one, so the last one is kept.
 
     Only what changes a scored log-prob has to be fed: not the padding, not the last token of a sequence (it is
-    predicted), and what both sequences of a pair begin with only once.
+    predicted), and what the answers to one prompt begin with only once.
 
     Args:
         share: whether sequences share what they begin with.
@@ -90,8 +90,9 @@ def _pack_pairs(
         )
     lengths = attended.sum(axis=1)
     fed = lengths if with_last else np.maximum(lengths - 1, 0)
-    pairs = len(ids) // 2
-    groups = [row % pairs for row in range(len(ids))] if share else None
+    prompts = np.where(scored.any(axis=1), scored.argmax(axis=1), lengths)
+    # The answers of a list stand in several pairs, so a group is a prompt.
+    groups = [row[:length].tobytes() for row, length in zip(ids, prompts, strict=True)] if share else None
     packed = pack([row[:length] for row, length in zip(ids, fed, strict=True)], groups)
     tokens = np.zeros(ids.shape, dtype=np.int64)
     for number, places in enumerate(packed.places):

@@ -15,7 +15,8 @@ LEAST_SHARED = 8
 
 Sharing cuts a row into more blocks and copies keys and values for each. On a CPU this costs as much as computing one
 token for each sequence, and from 4 tokens on sharing was never slower (benchmarks/results/precompute.md). The 3 to 5
-tokens with which a chat template opens every conversation save too little to cut every row for.
+tokens with which a chat template opens every conversation save too little to cut every row for. Answers to one prompt
+share however short it is: K of them are K blocks anyway, with as many keys, and feed it once in place of K / 2 times.
 """
 
 
@@ -43,7 +44,7 @@ def pack(sequences: Sequence[np.ndarray], groups: Sequence[Hashable] | None) -> 
 
     Args:
         sequences: token ids of each, (tokens,).
-        groups: what each sequence belongs to, such as a pair. Sequences of one group share what they begin with,
+        groups: what each sequence belongs to, such as its prompt. Sequences of one group share what they begin with,
             however short; sequences of different groups share at least `LEAST_SHARED` tokens. None shares nothing.
     """
     order, shared = _neighbors(sequences, groups)

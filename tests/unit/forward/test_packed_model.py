@@ -17,7 +17,7 @@ from trl_dpo_ext.forward.packed_model import PackedModel, PairPacker
 from trl_dpo_ext.forward.tree_attention import TreeAttention, TreeMask
 from trl_dpo_ext.forward.trees import Trees
 
-from .cases import FIELDS, PAIRS, output_and_gradients
+from .cases import FIELDS, PAIRS, batch, output_and_gradients
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +192,35 @@ def test_other_inputs_and_padding_on_the_left_are_refused() -> None:
         packed(**PAIRS, fused_lm_head=True, pixel_values=torch.zeros(1))
     with pytest.raises(InputError, match="padded on the right"):
         packed(**{name: tensor.flip(1) for name, tensor in PAIRS.items()}, fused_lm_head=True)
+
+
+_ASK, _SAY = [5, 6, 7], [5, 6, 8]
+"""Prompts of fewer tokens than sequences with different prompts share."""
+
+
+@pytest.mark.parametrize(
+    ("pairs", "width"),
+    [
+        # Lists, as the collator lays them out: of four answers, of five with one once more, and two lists in turn.
+        ([(_ASK, [21, 2], [22, 2]), (_ASK, [23, 2], [24, 25, 2])], 3 + 1 + 1 + 1 + 2),
+        ([(_ASK, [21, 2], [22, 2]), (_ASK, [23, 2], [24, 2]), (_ASK, [25, 2], [21, 2])], 3 + 5),
+        ([(_ASK, [21, 2], [22, 2]), (_SAY, [21, 2], [22, 2]), (_ASK, [23, 2], [24, 2])], 3 + 4 + 3 + 2),
+        # Pairs: rows with one prompt share it, and rows of which it is only the beginning do not.
+        ([(_ASK, [21, 2], [22, 2]), ([*_ASK, 9], [21, 2], [22, 2])], 3 + 2 + 4 + 2),
+    ],
+)
+def test_every_answer_to_a_prompt_shares_it_however_short(monkeypatch, pairs: Any, width: int) -> None:
+    monkeypatch.undo()
+    assert len(_ASK) < packing.LEAST_SHARED
+    inputs = batch(*pairs)
+    assert PairPacker(True)(**inputs).packed.input_ids.shape == (1, width)
+    with architectures.double_precision():
+        model = with_head("llama", torch.float64)
+        shared, plain = (
+            call(**inputs, fused_lm_head=True) for call in (PackedModel(model, model, PairPacker(True)), model)
+        )
+        scored = inputs["labels"][:, 1:] != -100
+        torch.testing.assert_close(shared.log_probs, plain.log_probs * scored, rtol=1e-9, atol=1e-9)
 
 
 def test_policy_and_reference_are_given_one_layout() -> None:
