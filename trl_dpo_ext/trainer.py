@@ -149,7 +149,7 @@ class DPOExtTrainer(ModelCardMixin, WatchMixin, ListMixin, DPOTrainer):  # type:
             ]
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         for name, part in named_parts(datasets).items():
-            problems += position_problems(policy, as_pairs(part), name, self.args)
+            problems += position_problems(policy, part, name, self.args)
             problems += token_column_problems(part, name, self.extra_columns)
         if problems:
             raise InputError(*problems)

@@ -97,6 +97,17 @@ def test_learned_positions(tmp_path: Path, make: Any) -> None:
         runs.trainer(tmp_path, model=make(), train_dataset=long_rows(30), max_length=None)
 
 
+@pytest.mark.parametrize("longest", [0, 1, 2])
+def test_learned_positions_are_counted_in_lists(tmp_path: Path, longest: int) -> None:
+    """A list counts once, by its longest completion, which need be neither the best nor the worst."""
+    said = [" yes", " no", " four"]
+    long = [text + " say" * 29 * (at == longest) for at, text in enumerate(said)]
+    rows = [{"prompt": "say", "completions": each, "scores": [3.0, 2.0, 1.0]} for each in (said, long, said)]
+    found = r"learned 24 positions, and 1 of 3 lists of train_dataset are longer, up to 32 tokens.*at most 24"
+    with pytest.raises(InputError, match=found):
+        runs.trainer(tmp_path, model=gpt2(), train_dataset=Dataset.from_list(rows), max_length=None)
+
+
 @pytest.mark.parametrize("make", [gpt2, opt])
 def test_rows_that_just_fit(tmp_path: Path, make: Any) -> None:
     runs.trained(tmp_path, model=make(), train_dataset=long_rows(21), max_length=None, max_steps=1)  # 24 tokens

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from datasets import Dataset
 from torch import nn
 
 from .. import _trl
+from ..forward.list_rows import LIST_IDS
 from . import columnar
 from .batches import on_main_process, read_batches
 
@@ -21,7 +23,7 @@ def position_problems(causal: Any, dataset: Any, label: str, args: Any) -> list[
 
     Args:
         causal: the model; rotary and relative positions have no limit.
-        dataset: tokenized; a stream is not read.
+        dataset: tokenized pairs or lists; a stream is not read.
         label: what messages call it.
         args: the run's configuration.
     """
@@ -34,17 +36,28 @@ def position_problems(causal: Any, dataset: Any, label: str, args: Any) -> list[
 
 
 def _too_long(dataset: Dataset, label: str, limit: int) -> list[str]:
+    of_lists = LIST_IDS in dataset.column_names
+    prompts, *answers = (_trl.TOKEN_IDS[0], LIST_IDS) if of_lists else _trl.TOKEN_IDS
     longest, beyond = 0, 0
-    for batch in read_batches(dataset, _trl.TOKEN_IDS):
-        prompt, *sides = (columnar.list_lengths(batch.column(name)) for name in _trl.TOKEN_IDS)
-        lengths = prompt + np.maximum(*sides)
+    for batch in read_batches(dataset, [prompts, *answers]):
+        longest_answers = [_longest_answers(batch.column(name), of_lists) for name in answers]
+        lengths = columnar.list_lengths(batch.column(prompts)) + np.max(longest_answers, axis=0)
         longest, beyond = max(longest, int(lengths.max())), beyond + int((lengths > limit).sum())
     if not beyond:
         return []
+    what = "lists" if of_lists else "rows"
     return [
-        f"The model has learned {limit} positions, and {beyond} of {len(dataset)} rows of {label} are longer, up to "
+        f"The model has learned {limit} positions, and {beyond} of {len(dataset)} {what} of {label} are longer, up to "
         f"{longest} tokens. Set max_length to at most {limit}."
     ]
+
+
+def _longest_answers(column: columnar.ArrowColumn, of_lists: bool) -> npt.NDArray[np.int64]:
+    """The number of tokens of each row's answer, or of its longest one; (rows,)."""
+    if not of_lists:
+        return columnar.list_lengths(column)
+    counts = columnar.list_lengths(column)
+    return np.maximum.reduceat(columnar.list_lengths(column.flatten()), counts.cumsum() - counts)
 
 
 def learned_positions(causal: Any) -> int | None:
