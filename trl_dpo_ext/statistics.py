@@ -62,9 +62,16 @@ def pearson(left: Numbers, right: Numbers) -> float | None:
     """Return the correlation of two arrays; None where one of them does not vary."""
     if len(left) < 2:
         return None
-    left, right = left - left.mean(), right - right.mean()
+    left, right = (_centered(values) for values in (left, right))
     scale = math.sqrt(float((left * left).sum()) * float((right * right).sum()))
     return float((left * right).sum()) / scale if scale > 0 else None
+
+
+def _centered(values: Numbers) -> Numbers:
+    """Values without their mean, scaled by a power of two so that no square overflows."""
+    _, exponent = math.frexp(np.abs(values).max())
+    scaled = np.ldexp(np.asarray(values, np.float64), -exponent)
+    return scaled - scaled.mean()
 
 
 def spearman(left: Numbers, right: Numbers) -> float | None:

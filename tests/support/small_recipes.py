@@ -160,7 +160,7 @@ def _strings(rows: int) -> list[dict[str, Any]]:
 
 
 def _lists(rows: int) -> list[dict[str, Any]]:
-    return list(lists.lists((4, 3, 2, 4) * (rows // 4), conversational=True))  # type: ignore[arg-type]
+    return list(lists.ultrafeedback(rows))  # type: ignore[arg-type]
 
 
 LAYOUTS = {
@@ -180,7 +180,7 @@ LAYOUTS = {
     "Anthropic/hh-rlhf": (_dialogues, ("train", "test")),
     "imdb_pairs.jsonl": (_strings, ("train",)),
     "irpo_pairs.jsonl": (_strings, ("train",)),
-    "ultrafeedback_lists.parquet": (_lists, ("train",)),
+    "openbmb/UltraFeedback": (_lists, ("train",)),
 }
 """Dataset -> rows in its published layout, and its splits."""
 

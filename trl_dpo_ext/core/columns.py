@@ -14,6 +14,12 @@ Doubt = tuple[str, str]
 RangeCheck = Callable[[float, float, Mapping[str, Any]], Doubt | None]
 """`check(lowest, highest, hyperparameters)`, given the range of a whole dataset's values."""
 
+LARGEST = 1e15
+"""The largest size of a number. Losses take the difference of two, square it, and scale it by hyperparameters, and
+batches add numbers up: float32 holds all of that for numbers up to here, and ends at 3.4e38."""
+WITHIN_LARGEST = f"from {-LARGEST:g} to {LARGEST:g}"
+"""The bound that a larger number breaks."""
+
 
 def as_float32(value: float) -> float:
     """Return a number as batches hold it: infinite if float32 has none so large, and 0 if none so small."""
@@ -57,7 +63,7 @@ class Column:
             return f">= {self.ge:g}"
         if self.le is not None and value > self.le:
             return f"<= {self.le:g}"
-        return None
+        return None if abs(value) <= LARGEST else WITHIN_LARGEST
 
     def under(self, hyper: Mapping[str, Any]) -> Column:
         """Return what the column may hold in a run with these hyperparameters."""

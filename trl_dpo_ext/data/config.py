@@ -1,4 +1,4 @@
-"""Options of the data: what its columns are called."""
+"""Options of the data: what its columns are called, and what its rows become."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ class DataOptions:
             better: `a=COLUMN b=COLUMN winner=COLUMN winner_is_b=VALUE`, with VALUE `positive` for signed numbers.
             Reference log-probs of your own: `ref_chosen_logps=COLUMN ref_rejected_logps=COLUMN`.
             Applied to training and evaluation data.
+        texts_to_messages: Make messages of texts, the user's of prompts and the assistant's of completions, so that the
+            chat template is applied; without it, texts are trained on as they are.
         ignore_findings: Findings about the data not to warn about because they are intended, such as length_bias;
             `trl-dpo-ext inspect` shows them with their names.
         gather_lists: Gather rows of pairs that share a prompt into one list of completions.
@@ -63,6 +65,7 @@ class DataOptions:
         dataset_columns: _DatasetColumns = _DatasetColumns()
     else:
         dataset_columns: list[str] | None = None
+    texts_to_messages: bool = False
     ignore_findings: list[str] = field(default_factory=list)
     gather_lists: bool = False
     max_completions: int | None = None

@@ -189,7 +189,9 @@ class Plan:
         return [finding.sentence for finding in self.findings]
 
 
-def plan_layout(dataset: AnyDataset, name: str, numbers: Sequence[int] = EVERY_ROW) -> Plan:
+def plan_layout(
+    dataset: AnyDataset, name: str, numbers: Sequence[int] = EVERY_ROW, conversational: bool = False
+) -> Plan:
     """Look at every row of a dataset, or at the first one of a stream, and decide what is done with it.
 
     Every process has to call this; the main process reads the rows.
@@ -198,11 +200,12 @@ def plan_layout(dataset: AnyDataset, name: str, numbers: Sequence[int] = EVERY_R
         dataset: with the columns `chosen` and `rejected`, or those of another layout that is known.
         name: what messages call it.
         numbers: the number that messages give each row.
+        conversational: whether texts become messages; without it, only where other rows are messages.
     """
-    return on_main_process(lambda: _plan(dataset, name, numbers))
+    return on_main_process(lambda: _plan(dataset, name, numbers, conversational))
 
 
-def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int]) -> Plan:
+def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int], conversational: bool) -> Plan:
     first = next(iter(dataset), None)
     if first is None:
         return Plan(Layout(()), [], [])  # reported by check_preferences
@@ -213,11 +216,12 @@ def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int]) -> Plan:
     if isinstance(dataset, Dataset):
         for batch in read_batches(dataset, layout.columns):
             survey.add_batch(batch, layout)
-        if survey.texts and survey.messages:  # once more, with what texts are turned into
+        if survey.texts and (survey.messages or conversational):  # once more, with what texts are turned into
             layout, survey = replace(layout, conversational=True), Survey(numbers)
             for batch in read_batches(dataset, layout.columns):
                 survey.add_batch(batch, layout)
     else:
+        layout = replace(layout, conversational=conversational)
         readings = (read_row(row, layout) for row in itertools.islice(dataset, _STREAMED_ROWS))
         survey.add(next((reading for reading in readings if not reading.unusable), read_row(first, layout)), 0)
     problems = survey.all_unusable(name) or survey.problem_lines(name)

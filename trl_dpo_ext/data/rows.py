@@ -34,7 +34,7 @@ class Layout:
         json: columns with messages written as JSON text.
         keep_parts: whether the rows have images, so that content stays in parts.
         explicit: whether every row gets a prompt, also one that TRL would find itself.
-        conversational: whether texts become messages, because other rows are messages.
+        conversational: whether texts become messages, because other rows are messages or by `texts_to_messages`.
     """
 
     columns: tuple[str, ...]
@@ -188,7 +188,7 @@ def _common_text(chosen: str, rejected: str, reading: Reading) -> tuple[int, boo
 def _read_messages(found: dict[str, Any], row: Mapping[str, Any], layout: Layout, reading: Reading) -> None:
     was_text = isinstance(found["prompt"], str)
     if layout.conversational and "prompt" not in row and layout.context is None and isinstance(found["chosen"], str):
-        raise LayoutError("there is no prompt beside texts, and other rows hold messages. Add a column 'prompt'")
+        raise LayoutError("there is no prompt beside texts that become messages. Add a column 'prompt'")
     for column, value in found.items():
         if isinstance(value, str):
             role = "user" if column == "prompt" else "assistant"

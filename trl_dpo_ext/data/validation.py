@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..core.columns import Column
+from ..core.columns import WITHIN_LARGEST, Column
 from . import columnar
 from .batches import DatasetBatch, on_main_process, read_batches
 from .columns import column_problem
@@ -164,11 +164,9 @@ class _Findings:
 
     def problems(self, name: str) -> list[str]:
         """One line per kind of problem, by the first row that has it."""
-        empty = {*map(no_answer, SIDES)}
         found = [(rows[0], place, text, numbered(rows, self.numbers)) for text, (place, rows) in self.found.items()]
         return [
-            f"{name}: {text}; wrong in {len(rows)} of {self.counted} rows, first in row {rows[0]}."
-            + (" Filter these rows." if text in empty else "")
+            f"{name}: {text}; wrong in {len(rows)} of {self.counted} rows, first in row {rows[0]}." + _remedy(text)
             for _, _, text, rows in sorted(found, key=lambda item: item[:2])
         ]
 
@@ -192,6 +190,12 @@ class _Findings:
         )
         remedy = 'Filter them out: dataset.filter(lambda row: row["chosen"] != row["rejected"]).'
         return [Finding("identical", WARNING, number, self.counted, sentence, remedy, rows)]
+
+
+def _remedy(problem: str) -> str:
+    if WITHIN_LARGEST in problem:
+        return " Scale the column, or filter these rows if the number stands for none."
+    return " Filter these rows." if problem in map(no_answer, SIDES) else ""
 
 
 def _all_allowed(batch: DatasetBatch, column: str, meaning: Column) -> bool:

@@ -179,7 +179,8 @@ def score_differences(table: PairTable) -> npt.NDArray[np.float64] | None:
     names = set(table.dataset.column_names)
     for chosen, rejected in _SCORES:
         if {chosen, rejected} <= names:
-            return _numbers(_column(table, chosen)) - _numbers(_column(table, rejected))
+            with np.errstate(over="ignore", invalid="ignore"):  # beyond float64 or NaN is no known difference
+                return _numbers(_column(table, chosen)) - _numbers(_column(table, rejected))
     return _numbers(_column(table, "margin")) if "margin" in names else None
 
 

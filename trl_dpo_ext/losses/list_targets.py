@@ -30,7 +30,9 @@ NcaTau = InfoncaTau
 def _targets(p: Lists, tau: float | None, dtype: torch.dtype) -> torch.Tensor:
     """softmax(scores / tau) within each prompt, (answers,)."""
     assert tau is not None  # required, so checked before
-    return segment_log_softmax(p.scores.to(dtype) / tau, p.prompt, p.prompts).exp()
+    scores = p.scores.to(dtype)
+    below = scores - p.max(scores)[p.prompt]  # before the division, so that a small tau neither overflows nor rounds
+    return segment_log_softmax(below / tau, p.prompt, p.prompts).exp()
 
 
 @register_loss(
@@ -155,12 +157,12 @@ def sppo_list(
     """
     logratio = p.answers.logratio
     scores = p.scores.to(logratio.dtype)
-    win_rates = scores if sppo_list_scores == "win_rates" else _win_rates(p, sppo_eta * scores)
+    win_rates = scores if sppo_list_scores == "win_rates" else _win_rates(p, scores, sppo_eta)
     return p.zero_if_tied(p.mean((logratio - (win_rates - 0.5) / sppo_beta) ** 2))
 
 
-def _win_rates(p: Lists, scores: torch.Tensor) -> torch.Tensor:
-    wins = torch.sigmoid(scores.unsqueeze(1) - scores).masked_fill(~p.same_prompt, 0)
+def _win_rates(p: Lists, scores: torch.Tensor, eta: float) -> torch.Tensor:
+    wins = torch.sigmoid(eta * (scores.unsqueeze(1) - scores)).masked_fill(~p.same_prompt, 0)
     itself = 0.5  # an answer's own entry
     return (wins.sum(dim=1) - itself) / clamp_min(p.sizes - 1, 1)[p.prompt]
 

@@ -180,6 +180,45 @@ def test_an_implicit_prompt_of_messages_is_trls(rejected: list[dict]) -> None:
     assert {**row, **explicit.values} == extract_prompt(row)
 
 
+def as_messages(dataset: Any, **settings: Any) -> Any:
+    return apply_layout(dataset, plan_layout(dataset, "data", conversational=True), **settings)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_texts_become_messages_if_asked(streamed: bool) -> None:
+    texts = tiny.preferences(4)
+    expected = [
+        {
+            name: [{"role": "user" if name == "prompt" else "assistant", "content": row[name]}]
+            for name in ("prompt", "chosen", "rejected")
+        }
+        for row in texts
+    ]
+    assert [*as_messages(texts.to_iterable_dataset() if streamed else texts)] == expected
+    assert [*one_layout(texts)] == [*texts]
+
+
+def test_a_column_system_becomes_the_first_message_of_texts() -> None:
+    dataset = Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"}])
+    assert "text prompts have no place" in plan_layout(dataset, "data").problems[0]
+    (row,) = as_messages(dataset)
+    assert row["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+
+
+def test_texts_without_a_prompt_do_not_become_messages() -> None:
+    (problem,) = plan_layout(
+        Dataset.from_dict({"chosen": ["q a"], "rejected": ["q b"]}), "data", conversational=True
+    ).problems
+    assert "there is no prompt beside texts that become messages" in problem
+    assert "Add a column 'prompt'" in problem
+
+
+def test_messages_stay_as_they_are_where_texts_are_to_become_some() -> None:
+    data = tiny.preferences(4, conversational=True)
+    with mock.patch.object(batches.DatasetBatch, "rows_at", side_effect=AssertionError("row by row")):
+        assert as_messages(data) is data
+
+
 def test_columns_by_which_trl_may_take_texts_for_messages_are_removed() -> None:
     rows = [{**row, "messages": [{"role": "user", "content": "q"}]} for row in tiny.preferences(2)]
     assert one_layout(Dataset.from_list(rows)).column_names == ["prompt", "chosen", "rejected"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from tests.support import tiny
-from trl_dpo_ext.core.columns import Column
+from trl_dpo_ext.core.columns import LARGEST, SCORE_COLUMNS, WITHIN_LARGEST, Column
 from trl_dpo_ext.data.columns import ColumnCollator
 from trl_dpo_ext.data.layouts import one_layout
 from trl_dpo_ext.data.validation import check_preferences
@@ -173,13 +174,31 @@ def test_layouts_that_trl_takes_are_left_alone(conversational: bool) -> None:
 def test_numbers_are_checked_as_batches_hold_them() -> None:
     """As float32, which is infinite from 2**128 - 2**103 on, and 0 below 2**-150."""
     greatest = 3.4028234663852886e38
-    assert MARGIN["margin"].broken_bound(greatest) is None
-    assert Column("A score.").broken_bound(-greatest) is None
+    assert MARGIN["margin"].broken_bound(greatest) == WITHIN_LARGEST
+    assert Column("A score.").broken_bound(-greatest) == WITHIN_LARGEST
     for value in (2.0**128 - 2.0**103, -1e39, 1e308, 10**400, -(10**400)):
         assert Column("A score.").broken_bound(value) == "finite in float32"
     assert Column("A weight.", gt=0).broken_bound(1e-46) == "> 0"
     assert Column("A weight.", gt=0).broken_bound(1e-45) is None
     assert Column("A chance.", le=1, ge=0).broken_bound(0.1) is None
+
+
+@pytest.mark.parametrize("value", [2e15, -1e30, 3.4028234663852886e38, -(10**18)])
+def test_numbers_whose_differences_and_squares_float32_does_not_hold_are_refused(value: float) -> None:
+    assert Column("A score.").broken_bound(value) == WITHIN_LARGEST == "from -1e+15 to 1e+15"
+    assert Column("A score.").broken_bound(math.copysign(LARGEST, value)) is None
+    assert Column("A chance.", ge=0, le=1).broken_bound(abs(value)) == "<= 1"
+    expected = (
+        "train_dataset: column 'score_chosen' must be from -1e+15 to 1e+15 (Score of the chosen side, such as a reward "
+        "model's); wrong in 2 of 3 rows, first in row 1. Scale the column, or filter these rows if the number stands for "
+        "none."
+    )
+    assert check({**GOOD, "score_chosen": [1.0, float(value), float(value)]}, SCORE_COLUMNS).problems[-1] == expected
+    per_token = {"w": Column("A weight.", per_token="chosen")}
+    found = check({**GOOD, "w": [[1.0], [2.0, float(value)], [1.0]]}, per_token).problems
+    assert "from -1e+15 to 1e+15 at every token (A weight); wrong in 1 of 3 rows, first in row 1. Scale" in found[0]
+    with pytest.raises(ValueError, match=r"must be from -1e\+15 to 1e\+15 in every row"):  # of a stream
+        ColumnCollator(lambda examples: {}, {"w": Column("A weight.")})([{"w": 1.0}, {"w": value}])
 
 
 @pytest.mark.parametrize("values", [[[1.0], [1e39], [1.0]], [[1.0], [-1e39], [float("nan")]]])

@@ -86,8 +86,7 @@ class PairCounts:
         counts = np.zeros(4, np.int64)
         for start in range(0, len(rewards), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            by_reward = np.sign(rewards[rows, None] - rewards[None])
-            by_score = np.sign(scores[rows, None] - scores[None])
+            by_reward, by_score = (_order(values[rows, None], values[None]) for values in (rewards, scores))
             product = by_reward * by_score
             ties = (by_reward == 0) & (by_score != 0), (by_score == 0) & (by_reward != 0)
             counts += [int(each.sum()) for each in (product > 0, product < 0, *ties)]
@@ -109,3 +108,8 @@ class PairCounts:
         agreed = self.concordant + self.discordant
         size = math.sqrt((agreed + self.reward_ties) * (agreed + self.score_ties))
         return (self.concordant - self.discordant) / size if size else None
+
+
+def _order(left: Numbers, right: Numbers) -> npt.NDArray[np.int8]:
+    """1 where the left number is greater, -1 where the right one is; no difference of numbers, which may overflow."""
+    return (left > right).astype(np.int8) - (left < right)
