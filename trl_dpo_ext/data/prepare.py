@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import _trl
-from ..core.columns import SCORE_COLUMNS, Column
+from ..core.columns import COLUMNS_OF_SCORES, Column
 from ..core.lists import Order
 from ..errors import InputError
 from ..reference.columns import lone_column_problem, read_columns
@@ -191,14 +191,15 @@ def _checked(
     if not of_lists and (is_of_lists(dataset) or holds_lists(dataset, args)):
         raise InputError(f"{name} holds lists, and this trainer was created with pairs. Create one with lists.")
     if of_lists and not is_of_lists(dataset):
-        scores, columns = columns.get(next(iter(SCORE_COLUMNS))), without_scores(columns)
+        scores = next((columns[column] for column in COLUMNS_OF_SCORES if column in columns), None)
+        columns = without_scores(columns)
         lists = read_lists(dataset, name, args, numbers, tuple(columns), scores)
         for finding in lists.findings:
             tell(name, finding)
         dataset, numbers = lists.rows, lists.rows[LIST_ROW][:]
     elif (unread := lists_unread(dataset, args)) is not None:
         tell(name, unread)
-    plan = plan_layout(dataset, name, numbers)
+    plan = plan_layout(dataset, name, numbers, args.texts_to_messages)
     for finding in plan.findings:
         tell(name, finding)
     if plan.problems:

@@ -53,6 +53,24 @@ def found(inspected: Any, split: str = "train") -> dict[str, Any]:
     return {finding.name: finding for finding in inspected.found[split]}
 
 
+def test_completions_without_a_rank_are_told_as_training_tells_them(tmp_path: Any) -> None:
+    row = {"prompt": "say ", "completions": ["yes it is", "no", "four legs"], "ranks": [None, 2, 3]}
+    told = found(inspect([row], tmp_path))["answers_unscored"].sentence
+    assert told == "completions without a usable rank are left out: 1 in 1 of 1 lists, first in row 0"
+    wrong = found(inspect([row, {**row, "ranks": [None, 3, 4]}], tmp_path))
+    assert any("the ranks are no order" in finding.sentence for finding in wrong.values())
+
+
+@pytest.mark.parametrize("size", [3.4e38, 1e300])
+def test_scores_of_any_size_are_inspected(tmp_path: Any, size: float, recwarn: Any) -> None:
+    pairs = {"prompt": "say ", "chosen": "yes it is", "rejected": "no", "score_chosen": size, "score_rejected": -size}
+    other = {**pairs, "chosen": "paris", "rejected": "four legs", "score_chosen": 1.0, "score_rejected": 0.0}
+    rows = [pairs, other] if size > 1e39 else [one("yes it is", "no", scores=[size, -size]), PLAIN]
+    block = inspect(rows, tmp_path).data["splits"]["train"]["length_bias"]["scores"]
+    assert all(value is not None for value in block.values())
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
+
+
 @pytest.mark.parametrize(
     ("name", "row", "settings"),
     [

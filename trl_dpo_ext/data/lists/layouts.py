@@ -325,7 +325,7 @@ def _one_order(given: list[Given]) -> tuple[list[float], bool]:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowError(f"a value of {name} is not a number", _shown(value))
-    if name.startswith("rank") and not math.isfinite(value):
+    if name.startswith("rank") and math.isinf(value):
         raise RowError(f"a value of {name} is not finite", _shown(value))
     return float(value)
 

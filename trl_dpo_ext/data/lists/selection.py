@@ -73,7 +73,7 @@ class ListSelection:
                 self.lists.append(kept)
         problems = self._problems()
         if not self.lists and not problems:
-            problems = [f"{self.name}: no list is left to train on. {_sentence(self._left_out())}."]
+            problems = [f"{self.name}: no list is left to train on. {self._worded(_sentence(self._left_out()))}."]
         if problems:
             raise InputError(*problems)
 
@@ -89,15 +89,20 @@ class ListSelection:
         left_out = self._left_out()
         if left_out:
             rows = [row for words in left_out for row in self.found[words]]
-            sentence = f"{len(rows)} of {total} lists have nothing to learn and are left out: {_sentence(left_out)}"
+            reasons = self._worded(_sentence(left_out))
+            sentence = f"{len(rows)} of {total} lists have nothing to learn and are left out: {reasons}"
             found.append(self._finding("lists_left_out", WARNING, rows, sentence, "Filter these rows."))
         for name, level, words, remedy in _TOLD:
             rows = self.found.get(words, [])
             if rows:
                 lists = len(set(rows))
-                sentence = f"{words}: {len(rows)} in {lists} of {total} lists"
+                sentence = f"{self._worded(words)}: {len(rows)} in {lists} of {total} lists"
                 found.append(self._finding(name, level, rows, sentence, remedy))
         return found
+
+    def _worded(self, sentence: str) -> str:
+        """A sentence about scores as it is said of what the data has."""
+        return sentence.replace("score", "rank") if self.order == "ranks" else sentence
 
     def _finding(self, name: str, level: str, rows: list[int], sentence: str, remedy: str) -> Finding:
         numbers = [self.numbers[row] for row in sorted(set(rows))]
@@ -164,7 +169,7 @@ class ListSelection:
 
     def _problems(self) -> list[str]:
         total = len(self.read.prompts)
-        problems = _PROBLEMS | {words: "Scale them." for words in self.found if words.startswith("scores must be ")}
+        problems = _PROBLEMS | {words: _SCALE for words in self.found if words.startswith("scores must be ")}
         return [
             _problem(self.name, words, [self.numbers[row] for row in rows], total, remedy)
             for words, remedy in problems.items()
@@ -175,6 +180,7 @@ class ListSelection:
 _EMPTY = "a completion is empty"
 _NO_ORDER = "the ranks are no order: they must be whole numbers, and the best one 0 or 1"
 _PROBLEMS = {_EMPTY: "Filter these completions.", _NO_ORDER: "Correct them, or name them scores if higher is better."}
+_SCALE = "Scale them, and give None to completions without a score."
 _ALONE = "with fewer than two different completions that have a score"
 _TIED = "with equal scores"
 _UNSCORED = "completions without a usable score are left out"
@@ -215,9 +221,13 @@ def says_nothing(completion: Any) -> bool:
 
 
 def _is_order(scores: Sequence[float]) -> bool:
-    """Whether negative ranks, NaN where none is given, are an order that starts at 0 or 1."""
+    """Whether negative ranks, NaN where none is given, are an order that starts at 0 or 1.
+
+    The first ranks may be those of completions that have none.
+    """
     ranks = [-score for score in scores if not np.isnan(score)]
-    return not ranks or (all(rank == int(rank) for rank in ranks) and min(ranks) in (0, 1))
+    most = 1 + len(scores) - len(ranks)
+    return not ranks or (all(rank == int(rank) for rank in ranks) and 0 <= min(ranks) <= most)
 
 
 def _drawn(scores: npt.NDArray[np.float32], most: int, random: np.random.Generator) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -160,6 +161,36 @@ def test_scores_that_are_infinite_in_batches_count_as_none(tmp_path, layout, hug
     rows = [{**row, "weight": 1.0} for row in rows]
     (told,) = [each for each in checked(tmp_path, rows) if each.name == "answers_unscored"]
     assert "completions without a usable score are left out: 1 in 1 of 1 lists" in told.sentence
+
+
+SIZES = {
+    "margin": {"loss_type": "margin"},
+    "rpo_sq": {"loss_type": "rpo_sq"},
+    "infonca": {"loss_type": "infonca", "infonca_tau": 1.0},
+    "sppo_list": {"loss_type": ["sigmoid", "sppo_list"]},
+}
+
+
+@pytest.mark.parametrize("lowest", [-3.4028234663852886e38, -1e30])
+@pytest.mark.parametrize("settings", SIZES.values(), ids=SIZES)
+def test_scores_that_losses_cannot_compute_with_are_refused_with_all_else(tmp_path, settings, lowest) -> None:
+    """A number that stands for no score is finite, and its difference from another one, or that squared, is not."""
+    rows = [GOOD, {**GOOD, "scores": [3.0, lowest, 1.0]}, {**GOOD, "completions": [A, "", C]}]
+    for name in ("train_dataset", "eval_dataset"):
+        with pytest.raises(InputError) as caught:
+            construct(tmp_path, [GOOD], **{**settings, name: Dataset.from_list(rows)})
+        large, empty = sorted(caught.value.problems, reverse=True)
+        assert large.startswith(f"{name}: scores must be from -1e+15 to 1e+15 (")
+        assert "wrong in 1 of 3 rows, first in row 1. Scale them, and give None to completions without" in large
+        assert "a completion is empty; wrong in 1 of 3 rows, first in row 2" in empty
+
+
+def test_losses_of_the_order_alone_take_scores_of_any_size(tmp_path) -> None:
+    huge = {**GOOD, "prompt": "what ", "scores": [3e38, -3e38, 0.0]}
+    run, told = construct(tmp_path, [GOOD, huge], loss_type=["pl_reference_free", "simpo"], max_steps=1)
+    assert told == []
+    run.train()
+    assert all(math.isfinite(value) for line in runs.logs(run) for value in line.values())
 
 
 def test_weights_of_lists_that_are_infinite_in_batches_are_counted(tmp_path) -> None:

@@ -83,6 +83,11 @@ WRONG = {
     "length": ({"scores": [1.0]}, "scores does not have one value for each completion"),
     "text": ({"scores": ["x", "y"]}, "a value of scores is not a number"),
     "gap at the start": ({"ranks": [2, 3]}, "the ranks are no order"),
+    "gap that no missing rank fills": (
+        {"completions": [A, B, C], "ranks": [None, 3, 4]},
+        "the ranks are no order.* wrong in 1 of 1 rows, first in row 0. Correct them",
+    ),
+    "no rank twice": ({"ranks": [None, 1]}, "1 with fewer than two different completions that have a rank"),
     "fraction": ({"ranks": [1.0, 1.5]}, "the ranks are no order"),
     "negative": ({"ranks": [-1, 1]}, "the ranks are no order"),
     "infinite": ({"ranks": [1.0, float("inf")]}, "a value of ranks is not finite"),
@@ -106,6 +111,35 @@ def test_what_is_wrong_is_an_error_with_the_first_row(tmp_path, beside, words) -
     assert all(problem.startswith("train_dataset") for problem in caught.value.problems)
 
 
+def ranked(layout: str, ranks: list[Any]) -> list[dict[str, Any]]:
+    texts = [A, B, C, "d"][: len(ranks)]
+    if layout == "Nectar":
+        return [{"prompt": "p", "answers": [{"answer": t, "rank": r} for t, r in zip(texts, ranks, strict=True)]}]
+    if layout == "rows":
+        return [{"prompt": "p", "completion": t, "rank": r} for t, r in zip(texts, ranks, strict=True)]
+    return [{"prompt": "p", "completions": texts, "ranks": ranks}]
+
+
+@pytest.mark.parametrize("layout", ["ranks", "Nectar", "rows"])
+@pytest.mark.parametrize(
+    ("ranks", "kept"),
+    [
+        ([None, 2, 3], [(B, -2), (C, -3)]),
+        ([NAN, 2.0, 3.0], [(B, -2), (C, -3)]),  # as pandas holds it
+        ([1, None, 3], [(A, -1), (C, -3)]),
+        ([None, 1, 0], [(B, -1), (C, 0)]),
+        ([4, None, 3, None], [(A, -4), (C, -3)]),
+    ],
+)
+def test_completions_without_a_rank_are_left_out_and_the_others_keep_their_order(tmp_path, layout, ranks, kept) -> None:
+    """As those without a score are; the first ranks may be theirs."""
+    data = read(tmp_path, ranked(layout, ranks))
+    assert found(data) == {0: kept}
+    (told,) = data.findings
+    missing = len(ranks) - len(kept)
+    assert told.sentence.startswith(f"completions without a usable rank are left out: {missing} in 1 of 1 lists")
+
+
 def test_all_problems_are_counted_together(tmp_path) -> None:
     rows = [
         {"prompt": "p", "completions": [A, B], "ranks": [2, 3]},
@@ -117,6 +151,18 @@ def test_all_problems_are_counted_together(tmp_path) -> None:
     empty, no_order = sorted(caught.value.problems)
     assert "a completion is empty; wrong in 2 of 3 rows, first in row 1." in empty
     assert "wrong in 1 of 3 rows, first in row 0." in no_order
+
+
+@pytest.mark.parametrize("name", ["UltraFeedback", "Nectar", "HelpSteer", "best", "one chosen"])
+def test_texts_of_lists_become_messages_if_asked(tmp_path, name) -> None:
+    """They are tokenized as messages, by the chat template, and not end to end."""
+    rows, _, _ = LAYOUTS[name]
+    rows = [{**row, **{key: "say" for key in ("prompt", "instruction") if key in row}} for row in rows]
+    run = runs.trainer(tmp_path, train_dataset=Dataset.from_list(rows), loss_type="top1", texts_to_messages=True)
+    (row,), words = run.train_dataset, tiny.tokenizer()
+    assert words.decode(row["prompt_ids"]) == "<user> say <assistant>"
+    assert [len(ids) for ids in row["list_ids"]] == [len(text.split()) + 1 for text in (A, B, C)]
+    assert {ids[-1] for ids in row["list_ids"]} == {words.eos_token_id}
 
 
 def test_what_cannot_be_learned_is_left_out_and_said(tmp_path) -> None:
