@@ -190,7 +190,12 @@ class Plan:
 
 
 def plan_layout(
-    dataset: AnyDataset, name: str, numbers: Sequence[int] = EVERY_ROW, conversational: bool = False
+    dataset: AnyDataset,
+    name: str,
+    numbers: Sequence[int] = EVERY_ROW,
+    *,
+    conversational: bool = False,
+    explicit: bool = False,
 ) -> Plan:
     """Look at every row of a dataset, or at the first one of a stream, and decide what is done with it.
 
@@ -201,18 +206,19 @@ def plan_layout(
         name: what messages call it.
         numbers: the number that messages give each row.
         conversational: whether texts become messages; without it, only where other rows are messages.
+        explicit: whether every row gets a prompt, also where both sides repeat it.
     """
-    return on_main_process(lambda: _plan(dataset, name, numbers, conversational))
+    return on_main_process(lambda: _plan(dataset, name, numbers, conversational, explicit))
 
 
-def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int], conversational: bool) -> Plan:
+def _plan(dataset: AnyDataset, name: str, numbers: Sequence[int], conversational: bool, explicit: bool) -> Plan:
     first = next(iter(dataset), None)
     if first is None:
         return Plan(Layout(()), [], [])  # reported by check_preferences
     layout, problems, suspects = find_layout(dataset, first)
     if problems:
         return Plan(layout, [f"{name} {problem}" for problem in problems], [])
-    survey = Survey(numbers)
+    layout, survey = replace(layout, explicit=explicit), Survey(numbers)
     if isinstance(dataset, Dataset):
         for batch in read_batches(dataset, layout.columns):
             survey.add_batch(batch, layout)

@@ -67,6 +67,8 @@ def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: Tr
             "length to hold out a share of. Set --dataset_test_split to a split of the dataset, or remove one of them."
         )
     size, rows = mixture.test_split_size, len(train)
+    if size >= 1 and size == int(size):  # the command line gives every number as a float
+        size = int(size)
     if not 0 < size < (1 if isinstance(size, float) else rows):
         raise InputError(
             f"--test_split_size {size} holds out no rows, or all of them. Choose a share between 0 and 1, or a number "
@@ -74,12 +76,12 @@ def load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig, args: Tr
         )
     prompts = _prompts_of_lists(train, args)
     if prompts is None:
-        return train.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+        return train.train_test_split(test_size=size, seed=args.seed)
     members: dict[str, list[int]] = {}
     for at, prompt in enumerate(prompts):
         members.setdefault(content_key(prompt), []).append(at)
     lists = Dataset.from_dict({"rows": list(members.values())})
-    parts = lists.train_test_split(test_size=mixture.test_split_size, seed=args.seed)
+    parts = lists.train_test_split(test_size=size, seed=args.seed)
     return DatasetDict(
         {name: train.select([at for rows in part["rows"] for at in rows]) for name, part in parts.items()}
     )

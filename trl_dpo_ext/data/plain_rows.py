@@ -36,6 +36,8 @@ def row_codes(batch: DatasetBatch, layout: Layout) -> tuple[Codes, bool]:
         codes, is_messages = _codes(batch, layout)
     except UnknownLayoutError:
         return unread, False
+    if layout.explicit:
+        codes[codes == WITHOUT_PROMPT] = READ
     for column in ("system", "chat_template_kwargs"):
         if column in layout.columns:
             codes[_needs_reading(batch.column(column), column)] = READ

@@ -199,7 +199,8 @@ def _checked(
         dataset, numbers = lists.rows, lists.rows[LIST_ROW][:]
     elif (unread := lists_unread(dataset, args)) is not None:
         tell(name, unread)
-    plan = plan_layout(dataset, name, numbers, args.texts_to_messages)
+    # The rows of a list have one prompt, which two of its completions may not tell.
+    plan = plan_layout(dataset, name, numbers, conversational=args.texts_to_messages, explicit=is_of_lists(dataset))
     for finding in plan.findings:
         tell(name, finding)
     if plan.problems:

@@ -21,9 +21,11 @@ LISTS = {"scores": 1.0, "rewards": 1.0, "ranks": -1.0}
 """Columns of lists beside `completions`; a higher score is better, a higher rank is worse."""
 SINGLE = {"score": 1.0, "reward": 1.0, "rank": -1.0}
 """The same of one completion."""
-_TEXTS = ("completion", "response", "answer")
+_TEXTS = ("completion", "response", "answer", "text", "content")
 """What the completion is called where `completions` holds more than it: in UltraFeedback `response`, in Nectar
 `answer`."""
+_ROLES = {"role", "from"}
+"""What tells a message."""
 
 
 @dataclass(frozen=True)
@@ -213,15 +215,15 @@ def _listed(row: Mapping[str, Any]) -> tuple[list[Any], list[Given]]:
     """Completions of a row with lists, and what orders them."""
     items = _items(row["completions"])
     if not isinstance(items, list):
-        raise RowError("completions is not a list", _shown(items))
+        raise RowError("completions is not a list. Give a list of texts, or of message lists", _shown(items))
     beside = {name: row[name] for name in (*LISTS, *SINGLE) if row.get(name) is not None}
     for name, values in beside.items():
         if not isinstance(values, list) or len(values) != len(items):
-            raise RowError(f"{name} does not have one value for each completion", _shown(values))
+            raise RowError(f"{name} does not have one value for each completion. Give None for none", _shown(values))
     best = _best(row["best"], len(items)) if "best" in row and items else None
     texts, given = [], []
     for place, item in enumerate(items):
-        inside = item if isinstance(item, Mapping) and not {"role", "from"} & set(item) else {}
+        inside = item if isinstance(item, Mapping) and not _ROLES & set(item) else {}
         text = next((inside[name] for name in _TEXTS if name in inside), item)
         values = {name: inside.get(name) for name in SINGLE} | {name: each[place] for name, each in beside.items()}
         texts.append(_text(text))
@@ -260,9 +262,12 @@ def _items(value: Any) -> Any:
 
 
 def _best(value: Any, completions: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < completions:
-        raise RowError("best is not the index of a completion, counted from 0", _shown(value))
-    return value
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    if not whole or not 0 <= value < completions:
+        raise RowError(
+            "best is not the index of a completion, counted from 0. Correct or filter these rows", _shown(value)
+        )
+    return int(value)
 
 
 def _usable(value: Any) -> float:
@@ -292,9 +297,9 @@ def _text(value: Any) -> Any:
     """A completion: a text, or messages."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and "role" in value:
+    if isinstance(value, Mapping) and _ROLES & set(value):
         return [value]
-    if isinstance(value, list) and value and all(isinstance(each, Mapping) and "role" in each for each in value):
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) and _ROLES & set(each) for each in value):
         return value
     if value is None:
         raise RowError("a completion is missing (None), neither a text nor messages. Filter these completions")
@@ -324,7 +329,7 @@ def _one_order(given: list[Given]) -> tuple[list[float], bool]:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowError(f"a value of {name} is not a number", _shown(value))
+        raise RowError(f"a value of {name} is not a number. Convert it; give None for none", _shown(value))
     if name.startswith("rank") and math.isinf(value):
         raise RowError(f"a value of {name} is not finite", _shown(value))
     return float(value)

@@ -62,7 +62,7 @@ class ListSelection:
     """By what happened to a list: the places of their rows."""
 
     def __post_init__(self) -> None:
-        if len(self.read.prompts) and not self.read.orders:
+        if len(self.read.texts) and not self.read.orders:
             raise InputError(_WITHOUT_ORDER.format(self.name))
         if len(self.read.orders) > 1:
             both = " and ".join(order for order in ORDERS if order in self.read.orders)
@@ -216,7 +216,7 @@ def _is_usable(score: float) -> bool:
 def says_nothing(completion: Any) -> bool:
     """Whether a completion, a text or messages, has no answer."""
     if isinstance(completion, list):
-        return not (completion and is_set(completion[-1], ANSWER_FIELDS))
+        return not (completion and is_set(completion[-1], (*ANSWER_FIELDS, "value")))
     return not completion
 
 
