@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from transformers import LlavaForConditionalGeneration
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from tests.features import vision
-from tests.support import pictures, tiny
+from tests.support import pictures, runs, tiny
 from tests.support.pictures import picture, pictured
 from trl_dpo_ext import score_preferences
+from trl_dpo_ext.data.images import read_images
 from trl_dpo_ext.errors import InputError
 
 
@@ -171,3 +173,26 @@ def test_scores_are_of_texts(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)
     with pytest.raises(InputError, match="score reads texts alone"):
         score_preferences(model, pictured(2), work_dir=tmp_path / "work")
+
+
+def test_rows_of_which_max_length_leaves_nothing_are_named(refused, model) -> None:
+    """As of texts, whose rows TRL drops; with images, they would teach nothing."""
+    stored = {"precompute_ref_log_probs": True, "max_length": 9}
+    (problem,) = refused(train_dataset=pictured(4), **stored)
+    assert "train_dataset: the prompt alone fills max_length=9 in all 4 rows, image tokens included" in problem
+    sets = {"eval_dataset": {"near": pictured(3), "far": pictured(2, each=0)}}
+    (problem,) = refused(train_dataset=pictured(4, each=0), **sets, **stored)
+    assert "eval_dataset['near']: the prompt alone" in problem
+
+
+@pytest.mark.parametrize(("limit", "filled", "cut"), [(7, 3, 1), (11, 2, 2), (15, 1, 3), (100, 0, 0)])
+def test_what_max_length_cuts_is_told_before_a_model_is_loaded(limit, filled, cut) -> None:
+    args = runs.config("out", max_length=limit)
+    data = {"eval_dataset": pictured(4, each=[0, 2, 0, 1])}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_images(data, {}, vision.processor(), args)
+    found = [str(each.message) for each in caught]
+    assert len(found) == bool(filled) + bool(cut), found
+    assert not filled or f"the prompt alone fills max_length={limit} in {filled} of 4 rows, of which" in found[0]
+    assert not cut or f"max_length={limit} cuts the answers of {cut} of 4 rows (" in found[1]

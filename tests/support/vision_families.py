@@ -14,6 +14,7 @@ import transformers as t
 from datasets import Dataset
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from tests.support import tiny
 
@@ -148,8 +149,8 @@ def _idefics3_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def idefics3_processor() -> Any:
-    """Of images in tiles of 8 x 8 pixels, a token each. With transformers 5.17, it needs torchvision."""
-    images = t.Idefics3ImageProcessorPil(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
+    """Of images in tiles of 8 x 8 pixels, a token each."""
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 16}, max_image_size={"longest_edge": 8})
     return _processor(t.Idefics3Processor, images, _idefics3_tokenizer(), image_seq_len=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..reference.precompute.image_content import described_type
 from ..reference.precompute.image_keys import ImageKeys
 from ..reference.precompute.image_reading import raw_rows, read_keys, row_problems, unreadable_rows
 from .batches import on_main_process
-from .findings import EVERY_ROW
+from .findings import EVERY_ROW, Finding, told
+from .truncation import Cut
 
 _ROWS_AT_ONCE = 1000
 _CAST = "Convert it with dataset.cast_column({!r}, datasets.{})."
@@ -94,7 +96,9 @@ def _fails(dataset: Dataset) -> bool:
 def read_images(
     datasets: Mapping[str, Any], numbers: Mapping[str, Sequence[int]], processing_class: Any, args: Any
 ) -> list[tuple[Dataset, ImageKeys]]:
-    """Read every image of datasets once, and return what rows are found by; on the main process alone.
+    """Read every image of datasets once, warn of what `max_length` cuts, and return what rows are found by.
+
+    The main process alone reads, and has what is returned.
 
     Args:
         datasets: by the names that messages call them.
@@ -108,18 +112,42 @@ def read_images(
     collator = _trl.pair_collator(processing_class, args, images=True)
     known: list[tuple[Dataset, ImageKeys]] = []
 
-    def found() -> list[str]:
+    def found() -> tuple[list[str], list[str]]:
         problems: list[str] = []
+        lines: list[str] = []
         for name, data in datasets.items():
             with collecting(problems):
                 _refuse_date(data, name, collator)
-                known.append((data, read_keys(data, collator, name, numbers.get(name), args.disable_tqdm)))
-        return problems
+                keys = read_keys(data, collator, name, numbers.get(name), args.disable_tqdm)
+                known.append((data, keys))
+                lines += told(_cuts(keys, name, args.max_length), name, args)
+        return problems, lines
 
-    problems = on_main_process(found)
+    problems, lines = on_main_process(found)
     if problems:
         raise InputError(*problems)
+    for line in lines:
+        warnings.warn(line, stacklevel=4)
     return known
+
+
+def _cuts(keys: ImageKeys, name: str, limit: int | None) -> list[Finding]:
+    """What `max_length` cuts of a dataset's rows, which TRL drops none of.
+
+    Raises:
+        InputError: nothing is left to score of any row.
+    """
+    rows = len(keys.keys)
+    if limit is None or not rows:
+        return []
+    cut = Cut(limit, keeps_end=False)
+    cut.add_left(keys.answers, keys.scored, keys.alike)
+    if cut.filled == rows:
+        raise InputError(
+            f"{name}: the prompt alone fills max_length={limit} in all {rows} rows, image tokens included, so that "
+            "nothing is scored. Set max_length=None, or a larger one."
+        )
+    return cut.findings(rows, f"{rows} rows")
 
 
 def _refuse_date(dataset: Dataset, name: str, collator: Any) -> None:

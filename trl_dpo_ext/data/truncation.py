@@ -25,7 +25,7 @@ class Cut:
 
     def __init__(self, limit: int, keeps_end: bool) -> None:
         self.limit, self.keeps_end = limit, keeps_end
-        self.rows = self.chosen = self.rejected = self.same = self.without_prompt = 0
+        self.rows = self.chosen = self.rejected = self.same = self.without_prompt = self.filled = 0
 
     def add(self, batch: DatasetBatch) -> None:
         """Count the rows of a batch."""
@@ -40,22 +40,38 @@ class Cut:
     def _add(self, lengths: Counts, ids: list[npt.NDArray]) -> None:
         """Count rows: (rows, columns) lengths, and the token ids of each side of all rows."""
         prompt, *sides = lengths.T
-        beyond = [prompt + side > self.limit for side in sides]
         if self.keeps_end:  # the prompt is cut first
             self.without_prompt += int(((sides[0] >= self.limit) & (sides[1] >= self.limit)).sum())
-            beyond = [side > self.limit for side in sides]
             kept = [np.minimum(side, self.limit) for side in sides]
         else:
             kept = [np.minimum(side, self.limit - prompt) for side in sides]
-        either = beyond[0] | beyond[1]
-        self.rows += int(either.sum())
-        self.chosen += int(beyond[0].sum())
-        self.rejected += int(beyond[1].sum())
+        either = self._add_cuts([left < side for left, side in zip(kept, sides, strict=True)])
         rows = np.flatnonzero(either & (kept[0] == kept[1]))
         starts = [side.cumsum() - side for side in sides]
         for row in rows.tolist():
             left, right = (self._kept(ids[s], starts[s][row], sides[s][row], kept[s][row]) for s in (0, 1))
             self.same += bool(np.array_equal(left, right)) and not self._are_one(ids, starts, sides, row)
+
+    def add_left(self, answers: npt.NDArray, left: npt.NDArray, alike: npt.NDArray) -> None:
+        """Count rows that are cut when they are fed, and not dropped before.
+
+        Args:
+            answers: (rows, 2); tokens of both answers.
+            left: (rows, 2); those that are left of them.
+            alike: (rows,) bool; whether what is left of both is the same, though the answers are not.
+        """
+        filled = (left == 0).all(axis=1) & answers.any(axis=1)
+        self.filled += int(filled.sum())
+        self._add_cuts([(left < answers)[:, side] & ~filled for side in (0, 1)])
+        self.same += int((alike & ~filled).sum())
+
+    def _add_cuts(self, beyond: Sequence[npt.NDArray]) -> npt.NDArray:
+        """Count rows whose sides are cut; returns in which rows one is."""
+        either = beyond[0] | beyond[1]
+        self.rows += int(either.sum())
+        self.chosen += int(beyond[0].sum())
+        self.rejected += int(beyond[1].sum())
+        return either
 
     def _kept(self, ids: npt.NDArray, start: int, length: int, kept: int) -> npt.NDArray:
         end = start + length
@@ -75,6 +91,12 @@ class Cut:
             which: how messages call them.
         """
         found = []
+        if self.filled:
+            sentence = (
+                f"the prompt alone fills max_length={self.limit} in {self.filled} of {which}, of which nothing is "
+                "scored"
+            )
+            found.append(Finding("dropped", WARNING, self.filled, total, sentence, _REMEDY))
         if self.rows:
             sentence = (
                 f"max_length={self.limit} cuts the answers of {self.rows} of {which} (chosen in {self.chosen}, "

@@ -174,8 +174,21 @@ def test_a_dataset_is_read_as_its_rows_are_and_no_image_is_processed(monkeypatch
     expected = keys_of([data[place] for place in range(150)], collator())
     monkeypatch.setattr(type(vision.processor()), "__call__", None)
     found = read_keys(data, collator(), "data", disable_tqdm=True)
-    for name in ("keys", "tokens", "images"):
+    for name in vars(expected):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("max_length", [None, 8, 12, 15])
+def test_what_max_length_leaves_to_score_is_counted_with_image_tokens(max_length) -> None:
+    data = pictured(12, each=[place % 3 for place in range(12)])
+    rows = [data[place] for place in range(12)]
+    found = keys_of(rows, collator(max_length=max_length))
+    batch = collator(max_length=max_length)([dict(row) for row in rows])
+    scored = batch["completion_mask"].sum(dim=1).view(2, 12).T.numpy()
+    np.testing.assert_array_equal(found.scored, scored)
+    sides = [batch["input_ids"][place][batch["completion_mask"][place].bool()].tolist() for place in range(24)]
+    assert found.alike.tolist() == [sides[place] == sides[place + 12] for place in range(12)]
+    assert (found.scored < found.answers).any() == (max_length is not None)
 
 
 def test_each_missing_side_is_computed_by_the_first_row_that_has_it() -> None:
@@ -190,3 +203,5 @@ def test_each_missing_side_is_computed_by_the_first_row_that_has_it() -> None:
     assert rows.packed[:, 0].tolist() == [1, 2, 4]
     assert len(rows) == 3
     assert rows.tokens.tolist() == [4, 2]
+    keys.scored[2] = [7, 9]
+    assert ImageRows.of(keys, lacks).scored.tolist() == [[0, 0], [7, 9]]

@@ -65,7 +65,8 @@ def rows_of(data: list[Row]) -> ImageRows:
     packed = pack_keys([key for sides in keys for key in sides]).reshape(-1, 2, 2)
     tokens = np.array([len(each["prompt"]) + max(map(len, each["sides"])) for each in data], np.int32)
     images = np.array([len(each["images"]) for each in data], np.int32)
-    return ImageRows(np.arange(len(data)), packed, np.ones((len(data), 2), bool), tokens, images)
+    scored = np.array([[len(side) for side in each["sides"]] for each in data], np.int32).reshape(-1, 2)
+    return ImageRows(np.arange(len(data)), packed, np.ones((len(data), 2), bool), tokens, images, scored)
 
 
 def made(folder: Path, data: list[Row], before: Any = lambda batch: None, **settings: Any) -> ImagePass:

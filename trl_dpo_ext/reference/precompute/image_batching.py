@@ -45,6 +45,11 @@ class ImageBatch:
         """Number of sequences that the store lacks."""
         return int(self.part.lacking.sum())
 
+    @property
+    def scored(self) -> int:
+        """Number of log-probs that the store lacks."""
+        return int(self.part.scored[self.part.lacking].sum())
+
     def halves(self) -> list[ImageBatch]:
         """Split the batch into two; a batch of one row stays as it is."""
         middle = self.size // 2

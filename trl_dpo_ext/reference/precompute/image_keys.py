@@ -25,16 +25,23 @@ class ImageKeys:
         keys: (rows, 2, 2) uint64; the packed keys of both sides, the chosen one first.
         tokens: (rows,) int32; positions of the longer side with image tokens, which order batches.
         images: (rows,) int32; images of the row.
+        answers: (rows, 2) int32; tokens of both answers.
+        scored: (rows, 2) int32; how many of them `max_length` leaves behind prompt and images.
+        alike: (rows,) bool; whether what it leaves of both answers is the same, though the answers are not.
     """
 
     keys: np.ndarray
     tokens: np.ndarray
     images: np.ndarray
+    answers: np.ndarray
+    scored: np.ndarray
+    alike: np.ndarray
 
     @classmethod
     def zeros(cls, rows: int) -> ImageKeys:
         """Rows that are not known yet."""
-        return cls(np.zeros((rows, 2, 2), np.uint64), np.zeros(rows, np.int32), np.zeros(rows, np.int32))
+        counts, pairs = np.zeros(rows, np.int32), np.zeros((rows, 2), np.int32)
+        return cls(np.zeros((rows, 2, 2), np.uint64), counts, counts.copy(), pairs, pairs.copy(), np.zeros(rows, bool))
 
     def put(self, places: Sequence[int], known: ImageKeys) -> None:
         """Set some rows.
@@ -79,14 +86,24 @@ class ImageKeys:
         several = (texts.prompts, texts.chosen, texts.rejected)
         tokenizer, most = _trl.tokenizer_of(collator.processor), collator.max_length
         prompts, chosen, rejected = (tokenizer(text=each, add_special_tokens=False)["input_ids"] for each in several)
-        keys, tokens = [], []
+        keys, lengths, alike = [], [], []
         for prompt, *sides, images in zip(prompts, chosen, rejected, contents, strict=True):
             digests = [image.digest for image in images]
             keys += [image_sequence_key(prompt, side, digests, most) for side in sides]
-            longest = len(prompt) + max(map(len, sides)) + _positions(collator.processor, images)
-            tokens.append(min(longest, most or longest))
-        images_of_each = np.array([len(images) for images in contents], np.int32)
-        found = cls(pack_keys(keys).reshape(-1, 2, 2), np.array(tokens, np.int32), images_of_each)
+            before = len(prompt) + _positions(collator.processor, images)
+            lengths.append((before, *map(len, sides)))
+            left = sides if most is None else [side[: max(most - before, 0)] for side in sides]
+            alike.append(left[0] == left[1] and sides[0] != sides[1])
+        before, answers = np.split(np.array(lengths, np.int32), [1], axis=1)
+        limit = np.iinfo(np.int32).max if most is None else most
+        found = cls(
+            pack_keys(keys).reshape(-1, 2, 2),
+            np.minimum(before[:, 0] + answers.max(axis=1), limit),
+            np.array([len(images) for images in contents], np.int32),
+            answers,
+            np.clip(limit - before, 0, answers),
+            np.array(alike, bool),
+        )
         mark = _trl.image_placeholder(collator.processor)
         counts = [None if mark is None else sum(text.count(mark) for text in row) for row in zip(*several, strict=True)]
         return found, counts

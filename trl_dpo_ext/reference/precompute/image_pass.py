@@ -81,6 +81,7 @@ class ImagePass:
                 self._start,
                 tokens=sum(batch.tokens for batches in own for batch in batches),
                 expected_sequences=sum(batch.sides for batches in own for batch in batches),
+                expected_tokens=sum(batch.scored for batches in own for batch in batches),
             )
 
     @property

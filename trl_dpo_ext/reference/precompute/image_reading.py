@@ -29,7 +29,7 @@ from .image_keys import ImageKeys, images_of
 
 _ROWS_AT_ONCE = 64
 _ROWS_SHOWN = 5
-_VERSION = 1  # another meaning of what is kept needs another number here
+_VERSION = 2  # another meaning of what is kept needs another number here
 
 Found = list[ImageContent] | str
 """The content of a row's images, or what is wrong with them."""

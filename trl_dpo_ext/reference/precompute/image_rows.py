@@ -20,6 +20,7 @@ class ImageRows:
         lacking: (rows, 2) bool; which sides the store lacks and no row before has.
         tokens: (rows,) int32; positions of the longer side with image tokens, which order batches.
         images: (rows,) int32; images of each row.
+        scored: (rows, 2) int32; tokens of both answers that are scored.
     """
 
     rows: np.ndarray
@@ -27,6 +28,7 @@ class ImageRows:
     lacking: np.ndarray
     tokens: np.ndarray
     images: np.ndarray
+    scored: np.ndarray
 
     @classmethod
     def of(cls, found: ImageKeys, lacks: np.ndarray) -> ImageRows:
@@ -40,7 +42,8 @@ class ImageRows:
         first[KeyIndex.build(found.keys.reshape(-1, 2)).positions] = True
         lacking = lacks & first.reshape(lacks.shape)
         rows = np.flatnonzero(lacking.any(axis=1))
-        return cls(rows, found.keys[rows], lacking[rows], found.tokens[rows], found.images[rows])
+        of_each = (found.tokens[rows], found.images[rows], found.scored[rows])
+        return cls(rows, found.keys[rows], lacking[rows], *of_each)
 
     @property
     def packed(self) -> np.ndarray:
