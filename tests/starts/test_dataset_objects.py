@@ -34,7 +34,7 @@ def test_formats(tmp_path: Path, kind: str, conversational: bool) -> None:
     assert run.train_dataset[0] == plain.train_dataset[0] == run.eval_dataset[0]
 
 
-@datasets_("`with_transform`", "error: apply it with `map`")
+@datasets_("`with_transform` on texts", "error: apply it with `map`")
 def test_transform(tmp_path: Path) -> None:
     rows = tiny.preferences().with_transform(lambda rows: rows)
     with pytest.raises(InputError, match=r"train_dataset has a transform.*dataset\.map"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from datasets import Dataset
 from trl.trainer import dpo_trainer
 
 from .models import ModelSeams
@@ -29,9 +30,20 @@ IMAGE_ROW_COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "tools", "c
 """Seam: the columns of a row with images that TRL's collator may read."""
 
 
+def is_transformed(dataset: Any) -> bool:
+    """Whether a user's function makes the rows of a dataset when they are read.
+
+    Seam: `set_transform` and `with_transform` of `datasets` set a format of the type `custom`.
+    """
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
 def column_names(dataset: Any) -> list[str]:
-    """The names of a dataset's columns, in their order; those of the first row for a stream that does not know them."""
-    names = getattr(dataset, "column_names", [])
+    """The names of a dataset's columns, in their order; those of the first row where only that tells.
+
+    This is so of a stream that does not know them, and of a dataset with a transform.
+    """
+    names = None if is_transformed(dataset) else getattr(dataset, "column_names", [])
     return list(next(iter(dataset), {}) if names is None else names)
 
 
@@ -42,7 +54,7 @@ def image_columns(names: Iterable[str]) -> list[str]:
 
 def is_tokenized(dataset: Any) -> bool:
     """Whether a dataset has TRL's columns of token ids."""
-    return set(TOKEN_IDS) <= set(column_names(dataset))
+    return not is_transformed(dataset) and set(TOKEN_IDS) <= set(column_names(dataset))
 
 
 def keeps_end(collator: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
+from .. import _trl
 from ..errors import InputError
 
 _TIES = ("", "tie", "tie (bothbad)", "tie(bothbad)", "both", "both bad", "neither", "none", "equal")
@@ -48,7 +49,7 @@ def sample_mapped(dataset: Any, mapping: Mapping[str, str]) -> Any:
 
     These are all rows where columns are renamed, the first ones where they are computed, and one of a stream.
     """
-    if not isinstance(dataset, (Dataset, IterableDataset)):
+    if not isinstance(dataset, (Dataset, IterableDataset)) or _trl.is_transformed(dataset):
         return []
     if isinstance(dataset, IterableDataset):
         dataset = dataset.take(1)

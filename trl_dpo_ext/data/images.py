@@ -18,6 +18,7 @@ from ..reference.precompute.image_keys import ImageKeys
 from ..reference.precompute.image_reading import raw_rows, read_keys, row_problems, unreadable_rows
 from .batches import on_main_process
 from .findings import EVERY_ROW, Finding, told
+from .transformed import first_rows
 from .truncation import Cut
 
 _ROWS_AT_ONCE = 1000
@@ -57,25 +58,33 @@ def image_problems(
         return problems
 
     def found() -> list[str]:
-        whole = {name: data for name, data in datasets.items() if name in pictured and isinstance(data, Dataset)}
+        whole = {name: data for name, data in datasets.items() if name in pictured and _is_stored(data)}
         return [each for name, data in whole.items() for each in _problems(data, name, numbers.get(name, EVERY_ROW))]
 
     return on_main_process(found)
 
 
+def _is_stored(data: Any) -> bool:
+    """Whether the rows of a dataset are those that it holds, which can be read without a transform."""
+    return isinstance(data, Dataset) and not _trl.is_transformed(data)
+
+
 def refuse_unreadable_start(datasets: Mapping[str, Any]) -> None:
-    """Refuse datasets if the first image of one cannot be decoded, for nothing else can be told of it then.
+    """Refuse datasets if the first image of one cannot be decoded, or the first row not be made, and no more be told.
 
     Args:
         datasets: as given, by the names that messages call them.
 
     Raises:
-        InputError: listing all rows whose images cannot be decoded.
+        InputError: listing all rows whose images cannot be decoded, or saying why a transform fails.
     """
+    for name, data in datasets.items():
+        if _trl.is_transformed(data):
+            first_rows(data, name, 1)
     pictured = {
         name: data
         for name, data in datasets.items()
-        if isinstance(data, Dataset) and len(data) and _trl.image_columns(data.column_names)
+        if _is_stored(data) and len(data) and _trl.image_columns(data.column_names)
     }
     if not any(_fails(data) for data in pictured.values()):
         return

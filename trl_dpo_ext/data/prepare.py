@@ -23,6 +23,7 @@ from .lists.pair_rows import LIST_ROW, is_of_lists
 from .lists.reading import read_lists
 from .lists.refusals import without_scores
 from .tool_calls import fit_tool_calls
+from .transformed import check_transformed
 from .validation import check_preferences
 
 Tell = Callable[[str, Finding], None]
@@ -180,7 +181,14 @@ def _checked(
     loaded = dataset
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
-    dataset = _without_format(dataset, name)
+    if _trl.is_transformed(dataset):
+
+        def checked(rows: Dataset, which: str) -> Dataset:
+            return _checked(rows, which, columns, args, tell, of_lists)[0]
+
+        check_transformed(dataset, name, args, tuple(columns), checked)
+        return dataset, KEPT_WHOLE
+    dataset = _without_format(dataset)
     if not _trl.is_tokenized(dataset):  # what is, has been here before
         dataset = map_columns(dataset, name, mapping)
         if isinstance(loaded, Dataset) and len(dataset) < len(loaded):
@@ -231,16 +239,7 @@ def _own_reference(dataset: Any, name: str, args: Any) -> dict[str, Column]:
     return read_columns(dataset)
 
 
-def _without_format(dataset: Any, name: str) -> Any:
-    """Return the rows as Python values, which TRL tokenizes and collates; a format is about how rows are read.
-
-    Raises:
-        InputError: the user's own function makes the rows when they are read.
-    """
+def _without_format(dataset: Any) -> Any:
+    """Return the rows as Python values, which TRL tokenizes and collates; a format is about how rows are read."""
     kind = dataset.format["type"] if isinstance(dataset, Dataset) else None
-    if kind == "custom":
-        raise InputError(
-            f"{name} has a transform (set_transform or with_transform), which would change rows after they were "
-            "checked. Apply it with dataset.map, and pass the result."
-        )
     return dataset.with_format(None) if kind is not None else dataset

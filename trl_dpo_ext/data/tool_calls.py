@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Json
 
+from .. import _trl
 from ..errors import InputError
 from .batches import on_main_process, read_batches
 from .findings import EVERY_ROW, count_rows, numbered
@@ -81,7 +82,8 @@ def fit_tool_calls(dataset: Any, processing_class: Any, name: str, numbers: Sequ
     if isinstance(dataset, IterableDataset):
         form = argument_form(processing_class)
         return dataset if form is None else dataset.map(_convert_streamed, fn_kwargs={"form": form, "name": name})
-    columns = _columns(dataset) if isinstance(dataset, Dataset) else {}
+    is_stored = isinstance(dataset, Dataset) and not _trl.is_transformed(dataset)
+    columns = _columns(dataset) if is_stored else {}
     if not columns:
         return dataset
     form = argument_form(processing_class)

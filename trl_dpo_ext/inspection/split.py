@@ -56,11 +56,13 @@ class InspectedSplit:
             images: whether every image is processed, to count its tokens.
 
         Raises:
-            InputError: it is a stream.
+            InputError: it is a stream, or has a transform.
         """
         label = f"{name} dataset"
         if isinstance(dataset, IterableDataset):
             raise InputError(f"{label} is a stream. Set --max_rows, or pass its first rows: list(dataset.take(1000)).")
+        if _trl.is_transformed(dataset):
+            raise InputError(f"{label} has a transform (set_transform or with_transform). Apply it with dataset.map.")
         split, kept = cls(dataset, None, []), {}
         try:
             split.checked = split._check(label, tokenizer, args, kept)

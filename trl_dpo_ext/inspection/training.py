@@ -56,7 +56,8 @@ class DatasetPreparation:
         prepare = _trl.preparation(processing_class)
         evaluated = datasets["eval_dataset"]
         parts = evaluated.items() if isinstance(evaluated, dict) else [("eval", evaluated)]
-        if _trl.image_columns(getattr(datasets["train_dataset"], "column_names", None) or ()):
+        train = datasets["train_dataset"]
+        if _trl.is_transformed(train) or _trl.image_columns(getattr(train, "column_names", None) or ()):
             return
         for name, dataset in [("train", datasets["train_dataset"]), *parts]:
             if isinstance(dataset, Dataset):

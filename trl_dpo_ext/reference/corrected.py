@@ -184,7 +184,7 @@ def correction_problems(
     problems = []
     if pairs is not None and pairs < args.ref_correction_pairs + args.ref_drift_num_pairs:
         problems.append(pairs_problem(args.ref_correction_pairs, args.ref_drift_num_pairs, pairs))
-    if train is not None and _trl.image_columns(getattr(train, "column_names", None) or ()):
+    if train is not None and _trl.image_columns(_trl.column_names(train)):
         problems.append("ref_correction_rank cannot be used with images: it is fitted on text. Remove it.")
     if (quantization or (args.model_init_kwargs or {}).get("quantization_config")) and not args.changes_checkpoint:
         problems.append(

@@ -76,7 +76,14 @@ def unreadable_rows(dataset: Dataset) -> dict[str, list[int]]:
 
 
 def raw_rows(dataset: Dataset, start: int, stop: int) -> list[dict[str, Any]]:
-    """Some rows with what the collator reads of them; images that `datasets` decodes are left as they are stored."""
+    """Some rows with what the collator reads of them; images that `datasets` decodes are left as they are stored.
+
+    A transform is applied, since the collator is given what it makes.
+    """
+    if _trl.is_transformed(dataset):
+        made: dict[str, Any] = dataset[start:stop]
+        made = {name: made[name] for name in _trl.IMAGE_ROW_COLUMNS if name in made}
+        return [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
     column = _trl.image_columns(dataset.column_names)[0]
     names = [name for name in _trl.IMAGE_ROW_COLUMNS if name in dataset.column_names]
     stored = image_feature(dataset.features[column]) is not None
@@ -142,9 +149,11 @@ class _Reading:
             return error.problems[0]
 
     def _decoded(self, value: Any) -> Any:
+        if value is None or _trl.is_transformed(self.dataset):
+            return value
         column = _trl.image_columns(self.dataset.column_names)[0]
         feature = image_feature(self.dataset.features[column])
-        if feature is None or value is None:
+        if feature is None:
             return value
         try:
             return feature.decode_example(value)
@@ -236,7 +245,7 @@ def _kept_in(dataset: Dataset, collator: Any) -> Path | None:
     """
     tokenizer, template = _trl.tokenizer_of(collator.processor), str(collator.processor.chat_template)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not dataset.cache_files or backend is None or "strftime_now" in template:
+    if _trl.is_transformed(dataset) or not dataset.cache_files or backend is None or "strftime_now" in template:
         return None
     files = _files(dataset)
     if files is None:
