@@ -50,3 +50,23 @@ def test_other_names_are_why(tmp_path) -> None:
     assert not names & {*model.state_dict()}, moved(
         "transformers", "Llava is saved under names that its parameters do not have", "_trl/saved_names.py"
     )
+
+
+def test_weights_of_two_dtypes_and_in_several_files_are_loaded_as_they_were_saved(tmp_path, monkeypatch) -> None:
+    saved, model = (vision_families.model("llava", seed=seed) for seed in (1, 2))
+    for each in (saved, model):
+        each.model.language_model.to(torch.bfloat16)
+        each.lm_head.to(torch.bfloat16)
+    assert model.dtype == torch.float32 or next(model.model.vision_tower.parameters()).dtype != model.dtype
+    saved.save_pretrained(tmp_path, max_shard_size="8KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    loads = []
+    load = type(model).from_pretrained
+    monkeypatch.setattr(type(model), "from_pretrained", lambda *args, **keys: loads.append(args) or load(*args, **keys))
+    with _trl.loading_saved_names(model, tmp_path):
+        for file in files:
+            model.load_state_dict(load_file(str(file)), strict=False)
+    expected = saved.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
+    assert len(loads) == 1

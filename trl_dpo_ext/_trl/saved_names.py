@@ -29,10 +29,16 @@ def loading_saved_names(model: Any, checkpoint: str | Path) -> Iterator[None]:
         yield
         return
     load, own = model.load_state_dict, set(model.state_dict())
+    widest = max(
+        (each.dtype for each in model.parameters() if each.is_floating_point()), key=lambda each: each.itemsize
+    )
+    whole: dict[str, Any] = {}
 
     def load_either(state_dict: Mapping[str, Any], *args: Any, **keywords: Any) -> Any:
         if not {*state_dict} <= own:
-            state_dict = type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict()
+            if not whole:  # once for all files of a sharded checkpoint
+                whole.update(type(model).from_pretrained(checkpoint, dtype=widest).state_dict())
+            state_dict = whole
         return load(state_dict, *args, **keywords)
 
     with temporarily(model, load_state_dict=load_either):
