@@ -14,7 +14,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from tests.features import vision
-from tests.support import runs
+from tests.support import runs, vision_families
 from tests.support.pictures import on_disk, picture, pictured
 from tests.support.seams import moved
 from trl_dpo_ext import _trl
@@ -149,3 +149,22 @@ def test_a_template_with_todays_date_is_known() -> None:
     given = "{{ date_string or strftime_now('%d') }}" + vision.processor().chat_template
     collator.processor.chat_template = given
     assert not _trl.date_beside_images(collator, {**row, "chat_template_kwargs": {"date_string": "1 May"}})
+
+
+@pytest.mark.parametrize("family", vision_families.FAMILIES)
+def test_the_tokens_of_images_are_told_in_a_sequence(family: str) -> None:
+    processor = vision_families.FAMILIES[family].processor()
+    row = vision_families.preferences(1)[0]
+    sizes = [(image.height, image.width) for image in row["images"]]
+    ids = DataCollatorForVisionPreference(processor)([row])["input_ids"][0].tolist()
+    without = [token for token in ids if token != processor.image_token_id]
+    assert len(without) < len(ids), moved("transformers", "a processor has image_token_id", "_trl/images.py")
+    assert _trl.has_image_tokens(processor, ids, sizes)
+    assert not _trl.has_image_tokens(processor, without, sizes)
+
+
+def test_a_transform_is_a_format_of_its_own_type() -> None:
+    rows = pictured(1)
+    assert _trl.is_transformed(rows.with_transform(dict)), moved("datasets", "its type is custom", "_trl/batch.py")
+    for other in (rows, rows.with_format("numpy"), rows.to_iterable_dataset()):
+        assert not _trl.is_transformed(other)

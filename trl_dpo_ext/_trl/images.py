@@ -127,6 +127,24 @@ def image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int] 
     return None if counts is None or len(counts) != len(sizes) else [int(count) for count in counts]
 
 
+def has_image_tokens(processor: Any, ids: Sequence[int], sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether a sequence has the tokens of its images, as far as that can be told.
+
+    Seam: `image_token_id`, the token that stands for a part of an image. Processors of transformers 5.17 take images
+    for which a text has no placeholder, and leave their tokens out.
+
+    Args:
+        processor: that made it.
+        ids: of the sequence.
+        sizes: as in `image_tokens`.
+    """
+    token, expected = getattr(processor, "image_token_id", None), image_tokens(processor, sizes)
+    if token is None:
+        return True
+    found = list(ids).count(token)
+    return found > 0 or not sizes if expected is None else found == sum(expected)
+
+
 def load_image(source: str) -> Any:
     """Load an image from a path, an address or base64, as processors do that are given a string.
 

@@ -195,10 +195,13 @@ class _Reading:
         decoded = [self._decoded(image) for image in images]
         column = _trl.image_columns(row)[0]
         try:
-            self.collator([{**row, column: decoded[0] if column == "image" else decoded}])
+            batch = self.collator([{**row, column: decoded[0] if column == "image" else decoded}])
         except Exception:
             return False
-        return True
+        if self.collator.max_length is not None:  # may have cut images
+            return True
+        sizes = [image_content(image).size for image in decoded]
+        return _trl.has_image_tokens(self.collator.processor, batch["input_ids"][0].tolist(), sizes)
 
 
 def row_problems(problems: Mapping[str, list[int]], name: str, total: int) -> list[str]:
