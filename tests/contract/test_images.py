@@ -155,12 +155,11 @@ def test_a_template_with_todays_date_is_known() -> None:
 def test_the_tokens_of_images_are_told_in_a_sequence(family: str) -> None:
     processor = vision_families.FAMILIES[family].processor()
     row = vision_families.preferences(1)[0]
-    sizes = [(image.height, image.width) for image in row["images"]]
     ids = DataCollatorForVisionPreference(processor)([row])["input_ids"][0].tolist()
     without = [token for token in ids if token != processor.image_token_id]
     assert len(without) < len(ids), moved("transformers", "a processor has image_token_id", "_trl/images.py")
-    assert _trl.has_image_tokens(processor, ids, sizes)
-    assert not _trl.has_image_tokens(processor, without, sizes)
+    assert _trl.has_image_tokens(processor, ids)
+    assert not _trl.has_image_tokens(processor, without)
 
 
 def test_a_transform_is_a_format_of_its_own_type() -> None:

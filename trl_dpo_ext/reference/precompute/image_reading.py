@@ -198,10 +198,9 @@ class _Reading:
             batch = self.collator([{**row, column: decoded[0] if column == "image" else decoded}])
         except Exception:
             return False
-        if self.collator.max_length is not None:  # may have cut images
+        if self.collator.max_length is not None or not images:  # it may have cut images
             return True
-        sizes = [image_content(image).size for image in decoded]
-        return _trl.has_image_tokens(self.collator.processor, batch["input_ids"][0].tolist(), sizes)
+        return _trl.has_image_tokens(self.collator.processor, batch["input_ids"][0].tolist())
 
 
 def row_problems(problems: Mapping[str, list[int]], name: str, total: int) -> list[str]:
