@@ -4,6 +4,7 @@ from .adapter_copy import adapter_pairs
 from .adapters import (
     FROZEN,
     NOT_THE_FORWARD,
+    active_inside,
     adapter_kind,
     adapters_of,
     adapts_head,
@@ -140,6 +141,7 @@ __all__ = [
     "Speaker",
     "SyncRefModelCallback",
     "TrainerInternals",
+    "active_inside",
     "adapter_kind",
     "adapter_pairs",
     "adapters_of",

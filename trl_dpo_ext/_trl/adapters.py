@@ -54,6 +54,16 @@ def adapters_of(model: Any) -> tuple[dict[str, Any], list[str]]:
     return model.peft_config, list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
+def active_inside(model: Any) -> list[str]:
+    """The names of the adapters that compute in a model that is no `PeftModel`, whoever has put them there.
+
+    Seam: transformers' `add_adapter` and peft's `inject_adapter_in_model` both keep `peft_config` on the model.
+    """
+    if isinstance(model, PeftModel) or not hasattr(model, "peft_config"):
+        return []
+    return sorted(adapters_of(model)[1])
+
+
 def wraps_layer(module: nn.Module) -> bool:
     """Whether an adapter has put a module around a layer of the model."""
     return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from .. import _trl
 from ..errors import InputError
+from ..reference.identity.files import loads_files_as_they_are
 from ..reference.identity.weights import adapter_hash
 from .adapter import SavedAdapter
 
@@ -121,7 +122,8 @@ class Policy:
     @property
     def source(self) -> tuple[str | None, str | None]:
         """Name and revision of the files that hold the policy without adapters; None where no files do."""
-        if not isinstance(self.given, str):
+        load = (self.args.model_init_kwargs or {}) if self.adapter is None else self.adapter.base_load
+        if not isinstance(self.given, str) or not loads_files_as_they_are(load):
             return None, None
         if self.adapter is None:
             return self.given, (self.args.model_init_kwargs or {}).get("revision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from torch import nn
 
 from .. import _trl
 from ..errors import InputError
+from ..forward.outputs import PairBatch
+from ..forward.pair_forward import PairForward
 from .identity.unchanged import base_sample
 from .identity.weights import adapters_alter_base
+from .precompute.collator import ReferenceCollator
+from .precompute.stored import Running
 
 # Root mean square of the difference per token, in nats. In float32 two batch shapes differ by rounding, 1e-5 or so;
 # with 8 bits of mantissa by a few hundredths. Another model, template or vocabulary is off by one half and more.
@@ -71,6 +76,48 @@ def check(measured: float, allowed: float, source: str, cause: str) -> None:
             f"by {measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}). {cause} Set "
             "--verify_reference false to train against this reference nevertheless."
         )
+
+
+def check_given(
+    host: _trl.Host, running: Running, reading: ReferenceCollator, forward: PairForward, folder: Path
+) -> None:
+    """Compare a few log-probs that a store held with those of a reference that was given, while it is in memory.
+
+    Weights and configuration identify a reference, and hooks, patched layers and buffers that no file holds do not.
+
+    Args:
+        host: the trainer.
+        running: gives the reference.
+        reading: builds batches that hold the stored log-probs.
+        forward: how models are called.
+        folder: of the store.
+
+    Raises:
+        InputError: they differ by more than rounding explains.
+    """
+    rows = host.trainer.train_dataset
+    if host.trainer.ref_model is None or not len(rows):
+        return
+    few = [rows[at] for at in sorted({0, len(rows) // 2, len(rows) - 1})]
+    batch = PairBatch.take(host.on_device(reading(few)), ())
+    if batch.stored is None:
+        return
+    with running() as (_, causal):
+        _, _, output = host.run_reference(batch.inputs, lambda called: forward.wrap(called, host.causal_model))
+        allowed = tolerance(*host.precision(causal))
+    tokens = _trl.scored_tokens(output, batch.mask.size(1))
+    measured = max(_trl.gather_object(difference(tokens, batch.stored, batch.mask).item()), key=_nan_first)
+    if not measured <= allowed:
+        raise InputError(
+            f"The reference store {folder} holds other log-probs than ref_model gives: they differ by "
+            f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}), although "
+            "weights and configuration are the same. One of the two computes with other code, hooks, or buffers. Choose "
+            "another --ref_store, or set --verify_reference false to train against the stored ones."
+        )
+
+
+def _nan_first(value: float) -> float:
+    return float("inf") if value != value else value
 
 
 def likely_cause(host: _trl.Host, stored: bool) -> str:

@@ -18,10 +18,10 @@ from .corrected import RunCorrection, with_correction
 from .correction.layers import correction_of
 from .identity.identify import identify
 from .identity.identity import Identity
-from .identity.unchanged import WeightsState, version
+from .identity.unchanged import WeightsState
 from .identity.weights import shared_weights, trained_base_weights
 from .model.clone import frozen_copy
-from .model.loading import source_of
+from .model.loading import files_of
 from .model.resolve import is_replicated
 from .model.spec import ReferenceSpec
 
@@ -88,7 +88,7 @@ class Producer(abc.ABC):
         """The identity of the model in memory, or of its files where it was loaded from `source`."""
         module = self.host.reference_module()
         causal = self.host.causal_model(module)
-        if getattr(causal, "_hf_peft_config_loaded", False):
+        if _trl.active_inside(module):
             source = None  # the weights in memory are not those of the files
         compute_dtype = self.host.compute_dtype(causal)
         adapter = self.host.reference_adapter()
@@ -231,6 +231,7 @@ class ReferenceModel(Producer):
         self.args, self.given, self.spec, self.correction = args, given, spec, correction
         self.is_replicated = is_replicated(args, given if spec is None else spec)
         self._identity: Identity | None = None
+        self._files: tuple[str | None, str | None] = (None, None)  # name and revision
 
     @property
     def _by_name(self) -> ReferenceSpec | None:
@@ -240,6 +241,7 @@ class ReferenceModel(Producer):
         """The given model, or the described one."""
         model = self.given if self.spec is None else self.spec.load()
         self.given = None  # the trainer holds it now, and frees it
+        self._files = files_of(model)
         return model
 
     def load_unless_on_demand(self) -> Any:
@@ -255,11 +257,7 @@ class ReferenceModel(Producer):
             self.host.trainer.ref_model = self._loaded()  # its files are not on this machine yet
         self.correct()
         causal = self.host.causal_model(self.host.reference_module())
-        made_of = source_of(causal)
-        if made_of is not None and made_of.version < version(causal):
-            made_of = None  # changed since it was loaded
-        name, revision = (made_of.name, made_of.revision) if made_of else (None, None)
-        identity = with_correction(self._identity_of_model(name, revision), correction_of(causal))
+        identity = with_correction(self._identity_of_model(*self._files), correction_of(causal))
         return self._cast(identity)
 
     @contextlib.contextmanager
@@ -311,7 +309,9 @@ class ReferenceModel(Producer):
 
     def _loaded(self) -> Any:
         assert self._by_name is not None
-        model = self.host.placed(_trl.with_head(self._by_name.load()), self.is_replicated)
+        loaded = self._by_name.load()
+        self._files = files_of(loaded)
+        model = self.host.placed(_trl.with_head(loaded), self.is_replicated)
         if self.correction is not None:
             self.correction.apply(self.host, self.host.causal_model(model))
         return model

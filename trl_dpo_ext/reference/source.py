@@ -26,6 +26,7 @@ from ..forward.outputs import PairBatch, RefLogps
 from ..forward.pair_forward import PairForward
 from .checkpointed import CheckpointedReference
 from .columns import has_reference_columns, refuse_sums, sums_of
+from .consistency_check import check_given
 from .drift.monitor import DriftMonitor
 from .identity.identity import Identity
 from .identity.processor import processor_settings
@@ -282,9 +283,13 @@ class StoredReference(ProducedReference):
         self._collator = self.host.trainer.data_collator  # without what adds columns to its batches
         if self.settings.has_images:
             self.host.precompute_images()
+        reading = self.stored.collator(collator, self._collator)
         if not self._streams:
+            if self.stored.stats.found and self.settings.args.verify_reference:
+                folder, forward = self.stored.store.folder, self.settings.pair_forward
+                check_given(self.host, self.producer.running, reading, forward, folder)
             self.producer.release()
-        return self.stored.collator(collator, self._collator)
+        return reading
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""

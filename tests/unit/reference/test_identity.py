@@ -283,6 +283,14 @@ def test_a_file_that_was_altered_is_read_again_even_with_the_same_size(saved, mo
     assert weight_files_hash(files_of(saved)) != first
 
 
+def test_a_file_with_the_size_and_time_of_another_is_read_again(saved, cache) -> None:
+    first = weight_files_hash(files_of(saved))
+    assert cache.exists()
+    tiny.model(2).save_pretrained(saved)
+    settled(saved)  # as copies and unpacked archives are, whose times are set
+    assert weight_files_hash(files_of(saved)) != first
+
+
 def test_a_file_of_this_second_is_not_remembered(saved, cache) -> None:
     os.utime(saved / "model.safetensors")
     weight_files_hash(files_of(saved))
@@ -298,12 +306,17 @@ def test_a_corrupt_cache_is_ignored(saved, cache, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [None, [], [1, 2, 3], "x", {"size": 1}, ["size", "mtime", 7], ["size", "mtime", "zz"]]
+    "entry",
+    [
+        *(None, [], [1, 2, 3], "x", {"size": 1}, ["size", "mtime", 7], ["size", "mtime", "zz"]),
+        *(["size", "mtime", "ctime", 7], ["size", "mtime", "ctime", "zz"]),
+    ],
 )
 def test_a_wrong_entry_is_overlooked(saved, cache, entry) -> None:
     first = weight_files_hash(files_of(saved))
-    (path, (size, mtime, _)) = next(iter(json.loads(cache.read_text()).items()))
-    wrong = [{"size": size, "mtime": mtime}.get(value, value) for value in entry] if isinstance(entry, list) else entry
+    (path, (size, mtime, ctime, _)) = next(iter(json.loads(cache.read_text()).items()))
+    state = {"size": size, "mtime": mtime, "ctime": ctime}
+    wrong = [state.get(value, value) for value in entry] if isinstance(entry, list) else entry
     cache.write_text(json.dumps({path: wrong}))
     assert weight_files_hash(files_of(saved)) == first
 

@@ -9,11 +9,16 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .hashing import combined, files_hash, hashing_threads
 
 CACHE_VARIABLE = "TRL_DPO_EXT_CACHE"
 _CACHE_FILE = "weight_hashes.json"
+_OTHER_WEIGHTS = (
+    "subfolder", "variant", "gguf_file", "key_mapping", "state_dict", "ignore_mismatched_sizes", "adapter_kwargs",
+    "adapter_name", "from_tf", "from_flax",
+)  # fmt: skip
 _SETTLED_NS = 2_000_000_000  # a file altered within this time may be altered again without a new time stamp
 
 
@@ -23,6 +28,14 @@ def cache_folder() -> Path:
 
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else Path(constants.HF_HOME) / "trl_dpo_ext"
+
+
+def loads_files_as_they_are(load: Mapping[str, Any]) -> bool:
+    """Whether `from_pretrained` with these keywords gives a model the weights of the files that `weight_files` lists.
+
+    Keywords that choose other files, rename weights, or leave some at random values make it another model.
+    """
+    return not any(load.get(name) for name in _OTHER_WEIGHTS) and load.get("use_safetensors") is not False
 
 
 def weight_files(source: str, revision: str | None = None) -> list[Path] | None:
@@ -91,16 +104,17 @@ def weight_files_hash(paths: Sequence[Path]) -> str:
     return combined("weight files", len(real), digests=(bytes.fromhex(known[path]) for path in real)).hex()
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, int, int]:
+    """Size and times of a file. Copies and archives keep or set the first time; nothing but the system the second."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _lookup(cached: Mapping[str, object], path: Path, state: tuple[int, int]) -> str | None:
+def _lookup(cached: Mapping[str, object], path: Path, state: tuple[int, int, int]) -> str | None:
     entry = cached.get(str(path))
-    if isinstance(entry, list) and len(entry) == 3 and entry[:2] == list(state) and isinstance(entry[2], str):
+    if isinstance(entry, list) and len(entry) == 4 and entry[:3] == list(state) and isinstance(entry[3], str):
         with contextlib.suppress(ValueError):
-            return entry[2] if len(bytes.fromhex(entry[2])) == 32 else None
+            return entry[3] if len(bytes.fromhex(entry[3])) == 32 else None
     return None
 
 
@@ -112,7 +126,7 @@ def _read_cache() -> dict[str, object]:
     return cached if isinstance(cached, dict) else {}
 
 
-def _update_cache(fresh: Mapping[Path, tuple[tuple[int, int], str]]) -> None:
+def _update_cache(fresh: Mapping[Path, tuple[tuple[int, int, int], str]]) -> None:
     """Add hashes to the cache file. Two processes at once may lose each other's entries; those are hashed again."""
     settled = time.time_ns() - _SETTLED_NS
     entries = {str(path): [*state, hash_] for path, (state, hash_) in fresh.items() if state[1] < settled}

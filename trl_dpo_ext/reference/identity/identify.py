@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._trl import without_adapter
+from ..._trl import active_inside, without_adapter
 from .files import commit_of, weight_files, weight_files_hash
 from .identity import Identity, canonical
 from .weights import adapter_hash, adapters_alter_base, base_tensors, weights_hash
@@ -64,9 +64,8 @@ def quantization_fingerprint(config: Any) -> str:
 
 def _adapter(model: nn.Module, adapter: str | None) -> str:
     """Name the adapter that computes: of a `PeftModel` the given one; one inside a transformers model always does."""
-    if adapter is None and getattr(model, "_hf_peft_config_loaded", False):
-        return "+".join(adapter_hash(model, name) for name in sorted(model.active_adapters()))  # type: ignore[operator]
-    return adapter_hash(model, adapter) if adapter is not None else "none"
+    computing = active_inside(model) if adapter is None else [adapter]
+    return "+".join(adapter_hash(model, name) for name in computing) or "none"
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:

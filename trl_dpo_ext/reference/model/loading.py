@@ -24,7 +24,8 @@ from ..config import DTYPES, QUANTIZATIONS
 from ..correction.fit import check
 from ..correction.sequences import of_rows, within_memory
 from ..correction.weights import correct
-from ..identity.unchanged import version
+from ..identity.files import loads_files_as_they_are
+from ..identity.unchanged import checksums
 from .clone import from_memory
 from .memory import describe_quantization
 from .quantization import bnb_config, disable_cpu_repacking, is_quantized, mute_int8_casts, skipped_layers
@@ -40,8 +41,10 @@ class Source:
     revision: str | None = None
     instance: Any = None
     """Weak reference to the model in memory."""
-    version: int = 0
-    """Of the weights, as they were loaded."""
+    checksums: Any = None
+    """Of the weights of a checkpoint, as they were loaded."""
+    by_files: bool = True
+    """Whether the checkpoint's weight files hold the weights as they are."""
 
     def is_start_of(self, policy: Any, revision: str | None) -> bool:
         """Whether a policy, given by name or as an instance, starts from the same weights."""
@@ -53,6 +56,17 @@ class Source:
 def source_of(reference: Any) -> Source | None:
     """The origin of a model that `load_reference` made; None for any other model."""
     return getattr(reference, _SOURCE, None)
+
+
+def files_of(reference: Any) -> tuple[str | None, str | None]:
+    """Name and revision of the checkpoint that holds a model's weights as they are now; None where none does.
+
+    Call this before an engine moves the weights.
+    """
+    source = source_of(reference)
+    if source is None or source.name is None or not source.by_files or source.checksums != checksums(reference):
+        return None, None
+    return source.name, source.revision
 
 
 def load_reference(
@@ -123,11 +137,12 @@ def load_reference(
     with unsharded_loading() if quantization else contextlib.nullcontext():
         if by_name:
             reference = kind.from_pretrained(model, revision=revision, **settings)
-            source = Source(name=model, revision=revision)
+            source = Source(name=model, revision=revision, by_files=loads_files_as_they_are(from_pretrained))
         else:
             reference = from_memory(kind, model, settings)
             source = Source(instance=weakref.ref(model))
-    setattr(reference, _SOURCE, dataclasses.replace(source, version=version(reference)))
+    loaded = checksums(reference) if source.name is not None else None
+    setattr(reference, _SOURCE, dataclasses.replace(source, checksums=loaded))
     if quantization:
         _warn_of_the_rest(reference, quantization)
     freeze(reference)

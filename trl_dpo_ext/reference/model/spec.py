@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..._trl import without_adapter
-from ..identity.files import weight_files, weight_files_hash
+from ..identity.files import loads_files_as_they_are, weight_files, weight_files_hash
 from ..identity.identify import dtype_name, forward_config, quantization_fingerprint
 from ..identity.identity import Identity, canonical
 from .loading import Source, as_dtype, checkpoint, load_reference
@@ -59,14 +59,14 @@ class ReferenceSpec:
         return load_reference(**self.settings)
 
     def identity(self, autocast: str | None) -> Identity | None:
-        """Return what `identify` would return for the loaded model; None if its files are not on this machine.
+        """Return what `identify` would return for the loaded model; None if no files on this machine hold its weights.
 
         Args:
             autocast: the dtype of mixed precision, such as "bfloat16"; None without.
         """
         name, revision = self.settings["model"], self.settings.get("revision")
         load = {key: value for key, value in self.settings.items() if key not in _OWN}
-        files = weight_files(name, revision)
+        files = weight_files(name, revision) if loads_files_as_they_are(load) else None
         if files is None:
             return None
         config, kind = checkpoint(name, revision, load)
