@@ -18,7 +18,7 @@ from .core.hyperparameters import SHARED
 from .core.loss_spec import LossSpec
 from .core.mixture import LossMixture
 from .core.mixture_parser import MixtureParser
-from .data.config import DataOptions, dataset_column_problems, list_option_problems
+from .data.config import DataOptions, dataset_column_problems, list_option_problems, truncation_problems
 from .errors import InputError, collecting
 from .estimate.config import PitfallOptions, pitfall_problems
 from .forward.config import ForwardOptions, forward_problems
@@ -128,7 +128,7 @@ class DPOExtConfig(
         self._kept: _MixtureSettings | None = None
         wrong = read_mappings(self)
         given: Any = self.loss_type
-        specs: Any = [LossSpec.of(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given)]
+        specs: Any = [LossSpec.of(spec) for spec in ([given] if isinstance(given, (str, Mapping)) else given or [])]
         # TRL declares a list alone, and pyright compares the declarations here.
         self.loss_type = specs  # pyright: ignore[reportIncompatibleVariableOverride]
         mixture, problems = self._parse_losses()
@@ -194,6 +194,7 @@ class DPOExtConfig(
             *forward_problems(self, mixture),
             *pitfall_problems(self),
             *dataset_column_problems(self),
+            *truncation_problems(self),
             *list_option_problems(self),
             *watch_problems(self),
         ]

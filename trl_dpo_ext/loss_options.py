@@ -75,6 +75,11 @@ def _ld_alpha_problems(args: Any, mixture: LossMixture) -> list[str]:
 
 def _weighting_problems(args: Any, mixture: LossMixture) -> list[str]:
     problems = []
+    if args.label_smoothing_factor:
+        problems.append(
+            f"label_smoothing_factor={args.label_smoothing_factor} has no effect: it belongs to transformers' own "
+            "loss, which DPO replaces. Set label_smoothing with a loss that takes it, such as cdpo, or remove it."
+        )
     chosen = [name for name in ("use_weighting", "weight_column") if getattr(args, name)]
     sorted_losses = [term.variant.name for term in mixture.terms if not term.variant.order_preserving]
     if chosen and sorted_losses:

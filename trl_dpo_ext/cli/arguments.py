@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-import yaml
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -25,8 +24,9 @@ from ..config import DPOExtConfig, owned_hyperparameters
 from ..errors import InputError, collecting
 from ..legacy_keys import unknown_key_problems
 from ..mapping_options import MAPPINGS
-from ..recipe_registry import find_config, nearest_recipe
+from ..recipe_registry import find_config
 from .adapters import unused_adapter_flags
+from .configuration_file import contradictions, read_keys
 from .value_forms import OWN_READERS, form_of, problem_of
 
 Options = TypeVar("Options")
@@ -123,7 +123,7 @@ class TrainParser(TrlParser):
         file, keys, problems = None, {}, []
         with collecting(problems):
             file = find_config(given) if given is not None else None
-            keys = _read_keys(file) if file else {}
+            keys = read_keys(file) if file else {}
         is_partial = bool(problems)
         file = None if is_partial else file
         problems += self._unknown_arguments(keys, flags)
@@ -138,6 +138,7 @@ class TrainParser(TrlParser):
         is_partial |= not (script and model and data)
         problems += self._wrong_values
         problems += unused_adapter_flags(model)
+        problems += contradictions(args, model, {*keys, *_names(flags)})
         return Arguments(
             script or ScriptArguments(),
             args,
@@ -184,7 +185,7 @@ class TrainParser(TrlParser):
     def _unknown_arguments(self, keys: dict[str, Any], flags: Sequence[str]) -> list[str]:
         known = {action.dest for action in self._actions}
         _, unknown = self.parse_known_args(flags)
-        names = [flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in unknown if flag.startswith("--")]
+        names = _names(unknown)
         problems = unknown_key_problems(keys, known | {"env"}) + unknown_key_problems(names, known)
         if unknown and not names:
             problems.append(f"Unexpected arguments: {' '.join(unknown)}.")
@@ -222,23 +223,15 @@ class _ConfigParser(argparse.ArgumentParser):
 def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the value of `--config`, or None, and all other arguments."""
     parser = _ConfigParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append")
+    parser.set_defaults(config=None)
     known, flags = parser.parse_known_args(argv)
-    return known.config, flags
-
-
-def _read_keys(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        near = nearest_recipe(str(file))
-        hint = f" Did you mean {near}?" if near else ""
-        raise InputError(f"--config {file}: no such file or recipe.{hint} Run `trl-dpo-ext recipes` to list recipes.")
-    try:
-        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error} Write one `key: value` in each line.") from None
-    if not isinstance(keys, dict):
-        raise InputError(f"{file} must hold a YAML mapping of keys to values.")
-    return keys
+    if known.config is not None and len(known.config) > 1:
+        raise InputError(
+            f"--config is given {len(known.config)} times ({', '.join(known.config)}), and only the last would be "
+            "read. Join the files, or write the other options as flags."
+        )
+    return known.config[0] if known.config else None, flags
 
 
 def option_names() -> frozenset[str]:
@@ -252,8 +245,12 @@ def given_options(argv: Sequence[str]) -> set[str]:
     keys: dict[str, Any] = {}
     with collecting([]):
         file = find_config(given) if given is not None else None
-        keys = _read_keys(file) if file else {}
-    return {*keys, *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag.startswith("--"))}
+        keys = read_keys(file) if file else {}
+    return {*keys, *_names(flags)}
+
+
+def _names(flags: Sequence[str]) -> list[str]:
+    return [flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")]
 
 
 def with_loading(arguments: Arguments) -> DPOExtConfig:

@@ -6,6 +6,7 @@ that one mixture can hold two betas. `trl:<name>` leaves a loss to TRL's own cod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,10 @@ class MixtureParser:
                 f"loss_weights has {len(self.weights)} values for {len(self.specs)} losses ({', '.join(self.specs)}); "
                 "give one weight per loss."
             )
+            return [1.0] * len(self.specs)
+        wrong = [w for w in self.weights if isinstance(w, (str, bool)) or not math.isfinite(w)]
+        if wrong:
+            self.problems.append(f"loss_weights must be finite numbers; got {', '.join(map(repr, wrong))}.")
             return [1.0] * len(self.specs)
         if self.weights and not any(self.weights):
             self.problems.append(

@@ -129,6 +129,13 @@ def dataset_column_problems(args: Any) -> list[str]:
     return problems
 
 
+def truncation_problems(args: Any) -> list[str]:
+    """Return what is wrong with `truncation_mode`, which TRL reads at the first batch."""
+    if args.truncation_mode in ("keep_start", "keep_end"):
+        return []
+    return [f"Unknown truncation_mode {args.truncation_mode!r}; one of keep_start, keep_end."]
+
+
 def list_option_problems(args: Any) -> list[str]:
     """Return what is wrong with the options of lists."""
     problems = []

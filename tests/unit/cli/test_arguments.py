@@ -119,3 +119,49 @@ def test_the_recipes_file_is_part_of_the_arguments(tmp_path) -> None:
     assert parse("--config", file).recipe_file == parse(f"--config={file}").recipe_file == Path(file)
     assert parse("--config", "zephyr-7b/dpo_full").recipe_file == get_recipe("zephyr-7b/dpo_full").path
     assert parse().recipe_file is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("beta: 0.3\nseed: 1\nbeta: 0.7\n", r"beta 2 times \(lines 1, 3\)"),
+        ("model_init_kwargs:\n  dtype: float16\n  dtype: bfloat16\n", r"dtype 2 times \(lines 2, 3\)"),
+        ("loss_type:\n- sigmoid: {beta: 0.1, beta: 0.2}\n", r"beta 2 times \(lines 2, 2\)"),
+        ("dataset_columns: {prompt: a, chosen: b, prompt: c}\n", "prompt 2 times"),
+    ],
+)
+def test_a_key_may_stand_once(tmp_path, text: str, said: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        parse("--config", str(tmp_path / "recipe.yaml"))
+
+
+def test_a_merged_mapping_may_be_set_again(tmp_path) -> None:
+    text = "dataset_columns: &all {prompt: a, chosen: b, rejected: c}\nmodel_init_kwargs: {<<: *all, prompt: d}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    load = parse("--config", str(tmp_path / "recipe.yaml")).args.model_init_kwargs
+    assert load == {"prompt": "d", "chosen": "b", "rejected": "c"}
+
+
+def test_one_file_is_read(tmp_path) -> None:
+    file = config_file(tmp_path, beta=0.2)
+    with pytest.raises(InputError, match="given 2 times"):
+        parse("--config", file, f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "values"),
+    [
+        ("dtype", "dtype", ("float16", "bfloat16")),
+        ("attn_implementation", "attn_implementation", ("eager", "sdpa")),
+        ("model_revision", "revision", ("main", "v2")),
+    ],
+)
+def test_an_option_and_a_keyword_do_not_contradict_each_other(tmp_path, option, name, values) -> None:
+    one, other = values
+    with pytest.raises(InputError, match=f"{option}='{one}' and '{name}': '{other}' in model_init_kwargs contradict"):
+        parse("--config", config_file(tmp_path, **{option: one, "model_init_kwargs": {name: other}}))
+    with pytest.raises(InputError, match="contradict"):
+        parse(f"--{option}", one, "--config", config_file(tmp_path, model_init_kwargs={name: other}))
+    parse("--config", config_file(tmp_path, **{option: one, "model_init_kwargs": {name: one}}))
+    parse("--config", config_file(tmp_path, model_init_kwargs={name: other}))
