@@ -86,6 +86,12 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
     [
         ({"loss_type": "sigmod"}, "Unknown loss_type 'sigmod'. Did you mean 'sigmoid'? Run `trl-dpo-ext losses` to list them."),
         ({"loss_type": []}, "loss_type is empty"),
+        ({"loss_type": None}, "loss_type is empty"),
+        ({"loss_weights": [float("nan")]}, "loss_weights must be finite numbers; got nan"),
+        ({"loss_weights": [float("inf")]}, "loss_weights must be finite numbers; got inf"),
+        ({"loss_weights": ["1"]}, "loss_weights must be finite numbers; got '1'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
+        ({"truncation_mode": "keep-end"}, "Unknown truncation_mode 'keep-end'; one of keep_start, keep_end"),
         ({"loss_type": [3]}, "loss_type entry 3 must be a name"),
         ({"loss_type": ["sigmoid", "dpop"], "loss_weights": [1.0]}, "loss_weights has 1 values for 2 losses (sigmoid, dpop)"),
         ({"loss_type": "robust", "label_smoothing": 0.6}, "label_smoothing must be < 0.5 for loss_type 'robust'; got 0.6"),

@@ -96,7 +96,7 @@ def check_given(
         InputError: they differ by more than rounding explains.
     """
     rows = host.trainer.train_dataset
-    if host.trainer.ref_model is None or not len(rows):
+    if not rows:
         return
     few = [rows[at] for at in sorted({0, len(rows) // 2, len(rows) - 1})]
     batch = PairBatch.take(host.on_device(reading(few)), ())
@@ -111,8 +111,8 @@ def check_given(
         raise InputError(
             f"The reference store {folder} holds other log-probs than ref_model gives: they differ by "
             f"{measured:.3g} nats per token (root mean square; rounding explains up to {allowed:.3g}), although "
-            "weights and configuration are the same. One of the two computes with other code, hooks, or buffers. Choose "
-            "another --ref_store, or set --verify_reference false to train against the stored ones."
+            "weights and configuration are the same. One of the two computes with other code, hooks, or buffers. "
+            "Choose another --ref_store, or set --verify_reference false to train against the stored ones."
         )
 
 

@@ -285,11 +285,18 @@ class StoredReference(ProducedReference):
             self.host.precompute_images()
         reading = self.stored.collator(collator, self._collator)
         if not self._streams:
-            if self.stored.stats.found and self.settings.args.verify_reference:
+            if self._is_given_again():
                 folder, forward = self.stored.store.folder, self.settings.pair_forward
                 check_given(self.host, self.producer.running, reading, forward, folder)
             self.producer.release()
         return reading
+
+    def _is_given_again(self) -> bool:
+        """Whether a reference is in memory whose log-probs a store held before; the same on every process."""
+        trainer = self.host.trainer
+        if trainer.ref_model is None or not self.settings.args.verify_reference:
+            return False
+        return not trainer.pass_settings.leaves_out_nonfinite and any(_trl.gather_object(self.stored.stats.found))
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""
