@@ -15,7 +15,7 @@ from trl import DPOTrainer
 
 from tests.support import runs, tiny
 from tests.support.seams import moved
-from trl_dpo_ext._trl import missing_targets
+from trl_dpo_ext._trl import active_inside, missing_targets
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
 
@@ -107,3 +107,11 @@ def test_without_any_of_its_targets_an_adapter_is_refused(targets: Any) -> None:
     assert missing_targets(peft.LoraConfig(target_modules=targets), tiny.model()) == listed
     with pytest.raises(ValueError, match="not found in the base model"):
         adapted("default", target_modules=targets)
+
+
+def test_an_injected_adapter_leaves_its_configuration_on_the_model() -> None:
+    model = tiny.model()
+    assert active_inside(model) == []
+    peft.inject_adapter_in_model(peft.LoraConfig(**LORA), model)
+    assert active_inside(model) == ["default"], seam("peft", "inject_adapter_in_model keeps peft_config on the model")
+    assert active_inside(adapted("default")) == []

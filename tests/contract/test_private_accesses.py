@@ -23,7 +23,6 @@ ACCESSES = {
     "_name_or_path": "test_transformers.py::test_a_model_remembers_the_name_that_it_was_loaded_by",
     "_is_stateful": "test_transformers.py::test_recurrent_models_say_that_they_keep_a_state",
     "_version": "test_torch.py::test_changes_in_place_are_counted",
-    "_hf_peft_config_loaded": "test_transformers.py::test_an_adapter_inside_a_model_is_flagged",
     "_hf_deepspeed_config_weak_ref": "test_transformers.py::test_zero3_is_known_by_a_weak_reference_in_the_integrations_module",
     "_get_grad_norm": "test_watching.py::test_the_gradient_norm_is_asked_for_once_for_each_optimizer_step_before_it",
     "_prepare_inputs": "test_transformers.py::test_every_batch_goes_through_prepare_inputs_and_an_evaluations_through_prediction_step_first",
