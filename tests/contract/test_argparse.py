@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from trl import TrlParser
 
 from tests.support.seams import moved
@@ -120,3 +121,15 @@ def test_the_values_of_a_configuration_file_are_handed_over_by_a_method(tmp_path
     (parsed,) = Parser((Options,)).parse_args_and_config(["--config", str(file)])
     assert parsed.first is None, seam("set_defaults_with_config(**config) takes the file's values")
     assert parsed.second == [8], seam("a value of the file that is no text is taken as it is")
+
+
+def test_yaml_makes_every_mapping_by_one_method_of_the_loader() -> None:
+    made: list[list[tuple[str, int]]] = []
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):  # type: ignore[no-untyped-def]
+            made.append([(key.value, key.start_mark.line) for key, _ in node.value])
+            return super().construct_mapping(node, deep)
+
+    assert Loader("a: 1\nb: {c: 2}\na: 3\n").get_single_data() == {"a": 3, "b": {"c": 2}}
+    assert made == [[("a", 0), ("b", 1), ("a", 2)], [("c", 1)]], "PyYAML has changed: mend cli/configuration_file.py"

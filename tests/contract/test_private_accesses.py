@@ -48,6 +48,7 @@ ACCESSES = {
 """Private name of a foreign object, as it is accessed outside `_trl` and `distributed` -> the test of what it is."""
 
 OVERRIDES = {
+    "construct_mapping": "test_argparse.py::test_yaml_makes_every_mapping_by_one_method_of_the_loader",
     "create_accelerator_and_postprocess": "test_transformers.py::test_the_accelerator_is_made_once_in_the_constructor_before_anything_is_prepared",
     "create_model_card": "test_model_card.py::test_a_checkpoint_asks_for_a_card_by_the_models_name_alone",
     "evaluation_loop": "test_evaluation.py::test_evaluate_and_predict_return_the_metrics_of_one_loop",
