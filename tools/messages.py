@@ -52,7 +52,7 @@ _TELLS = re.compile(
 """Names of what is called with texts that users see."""
 _FLAG = re.compile(r"--(\w+)|\b([a-z]+_[a-z_]+)\b")
 _REMEDY = re.compile(
-    r"(?:[.;:,]|\band|\bor|\bto|>|^)\s*(?:Add|Ask|Build|Call|Change|Check|Choose|Compare|Convert|Copy|Create|Delete|Drop"
+    r"(?:[.;:,]|\band|\bor|\bto|>|^)\s*(?:Add|Apply|Ask|Build|Call|Change|Check|Choose|Compare|Convert|Copy|Create|Delete|Drop"
     r"|Fill|Filter|Fix|Freeze|Give|Hold|Increase|Install|Keep|Leave|Load|Look|Lower|Make|Merge|Move|Name|Pass|Put|Raise|Read|Reduce"
     r"|Register|Reinstall|Remove|Rename|Replace|Restore|Resume|Run|Save|Score|Set|Shorten|Split|Start|Store|Switch|Take|Train"
     r"|Translate|Try|Turn|Unfreeze|Update|Upgrade|Use|Wait|Write)\b"

@@ -34,7 +34,9 @@ TEXTS = {"prompt": "say", "chosen": " yes", "rejected": " no"}
 def prepared(rows: Any, **columns: str) -> tuple[Any, list[str]]:
     """What reaches TRL, and the warnings."""
     dataset = Dataset.from_list(rows, on_mixed_types="use_json") if isinstance(rows, list) else rows
-    args = SimpleNamespace(gather_lists=False, dataset_columns=columns or None, precompute_ref_log_probs=False)
+    args = SimpleNamespace(
+        gather_lists=False, texts_to_messages=False, dataset_columns=columns or None, precompute_ref_log_probs=False
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = checked_datasets({}, args, train_dataset=dataset)["train_dataset"]

@@ -28,7 +28,9 @@ EMPTY = {"chosen": f"{HUMAN} yes", "rejected": HUMAN}
 
 def prepared(rows: Any) -> tuple[Any, list[str]]:
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    args = SimpleNamespace(gather_lists=False, dataset_columns=None, precompute_ref_log_probs=False)
+    args = SimpleNamespace(
+        gather_lists=False, texts_to_messages=False, dataset_columns=None, precompute_ref_log_probs=False
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = checked_datasets({}, args, train_dataset=dataset)["train_dataset"]

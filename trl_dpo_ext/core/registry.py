@@ -194,7 +194,7 @@ def list_losses(
     Example:
         >>> from trl_dpo_ext import list_losses
         >>> [variant.name for variant in list_losses(needs_reference=False, verification="framework")]
-        ['alphapo', 'cpo', 'orpo', 'pl_reference_free', 'sft']
+        ['alphapo', 'cpo', 'orpo', 'pl_reference_free', 'sft', 'slic_hf']
     """
     grades = [verification] if isinstance(verification, str) else verification
     for problem in filter(None, map(unknown_grade, grades or ())):

@@ -51,7 +51,7 @@ def check_transformed(
     if result.column_names != texts.column_names or list(result) != list(texts):
         problems.append(
             f"{name} has a transform, and its rows are not as TRL takes them: columns prompt, chosen and rejected, all "
-            "three texts or all lists of messages. Let the transform return them so, or apply it with dataset.map."
+            "three texts or all lists of messages. Let the transform return these, or apply it with dataset.map."
         )
     if problems:
         raise InputError(*problems)
@@ -74,7 +74,7 @@ def first_rows(dataset: Dataset, name: str, most: int) -> list[dict[str, Any]]:
             rows.append(dict(dataset[place]))
         except Exception as error:  # of the user's function
             raise InputError(
-                f"{name}: its transform fails on row {place} ({type(error).__name__}: {error}). Correct it, or the row."
+                f"{name}: its transform fails on row {place} ({type(error).__name__}: {error}). Fix it, or the row."
             ) from error
     return rows
 

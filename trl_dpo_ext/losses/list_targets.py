@@ -17,7 +17,7 @@ from ..core.lists import Lists
 from ..core.numerics import clamp_min
 from ..core.pairs import Need
 from ..core.registry import register_loss
-from ..core.segments import segment_log_softmax
+from ..core.segments import segment_log_softmax, segment_max
 from .regression import QrpoBeta, QrpoError, QrpoTransform, SppoBeta, qrpo_error_of
 
 InfoncaTau = Annotated[
@@ -31,7 +31,8 @@ def _targets(p: Lists, tau: float | None, dtype: torch.dtype) -> torch.Tensor:
     """softmax(scores / tau) within each prompt, (answers,)."""
     assert tau is not None  # required, so checked before
     scores = p.scores.to(dtype)
-    below = scores - p.max(scores)[p.prompt]  # before the division, so that a small tau neither overflows nor rounds
+    # Before the division, so that a small tau neither overflows nor rounds.
+    below = scores - segment_max(scores, p.prompt, p.prompts)[p.prompt]
     return segment_log_softmax(below / tau, p.prompt, p.prompts).exp()
 
 

@@ -253,7 +253,7 @@ class StoredReference(ProducedReference):
             args = self.settings.args
             identity = self._identity()
             store = Store.open(args.ref_store or default_folder(identity), identity, read_index=False)
-            settings = self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
+            settings = self._pass_settings
             known = self.settings.known_images
             self.stored = StoredLogps(self.host, store, args.precompute_ref_max_tokens, settings, known)
         self._streams |= isinstance(dataset, IterableDataset)
@@ -296,7 +296,11 @@ class StoredReference(ProducedReference):
         trainer = self.host.trainer
         if trainer.ref_model is None or not self.settings.args.verify_reference:
             return False
-        return not trainer.pass_settings.leaves_out_nonfinite and any(_trl.gather_object(self.stored.stats.found))
+        return not self._pass_settings.leaves_out_nonfinite and any(_trl.gather_object(self.stored.stats.found))
+
+    @property
+    def _pass_settings(self) -> Any:
+        return self.host.trainer.pass_settings  # type: ignore[attr-defined]  # of our trainer
 
     def training_begins(self) -> None:
         """Free a reference model that was kept for streamed datasets, or that its caller held until now."""
