@@ -15,6 +15,7 @@ from .feature import HALF, ROUNDING, STEEP, Differs, Feature, Refused, Run
 
 COMPILED = Refused("hooks on a compiled model are ignored", "cannot be used with torch_compile=True")
 NOT_STORED = Refused("stored log-probs do not follow the reference", "cannot be used with sync_ref_model=True")
+WITHOUT_EFFECT = Refused("it has no effect in TRL", "label_smoothing_factor=0.1 has no effect")
 NOISE_BY_LENGTH = Refused(
     "NEFTune scales its noise by the length of a row", "cannot be used with neftune_noise_alpha=5.0"
 )
@@ -120,7 +121,14 @@ TRAINING = [
         share_prompt=OTHER_DRAWS,
         padding_free=OTHER_DRAWS,
     ),
-    Feature("`label_smoothing_factor`", {"label_smoothing_factor": 0.1}),
+    Feature(
+        "`label_smoothing_factor`",
+        {"label_smoothing_factor": 0.1},
+        plain=WITHOUT_EFFECT,
+        share_prompt=WITHOUT_EFFECT,
+        store=WITHOUT_EFFECT,
+        padding_free=WITHOUT_EFFECT,
+    ),
     *(Feature(f"`optim={name}`", {"optim": name}) for name in OPTIMIZERS),
     Feature("`optim=sgd`", {"optim": "sgd", "learning_rate": 0.1}),
     Feature("`optim=rmsprop`", {"optim": "rmsprop"}, share_prompt=STEEP, store=STEEP, padding_free=STEEP),

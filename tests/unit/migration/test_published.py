@@ -78,6 +78,8 @@ def on_a_tiny_model(draft: Draft, folder: Path) -> Draft:
     }
     if draft.keys.get("eval_strategy", "no") != "no":
         draft.keys["test_split_size"] = 0.25
+    for key in draft.keys:
+        draft.defaults.pop(key, None)
     return draft
 
 
