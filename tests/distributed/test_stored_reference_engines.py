@@ -76,6 +76,16 @@ def test_two_processes_of_every_engine_store_what_one_stores_and_train_from_it(e
     assert again["report"]["found"] == len(by_one)
 
 
+@pytest.mark.parametrize("engine", engines.engines("fsdp2", "zero3"))
+def test_a_reference_that_was_given_is_compared_with_what_is_stored(engine, tmp_path, files, by_one):
+    folder = job(tmp_path, files)
+    target, settings = "tests.distributed.storing:train", {"reference": "model"}
+    engines.launch(folder, engine, target, settings, flags=FLAGS)
+    again = engines.launch(folder, engine, target, settings, flags=FLAGS)
+    assert again["report"]["found"] == len(by_one)
+    assert again.steps[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
