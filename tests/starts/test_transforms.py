@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlavaForConditionalGeneration
 from trl import DPOTrainer
 
 from tests.features import vision
@@ -20,24 +17,6 @@ from tests.support.tolerances import rounding
 from trl_dpo_ext.errors import InputError
 
 KEEPS = {"remove_unused_columns": False}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return vision.saved_model(str(tmp_path_factory.mktemp("images") / "model"))
-
-
-@pytest.fixture
-def refused(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """The problems of a trainer that must not load a model."""
-    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)
-
-    def problems(**settings: Any) -> list[str]:
-        with pytest.raises(InputError) as caught:
-            pictures.trainer(tmp_path / "out", model, **settings)
-        return caught.value.problems
-
-    return problems
 
 
 def turned(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -66,10 +45,10 @@ TRANSFORMED: dict[str, Any] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_rows_with_images_are_trained_as_by_trl(tmp_path, model, name: str) -> None:
+def test_rows_with_images_are_trained_as_by_trl(tmp_path, vision_model, name: str) -> None:
     settings = {"processing_class": vision.processor(), "max_length": None, "eval_dataset": pictured(2), "max_steps": 2}
-    theirs = runs.trained(tmp_path / "trl", DPOTrainer, model=model, **settings, **TRANSFORMED[name]())
-    ours = runs.trained(tmp_path / "ours", model=model, **settings, **TRANSFORMED[name]())
+    theirs = runs.trained(tmp_path / "trl", DPOTrainer, model=vision_model, **settings, **TRANSFORMED[name]())
+    ours = runs.trained(tmp_path / "ours", model=vision_model, **settings, **TRANSFORMED[name]())
     expected = runs.weights(theirs)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in runs.weights(ours).items())
     assert name == "loaded" or ours.train_dataset[0]["images"][0] != pictured(1)[0]["images"][0]
@@ -77,23 +56,23 @@ def test_rows_with_images_are_trained_as_by_trl(tmp_path, model, name: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["turned", "loaded"])
-def test_rows_that_a_transform_makes_alike_are_stored(tmp_path, model, name: str) -> None:
-    live = pictures.trainer(tmp_path / "live", model, **TRANSFORMED[name]())
+def test_rows_that_a_transform_makes_alike_are_stored(tmp_path, vision_model, name: str) -> None:
+    live = pictures.trainer(tmp_path / "live", vision_model, **TRANSFORMED[name]())
     expected = live_sums(live)
-    run = stored(tmp_path / "out", model, **TRANSFORMED[name](), eval_dataset=pictured(2).with_transform(turned))
+    run = stored(tmp_path / "out", vision_model, **TRANSFORMED[name](), eval_dataset=pictured(2).with_transform(turned))
     assert (torch.tensor(sums(run)) - torch.tensor(expected)).abs().max() < rounding(max(map(abs, expected)))
     run.train()
-    again = stored(tmp_path / "again", model, **TRANSFORMED[name]())
+    again = stored(tmp_path / "again", vision_model, **TRANSFORMED[name]())
     assert counts(again) == (12, 0)
 
 
-def test_rows_that_differ_at_each_reading_are_not_stored(tmp_path, model) -> None:
+def test_rows_that_differ_at_each_reading_are_not_stored(tmp_path, vision_model) -> None:
     with pytest.raises(InputError, match=r"has changed since its images were read.* random by dataset\.map"):
-        stored(tmp_path / "out", model, train_dataset=pictured(2).with_transform(flipped_at_random))
+        stored(tmp_path / "out", vision_model, train_dataset=pictured(2).with_transform(flipped_at_random))
 
 
-def test_what_a_transform_reads_is_not_removed(refused) -> None:
-    (problem,) = refused(train_dataset=named(2).with_transform(loaded))
+def test_what_a_transform_reads_is_not_removed(refused_images) -> None:
+    (problem,) = refused_images(train_dataset=named(2).with_transform(loaded))
     assert "train_dataset: remove_unused_columns=True removes seed before the transform is applied" in problem
 
 
@@ -115,8 +94,8 @@ def failing(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         (lambda batch: {**batch, "prompt": ["what"] * len(batch["images"])}, "train_dataset"),
     ],
 )
-def test_rows_that_cannot_be_trained_on_are_named(refused, transform, words: str) -> None:
-    problems = refused(train_dataset=pictured(2).with_transform(transform))
+def test_rows_that_cannot_be_trained_on_are_named(refused_images, transform, words: str) -> None:
+    problems = refused_images(train_dataset=pictured(2).with_transform(transform))
     assert words in " ".join(problems)
 
 

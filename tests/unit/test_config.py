@@ -89,6 +89,7 @@ def test_specs(tmp_path, settings: dict, expected: str) -> None:
         ({"loss_type": None}, "loss_type is empty"),
         ({"loss_weights": [float("nan")]}, "loss_weights must be finite numbers; got nan"),
         ({"loss_weights": [float("inf")]}, "loss_weights must be finite numbers; got inf"),
+        ({"loss_weights": [None]}, "loss_weights must be finite numbers; got None"),
         ({"loss_weights": ["1"]}, "loss_weights must be finite numbers; got '1'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
         ({"truncation_mode": "keep-end"}, "Unknown truncation_mode 'keep-end'; one of keep_start, keep_end"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from .hyperparameters import DeclaredHyper
@@ -65,7 +66,7 @@ class MixtureParser:
                 "give one weight per loss."
             )
             return [1.0] * len(self.specs)
-        wrong = [w for w in self.weights if isinstance(w, (str, bool)) or not math.isfinite(w)]
+        wrong = [w for w in self.weights if isinstance(w, bool) or not isinstance(w, Real) or not math.isfinite(w)]
         if wrong:
             self.problems.append(f"loss_weights must be finite numbers; got {', '.join(map(repr, wrong))}.")
             return [1.0] * len(self.specs)
