@@ -38,7 +38,7 @@ from on_sentiment import records, report
 from on_sentiment.cells import Cell, grid
 from on_sentiment.language_model import loaded
 from on_sentiment.measure import Judge
-from on_sentiment.options import add_options, check_options, read_to_report
+from on_sentiment.options import add_options, check_options, write_reports
 from on_sentiment.statistics_of_runs import best_of_n
 from on_sentiment.task import Settings, Task, fingerprint, prepare
 from on_sentiment.training import Plan, run
@@ -129,12 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cell in wanted(options):
             print(f"{'missing' if cell in waiting else 'done   '} {cell.record['key']}")
         return 0
-    if options.report or options.figure:
-        done = read_to_report(file, report.TASK)
-        if options.report:
-            options.report.write_text(report.markdown(done), encoding="utf-8")
-        if options.figure:
-            report.figure(done, options.figure)
+    if write_reports(options, file, report):
         return 0
     task = prepare(options.out, settings, plan.device)
     if not any(record["key"] == report.TASK for record in done):

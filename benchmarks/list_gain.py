@@ -31,7 +31,7 @@ from on_facts.task import Settings, Task, prepare
 from on_facts.training import Plan, run
 from on_sentiment import records
 from on_sentiment.language_model import loaded
-from on_sentiment.options import add_options, check_options, read_to_report
+from on_sentiment.options import add_options, check_options, write_reports
 from on_sentiment.task import fingerprint
 
 
@@ -71,12 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     settings, plan = chosen(Settings), chosen(Plan)
     file = options.records or options.out / f"task-{settings.fingerprint}" / f"runs-{fingerprint(plan)}.jsonl"
-    if options.report or options.figure:
-        found = read_to_report(file, report.TASK)
-        if options.report:
-            options.report.write_text(report.markdown(found), encoding="utf-8")
-        if options.figure:
-            report.figure(found, options.figure)
+    if write_reports(options, file, report):
         return 0
     done = {record["key"]: record for record in records.read(file)}
     begun = time.monotonic()

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from .records import Record, read
+from .records import read
 
 
 def add_options(parser: argparse.ArgumentParser, *kinds: Any) -> None:
@@ -31,9 +31,21 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace, 
             parser.error(f"--{field.name} {value:g}: give a number above 0")
 
 
-def read_to_report(file: Path, task: str) -> list[Record]:
-    """Return the records of a file; ends the program with an error where that of the task or all runs are missing."""
+def write_reports(options: argparse.Namespace, file: Path, report: Any) -> bool:
+    """Write the report and the figure that are asked for; returns whether one is.
+
+    Args:
+        options: with `report` and `figure`.
+        file: of the records; the program ends with an error where that of the task or all runs are missing.
+        report: the module with `TASK`, `markdown`, and `figure`.
+    """
+    if not (options.report or options.figure):
+        return False
     found = read(file)
-    if len(found) < 2 or not any(record["key"] == task for record in found):
+    if len(found) < 2 or not any(record["key"] == report.TASK for record in found):
         raise SystemExit(f"{file} does not hold the records of a task and its runs: run the benchmark first")
-    return found
+    if options.report:
+        options.report.write_text(report.markdown(found), encoding="utf-8")
+    if options.figure:
+        report.figure(found, options.figure)
+    return True

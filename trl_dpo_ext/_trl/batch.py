@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from datasets import Dataset
@@ -30,7 +30,7 @@ IMAGE_ROW_COLUMNS = ("prompt", "chosen", "rejected", *IMAGE_COLUMNS, "tools", "c
 """Seam: the columns of a row with images that TRL's collator may read."""
 
 
-def is_transformed(dataset: Any) -> bool:
+def is_transformed(dataset: Any) -> TypeGuard[Dataset]:
     """Whether a user's function makes the rows of a dataset when they are read.
 
     Seam: `set_transform` and `with_transform` of `datasets` set a format of the type `custom`.

@@ -54,9 +54,9 @@ def _too_long(dataset: Dataset, label: str, limit: int) -> list[str]:
 
 def _longest_answers(column: columnar.ArrowColumn, of_lists: bool) -> npt.NDArray[np.int64]:
     """The number of tokens of each row's answer, or of its longest one; (rows,)."""
-    if not of_lists:
-        return columnar.list_lengths(column)
     counts = columnar.list_lengths(column)
+    if not of_lists:
+        return counts
     return np.maximum.reduceat(columnar.list_lengths(column.flatten()), counts.cumsum() - counts)
 
 

@@ -181,7 +181,7 @@ def _checked(
     loaded = dataset
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise InputError(*check_preferences(dataset, name, columns).problems)
-    if isinstance(dataset, Dataset) and _trl.is_transformed(dataset):
+    if _trl.is_transformed(dataset):
 
         def checked(rows: Dataset, which: str) -> Dataset:
             return _checked(rows, which, columns, args, tell, of_lists)[0]
